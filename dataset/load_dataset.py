@@ -1,0 +1,142 @@
+"""Images and labels: STL-10's binaries, scikit-learn's digits, or a folder of pictures.
+
+Every split is a uint8 array of shape (N, 3, S, S), memory-mapped where it comes from a file and
+never copied whole.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from src.cli import UserError
+
+DatasetName = Literal["stl10", "digits", "folder"]
+
+STL10_FOLDER = "stl10_binary"
+STL10_IMAGE_SIZE = 96
+STL10_CLASSES = (
+    "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Split:
+    images: np.ndarray
+    """uint8 (N, 3, S, S); fancy indexing reads only the images asked for."""
+    labels: np.ndarray | None = None
+    """int64 (N,), the index of the class; None where nobody knows."""
+    names: tuple[str, ...] | None = None
+    """Where each image came from, for a folder of pictures: paths relative to it."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    name: DatasetName
+    splits: dict[str, Split]
+    """At least one of "unlabeled", "train", "test", in this order."""
+    class_names: tuple[str, ...]
+    fingerprint: str
+    """Changes when the data changes. Taken from every label and a sample of the pixels."""
+
+    @property
+    def image_size(self) -> int:
+        return next(iter(self.splits.values())).images.shape[-1]
+
+
+def load_dataset(name: DatasetName, data_dir: Path, image_size: int | None = None) -> Dataset:
+    """The splits that are there.
+
+    Args:
+        name: which dataset.
+        data_dir: for `stl10` the folder that holds `stl10_binary/`, for `folder` the pictures.
+        image_size: side S in pixels to which a folder's pictures are brought (96 by default);
+            the other datasets have a size of their own.
+
+    Raises:
+        UserError: there is no image, or a file has the wrong size.
+    """
+    if name == "digits":
+        splits, class_names = _digits()
+    elif name == "stl10":
+        splits, class_names = _stl10(data_dir / STL10_FOLDER)
+    else:
+        splits, class_names = _folder(data_dir, image_size or STL10_IMAGE_SIZE)
+    return Dataset(name, splits, class_names, _fingerprint(splits, class_names))
+
+
+def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
+    """scikit-learn's 1,797 handwritten digits, 8x8 enlarged to 32x32; every fifth is for test."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = [
+        np.asarray(Image.fromarray(np.uint8(image * (255 / 16))).resize((32, 32), Image.Resampling.BICUBIC))
+        for image in digits.images
+    ]
+    images = np.repeat(np.stack(grey)[:, None], 3, axis=1)
+    labels = digits.target.astype(np.int64)
+    is_test = np.arange(len(labels)) % 5 == 4
+    splits = {
+        "train": Split(images[~is_test], labels[~is_test]),
+        "test": Split(images[is_test], labels[is_test]),
+    }
+    return splits, tuple(str(name) for name in digits.target_names)
+
+
+def _stl10(folder: Path) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """The official binaries (Coates et al. 2011): column-major uint8, labels from 1 to 10."""
+    splits = {}
+    for name in ("unlabeled", "train", "test"):
+        if (folder / f"{name}_X.bin").exists():
+            images = _stl10_images(folder / f"{name}_X.bin")
+            labels = None
+            if (folder / f"{name}_y.bin").exists():
+                labels = _stl10_labels(folder / f"{name}_y.bin", len(images))
+            splits[name] = Split(images, labels)
+    if not splits:
+        raise UserError(
+            f"no STL-10 images in {folder}: run python dataset/download_dataset.py, or point "
+            "--data-dir at the directory that holds stl10_binary/"
+        )
+    names = folder / "class_names.txt"
+    class_names = tuple(names.read_text().split()) if names.exists() else STL10_CLASSES
+    return splits, class_names
+
+
+def _stl10_images(file: Path) -> np.ndarray:
+    side = STL10_IMAGE_SIZE
+    size, image_bytes = file.stat().st_size, 3 * side * side
+    if size == 0 or size % image_bytes:
+        raise UserError(
+            f"{file} has {size:,} bytes, not a positive multiple of {image_bytes:,} "
+            f"(3 x {side} x {side}): it is not whole, get it again"
+        )
+    columns_first = np.memmap(file, np.uint8, "r").reshape(-1, 3, side, side)
+    return columns_first.transpose(0, 1, 3, 2)
+
+
+def _stl10_labels(file: Path, images: int) -> np.ndarray:
+    labels = np.fromfile(file, np.uint8)
+    if len(labels) != images:
+        raise UserError(f"{file} has {len(labels):,} labels for {images:,} images")
+    if labels.min() < 1 or labels.max() > 10:
+        raise UserError(
+            f"{file} has labels from {labels.min()} to {labels.max()}; STL-10's are 1 to 10"
+        )
+    return labels.astype(np.int64) - 1
+
+
+def _fingerprint(splits: dict[str, Split], class_names: tuple[str, ...], sample: int = 64) -> str:
+    """A digest of shapes, names, labels and up to `sample` evenly spaced images of each split."""
+    sha = hashlib.sha256(repr(class_names).encode())
+    for name, split in splits.items():
+        count = len(split.images)
+        sha.update(f"{name}{split.images.shape}{split.names}".encode())
+        sha.update(split.images[np.linspace(0, count - 1, min(sample, count)).astype(int)].tobytes())
+        if split.labels is not None:
+            sha.update(split.labels.tobytes())
+    return sha.hexdigest()[:16]

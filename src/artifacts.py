@@ -1,0 +1,192 @@
+"""The contract between the stages: every file in `features/`, its checked load and atomic save.
+
+Shape letters: N images, D features, P principal components, K clusters.
+
+Nothing else in the project spells one of these file names. A stage that is killed leaves either
+the old file or the new one under a final name, never half of one.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.cli import UserError
+
+SPLITS = ("unlabeled", "train", "test")
+
+EXTRACTION = "src/feature_extraction.py"
+CLUSTERING = "src/clustering.py"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A `.npy` file between two stages; `{split}` in its name stands for one of `SPLITS`."""
+
+    file: str
+    dtype: type
+    shape: str
+    """Shape letters, such as "ND"."""
+    writer: str
+    """The script whose run makes or mends the file."""
+
+
+FEATURES = Artifact("{split}_features.npy", np.float32, "ND", EXTRACTION)
+LABELS = Artifact("{split}_labels.npy", np.int64, "N", EXTRACTION)
+
+REDUCED = Artifact("{split}_pca.npy", np.float32, "NP", CLUSTERING)
+PCA_MEAN = Artifact("pca_mean.npy", np.float32, "D", CLUSTERING)
+PCA_COMPONENTS = Artifact("pca_components.npy", np.float32, "PD", CLUSTERING)
+PCA_VARIANCE_RATIO = Artifact("pca_explained_variance_ratio.npy", np.float32, "P", CLUSTERING)
+CENTROIDS = Artifact("centroids.npy", np.float32, "KP", CLUSTERING)
+ASSIGNMENTS = Artifact("{split}_clusters.npy", np.int64, "N", CLUSTERING)
+CLUSTER_TO_CLASS = Artifact("cluster_to_class.npy", np.int64, "K", CLUSTERING)
+
+MANIFEST = "manifest.json"
+METRICS = "metrics.json"
+FIGURES = "figures"
+REPORT = "report.html"
+
+
+def path(artifact: Artifact, directory: Path, split: str = "") -> Path:
+    return directory / artifact.file.format(split=split)
+
+
+def exists(artifact: Artifact, directory: Path, split: str = "") -> bool:
+    return path(artifact, directory, split).exists()
+
+
+def load(artifact: Artifact, directory: Path, split: str = "") -> np.ndarray:
+    """The array, memory-mapped and read-only.
+
+    Raises:
+        UserError: the file is missing, damaged, of another dtype or number of dimensions, or
+            holds numbers that are not finite; names the script that writes it.
+    """
+    file = path(artifact, directory, split)
+    mend = f"run python {artifact.writer} to write it again"
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: run python {artifact.writer} first") from None
+    except (ValueError, EOFError, OSError) as error:
+        reason = "not a plain .npy array" if "pickle" in str(error) else str(error)
+        raise UserError(f"{file} is damaged ({reason}): {mend}") from None
+    if array.dtype != artifact.dtype or array.ndim != len(artifact.shape):
+        raise UserError(
+            f"{file} holds {array.dtype} of shape {array.shape}, expected "
+            f"{np.dtype(artifact.dtype)} ({', '.join(artifact.shape)}): {mend}"
+        )
+    if bad := _count_not_finite(array):
+        raise UserError(f"{file} holds {bad} numbers that are NaN or infinite: {mend}")
+    return array
+
+
+def _count_not_finite(array: np.ndarray, rows: int = 8192) -> int:
+    if array.dtype.kind != "f":
+        return 0
+    blocks = (array[i : i + rows] for i in range(0, len(array), rows))
+    return sum(int(block.size - np.isfinite(block).sum()) for block in blocks)
+
+
+def save(artifact: Artifact, directory: Path, array: np.ndarray, split: str = "") -> Path:
+    """Write `array`, converted to the artifact's dtype; returns the path."""
+    with create(artifact, directory, array.shape, split) as out:
+        out[...] = array
+    return path(artifact, directory, split)
+
+
+@contextlib.contextmanager
+def create(
+    artifact: Artifact, directory: Path, shape: tuple[int, ...], split: str = ""
+) -> Iterator[np.ndarray]:
+    """A writable memory map of `shape` that takes its final name when the block ends well."""
+    assert len(shape) == len(artifact.shape), f"{artifact.file} has the shape {artifact.shape}"
+    with replacing(path(artifact, directory, split)) as temporary:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=artifact.dtype, shape=shape)
+        # A map on a full disk dies of SIGBUS when written: reserve the blocks first.
+        with open(temporary, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+        yield array
+        array.flush()
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A temporary path beside `file`; it is flushed to disk and renamed over `file` when the
+    block ends well, and removed when it does not."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, file)
+        sync(file.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(file: Path) -> None:
+    """Flush a file, or a directory's entries, to disk."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(file: Path, content: Any) -> Path:
+    """Write `content` to `file`; NaN has no place in JSON and raises ValueError."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return file
+
+
+def read_json(file: Path, writer: str) -> dict[str, Any]:
+    """The object in `file`; raises UserError naming `writer` where it is missing or damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: run python {writer} first") from None
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}): run python {writer} again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} does not hold a JSON object: run python {writer} again")
+    return content
+
+
+def digest(content: Any) -> str:
+    """A short name for what `content`, any JSON value, says."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def record(directory: Path, writer: str, part: dict[str, Any] | None) -> None:
+    """Set the part of the manifest that `writer` owns; None takes it out while its files change."""
+    file = directory / MANIFEST
+    manifest = read_json(file, EXTRACTION) if file.exists() else {}
+    manifest.pop(writer, None)
+    write_json(file, manifest | ({writer: part} if part is not None else {}))
+
+
+def recorded(directory: Path, writer: str) -> dict[str, Any]:
+    """The part of the manifest that `writer` recorded.
+
+    Raises:
+        UserError: it never ran to its end, or an earlier stage ran again after it.
+    """
+    manifest = read_json(directory / MANIFEST, EXTRACTION)
+    if writer not in manifest:
+        raise UserError(f"{directory} holds no finished results of {writer}: run python {writer}")
+    part = manifest[writer]
+    if writer == CLUSTERING and part["features"] != recorded(directory, EXTRACTION)["id"]:
+        raise UserError(
+            f"the clusters in {directory} belong to other features: run python {CLUSTERING} again"
+        )
+    return part

@@ -1,0 +1,169 @@
+"""SimCLR: a ResNet backbone with frozen batch normalization, a projection head, and NT-Xent.
+
+Shape letters: B images in a batch, 2B views, C channels, H x W pixels, D features, d projections.
+
+Sources: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual
+Representations" (method: section 2, Algorithm 1); He et al. 2016 (ResNet); Goyal et al. 2017,
+section 5.1 (the last batch-norm scale of every residual block starts at zero).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+Architecture = Literal["resnet18", "resnet50"]
+
+
+def nt_xent(views_2Bd: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross entropy, the mean over all 2B views.
+
+    Args:
+        views_2Bd: projections of shape (2B, d); rows i and i + B are views of the same image.
+        temperature: the paper's tau, above 0.
+
+    Returns:
+        A scalar. At random projections it is close to ln(2B - 1).
+
+    Computed in float32 (float64 for float64 input) whatever the precision around it.
+    Source: Chen et al. 2020, equation 1 and Algorithm 1.
+    """
+    with torch.autocast(views_2Bd.device.type, enabled=False):
+        dtype = torch.promote_types(views_2Bd.dtype, torch.float32)
+        z = F.normalize(views_2Bd.to(dtype), dim=1)
+        logits = z @ z.T / temperature  # (2B, 2B) cosine similarities
+        logits.fill_diagonal_(float("-inf"))  # a view is not its own negative
+        positives = torch.arange(len(z), device=z.device).roll(len(z) // 2)
+        return F.cross_entropy(logits, positives)
+
+
+def _conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+    """`bn(conv(x))`. Frozen batch norm is one affine map per channel, so it folds into the
+    convolution: no second pass over the activations, forward or backward, none kept for it."""
+    if bn.training:
+        return bn(conv(x))
+    scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)  # type: ignore[operator]
+    shift = bn.bias - bn.running_mean * scale  # type: ignore[operator]
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+class _BasicBlock(BasicBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(_conv_bn(x, self.conv1, self.bn1), inplace=True)
+        y = _conv_bn(y, self.conv2, self.bn2)
+        return F.relu(y + _shortcut(x, self.downsample), inplace=True)
+
+
+class _Bottleneck(Bottleneck):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(_conv_bn(x, self.conv1, self.bn1), inplace=True)
+        y = F.relu(_conv_bn(y, self.conv2, self.bn2), inplace=True)
+        y = _conv_bn(y, self.conv3, self.bn3)
+        return F.relu(y + _shortcut(x, self.downsample), inplace=True)
+
+
+def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:
+    return x if downsample is None else _conv_bn(x, downsample[0], downsample[1])
+
+
+class Backbone(ResNet):
+    """torchvision's ResNet without its classifier: same parameter names, same numbers.
+
+    Args:
+        arch: `resnet18` (D = 512) or `resnet50` (D = 2048).
+        small_images: a 3x3 stride-1 stem without max pooling, for images of about 32 pixels
+            (Chen et al. 2020, appendix B.9).
+    """
+
+    def __init__(self, arch: Architecture, small_images: bool = False):
+        if arch == "resnet18":
+            super().__init__(_BasicBlock, [2, 2, 2, 2], zero_init_residual=True)
+        else:
+            super().__init__(_Bottleneck, [3, 4, 6, 3], zero_init_residual=True)
+        self.feature_dim = self.fc.in_features
+        self.fc = nn.Identity()  # type: ignore[assignment]
+        if small_images:
+            self.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+            self.maxpool = nn.Identity()  # type: ignore[assignment]
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Features (B, D) of normalised images (B, 3, H, W)."""
+        x = F.relu(_conv_bn(x_BCHW, self.conv1, self.bn1), inplace=True)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.maxpool(x)))))
+        return x.mean(dim=(2, 3))  # global average pooling
+
+
+class SimCLR(nn.Module):
+    """Backbone and projection head.
+
+    Args:
+        arch: backbone architecture.
+        small_images: see `Backbone`.
+        hidden_dim: width of the head's hidden layer.
+        projection_dim: d, the width of the projections that NT-Xent sees.
+        frozen_bn: batch norm keeps to its running statistics while training as well, and they
+            never change; its scale and shift stay trainable. `calibrate_batch_norm` sets the
+            statistics once before.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture = "resnet50",
+        small_images: bool = False,
+        hidden_dim: int = 512,
+        projection_dim: int = 128,
+        frozen_bn: bool = True,
+    ):
+        super().__init__()
+        self.backbone = Backbone(arch, small_images)
+        self.head = nn.Sequential(
+            nn.Linear(self.backbone.feature_dim, hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, projection_dim),
+        )
+        self.frozen_bn = frozen_bn
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Projections (B, d) of normalised images (B, 3, H, W)."""
+        return self.head(self.backbone(x_BCHW))
+
+    def train(self, mode: bool = True) -> "SimCLR":
+        super().train(mode)
+        if self.frozen_bn:
+            for bn in self.batch_norms():
+                bn.eval()
+        return self
+
+    def batch_norms(self) -> Iterable[nn.BatchNorm2d]:
+        return (m for m in self.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@torch.no_grad()
+def calibrate_batch_norm(
+    model: SimCLR, batches: Iterable[Tensor], forward: Callable[[Tensor], object]
+) -> None:
+    """Set every batch norm's running statistics to the average over `batches`.
+
+    Each layer is normalised by its own batch statistics on the way, so the layers behind it see
+    inputs of the right scale. Without this, a frozen network at random initialisation multiplies
+    its activations from block to block until the loss stays at chance.
+
+    Args:
+        model: its running statistics are replaced; nothing else changes.
+        batches: normalised images (B, 3, H, W).
+        forward: runs the model on a batch (under the caller's autocast).
+    """
+    for bn in model.batch_norms():
+        bn.reset_running_stats()
+        bn.momentum = None  # cumulative average instead of an exponential one
+        bn.train()
+    for x_BCHW in batches:
+        forward(x_BCHW)
+    for bn in model.batch_norms():
+        bn.momentum = 0.1
+    model.train(model.training)

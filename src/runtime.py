@@ -1,0 +1,127 @@
+"""What a script runs on: device, precision, random streams, signals, progress."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from src.cli import UserError
+
+DeviceName = Literal["auto", "cuda", "mps", "cpu"]
+PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def select_device(name: DeviceName) -> torch.device:
+    """The device of that name; `auto` takes CUDA, else Apple's MPS, else the CPU."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(candidate for candidate in ("cuda", "mps", "cpu") if there[candidate])
+    if not there[name]:
+        raise UserError(f"--device {name}: there is none here; use --device auto")
+    return torch.device(name)
+
+
+def select_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
+    """The dtype of the network's activations.
+
+    `auto` takes bfloat16 where the hardware computes in it, else float16 on CUDA, else float32.
+    """
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """One path for every precision: a context that does nothing in float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def random_stream(*key: int) -> torch.Generator:
+    """An independent CPU generator for every key, such as (seed, purpose, epoch, step).
+
+    What is drawn is a pure function of the key, so a resumed run needs no stored random state
+    and every device and process draws the same.
+    """
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> 1))
+
+
+class StopSignal:
+    """Turns the first SIGINT or SIGTERM into a flag that a loop looks at between steps.
+
+    A second Ctrl-C leaves at once. Used as a context manager; the old handlers come back.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopSignal":
+        self._old = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    @property
+    def exit_code(self) -> int:
+        """By convention 128 plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + (self.received or 0)
+
+
+def progress(iterable: Iterable | None = None, **options: object) -> tqdm:
+    """A tqdm bar on a terminal, silence elsewhere."""
+    return tqdm(iterable, disable=not sys.stderr.isatty(), dynamic_ncols=True, **options)  # type: ignore[arg-type]
+
+
+def gpu_utilization(device: torch.device) -> float | None:
+    """Percent of the last second in which the GPU was busy; None where nothing tells."""
+    if device.type != "cuda":
+        return None
+    try:
+        return float(torch.cuda.utilization(device))
+    except (ModuleNotFoundError, RuntimeError):  # needs nvidia-ml-py and a driver that answers
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this file is in, "+" behind it when files differ from it."""
+    root = Path(__file__).parents[1]
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            cwd=root, capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None
+
+
+def versions() -> dict[str, str]:
+    return {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
