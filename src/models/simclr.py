@@ -7,7 +7,7 @@ Representations" (method: section 2, Algorithm 1); He et al. 2016 (ResNet); Goya
 section 5.1 (the last batch-norm scale of every residual block starts at zero).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -77,9 +77,12 @@ class Backbone(ResNet):
         arch: `resnet18` (D = 512) or `resnet50` (D = 2048).
         small_images: a 3x3 stride-1 stem without max pooling, for images of about 32 pixels
             (Chen et al. 2020, appendix B.9).
+        frozen_bn: batch norm keeps to its running statistics while training as well, and they
+            never change; its scale and shift stay trainable. `calibrate_batch_norm` sets the
+            statistics once before.
     """
 
-    def __init__(self, arch: Architecture, small_images: bool = False):
+    def __init__(self, arch: Architecture, small_images: bool = False, frozen_bn: bool = True):
         if arch == "resnet18":
             super().__init__(_BasicBlock, [2, 2, 2, 2], zero_init_residual=True)
         else:
@@ -90,6 +93,17 @@ class Backbone(ResNet):
             self.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
             self.maxpool = nn.Identity()  # type: ignore[assignment]
+        self.frozen_bn = frozen_bn
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        if self.frozen_bn:
+            for bn in self.batch_norms():
+                bn.eval()
+        return self
+
+    def batch_norms(self) -> list[nn.BatchNorm2d]:
+        return [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Features (B, D) of normalised images (B, 3, H, W)."""
@@ -106,9 +120,7 @@ class SimCLR(nn.Module):
         small_images: see `Backbone`.
         hidden_dim: width of the head's hidden layer.
         projection_dim: d, the width of the projections that NT-Xent sees.
-        frozen_bn: batch norm keeps to its running statistics while training as well, and they
-            never change; its scale and shift stay trainable. `calibrate_batch_norm` sets the
-            statistics once before.
+        frozen_bn: see `Backbone`.
     """
 
     def __init__(
@@ -120,33 +132,21 @@ class SimCLR(nn.Module):
         frozen_bn: bool = True,
     ):
         super().__init__()
-        self.backbone = Backbone(arch, small_images)
+        self.backbone = Backbone(arch, small_images, frozen_bn)
         self.head = nn.Sequential(
             nn.Linear(self.backbone.feature_dim, hidden_dim),
             nn.ReLU(inplace=True),
             nn.Linear(hidden_dim, projection_dim),
         )
-        self.frozen_bn = frozen_bn
+        self.projection_dim = projection_dim
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Projections (B, d) of normalised images (B, 3, H, W)."""
         return self.head(self.backbone(x_BCHW))
 
-    def train(self, mode: bool = True) -> "SimCLR":
-        super().train(mode)
-        if self.frozen_bn:
-            for bn in self.batch_norms():
-                bn.eval()
-        return self
-
-    def batch_norms(self) -> Iterable[nn.BatchNorm2d]:
-        return (m for m in self.modules() if isinstance(m, nn.BatchNorm2d))
-
 
 @torch.no_grad()
-def calibrate_batch_norm(
-    model: SimCLR, batches: Iterable[Tensor], forward: Callable[[Tensor], object]
-) -> None:
+def calibrate_batch_norm(backbone: Backbone, batches: Iterable[Tensor]) -> None:
     """Set every batch norm's running statistics to the average over `batches`.
 
     Each layer is normalised by its own batch statistics on the way, so the layers behind it see
@@ -154,16 +154,15 @@ def calibrate_batch_norm(
     its activations from block to block until the loss stays at chance.
 
     Args:
-        model: its running statistics are replaced; nothing else changes.
+        backbone: its running statistics are replaced; nothing else changes.
         batches: normalised images (B, 3, H, W).
-        forward: runs the model on a batch (under the caller's autocast).
     """
-    for bn in model.batch_norms():
+    for bn in backbone.batch_norms():
         bn.reset_running_stats()
         bn.momentum = None  # cumulative average instead of an exponential one
         bn.train()
     for x_BCHW in batches:
-        forward(x_BCHW)
-    for bn in model.batch_norms():
+        backbone(x_BCHW)
+    for bn in backbone.batch_norms():
         bn.momentum = 0.1
-    model.train(model.training)
+    backbone.train(backbone.training)

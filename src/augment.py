@@ -1,0 +1,231 @@
+"""SimCLR's random views for a whole batch at once, and the one preprocessing for evaluation.
+
+Every image has its own random parameters, drawn on the CPU from an explicit generator, so every
+device makes the same views; making them is a few batched matrix products on any device.
+
+Shape letters: N views, S side in pixels, C = 3 colour channels.
+
+The views follow torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter,
+RandomGrayscale and GaussianBlur (Chen et al. 2020, appendix A), with three deliberate
+differences, each measured in `tests/test_augment.py`:
+- Crop, flip and blur are linear along rows and columns, so they are folded into one matrix for
+  the rows and one for the columns. Blur thus comes before colour; the two commute but for clamping.
+- The chain of colour operations is one 3x3 matrix on the pixel and one on the view's mean
+  colour, clamped once at its end instead of after each operation.
+- Hue turns the colour in the YIQ plane instead of HSV's.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# ImageNet's mean and standard deviation (torchvision's documentation), for every dataset.
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+_GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
+_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_RGB_FROM_YIQ = torch.linalg.inv(_YIQ)
+
+
+def normalize(images_NCSS: Tensor) -> Tensor:
+    """uint8 images (N, 3, S, S) as the network takes them: float32, channels last."""
+    mean = torch.tensor(PIXEL_MEAN, device=images_NCSS.device)[:, None, None]
+    std = torch.tensor(PIXEL_STD, device=images_NCSS.device)[:, None, None]
+    x = images_NCSS.to(torch.float32, memory_format=torch.channels_last)
+    return x.div_(255).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How far two views of an image may differ."""
+
+    crop_min: float = 0.08
+    """Smallest part of the image's area that a crop keeps; the largest is all of it."""
+    flip: float = 0.5
+    """Probability of a mirror image."""
+    jitter: float = 0.5
+    """Strength s of ColorJitter(0.8 s, 0.8 s, 0.8 s, 0.2 s), applied with probability 0.8."""
+    grey: float = 0.2
+    """Probability of losing all colour."""
+    blur: float = 0.5
+    """Probability of a Gaussian blur: sigma 0.1 to 2 pixels, kernel a tenth of the side."""
+    rotation: float = 0.0
+    """Largest rotation to either side, in degrees."""
+
+
+class ViewParameters(NamedTuple):
+    """What was drawn for N views: small tensors, moved to the device in one go each."""
+
+    box_N4: Tensor
+    """Crop: top, left, height, width in pixels."""
+    flip_N: Tensor
+    """1 for a mirror image, else 0."""
+    kernel_NT: Tensor
+    """Blur weights of the T taps."""
+    pixel_N33: Tensor
+    """Colour: what multiplies a pixel's colour ..."""
+    mean_N33: Tensor
+    """... and what multiplies the view's mean colour (contrast); the sum is the new colour."""
+    angle_N: Tensor
+    """Rotation in radians; of shape (0,) when nothing is rotated."""
+
+
+def draw(settings: ViewSettings, views: int, side: int, rng: torch.Generator) -> ViewParameters:
+    """Random parameters for `views` views of images with `side` pixels a side, on the CPU."""
+    pixel, mean = _draw_colour(settings, views, rng)
+    angle = (torch.rand(views, generator=rng) * 2 - 1) * torch.pi / 180 * settings.rotation
+    if settings.rotation == 0:
+        angle = torch.empty(0)
+    return ViewParameters(
+        box_N4=_draw_box(views, side, settings.crop_min, rng),
+        flip_N=(torch.rand(views, generator=rng) < settings.flip).float(),
+        kernel_NT=_draw_blur(views, side, settings.blur, rng),
+        pixel_N33=pixel,
+        mean_N33=mean,
+        angle_N=angle,
+    )
+
+
+def make_views(images_NCSS: Tensor, parameters: ViewParameters) -> Tensor:
+    """One view of each uint8 image (N, 3, S, S), normalised, float32, channels last.
+
+    `parameters` holds a row for every image and lies on its device.
+    """
+    side = images_NCSS.shape[-1]
+    top, left, height, width = parameters.box_N4.unbind(1)
+    x = images_NCSS.float()
+    if len(parameters.angle_N):
+        x = _rotate(x, parameters.angle_N)
+    rows = _crop_matrix(top, height, side)  # (N, S out, S in)
+    columns = _crop_matrix(left, width, side)
+    columns = torch.where(parameters.flip_N[:, None, None] > 0, columns.flip(1), columns)
+    if parameters.kernel_NT.shape[1] > 1:
+        blur = _blur_matrix(parameters.kernel_NT, side)
+        rows, columns = blur @ rows, blur @ columns
+    n = len(x)
+    x = torch.bmm(x.reshape(n, 3 * side, side), columns.transpose(1, 2))
+    x = torch.matmul(rows[:, None], x.reshape(n, 3, side, side))
+    return _recolour(x, parameters.pixel_N33, parameters.mean_N33)
+
+
+# --- geometry ---------------------------------------------------------------------------------
+
+
+def _draw_box(views: int, side: int, crop_min: float, rng: torch.Generator) -> Tensor:
+    """RandomResizedCrop: area uniform, aspect ratio log-uniform in 3/4 to 4/3, ten attempts,
+    then the whole image."""
+    area = side**2 * (crop_min + (1 - crop_min) * torch.rand(views, 10, generator=rng))
+    log_ratio = (torch.rand(views, 10, generator=rng) * 2 - 1) * torch.log(torch.tensor(4 / 3))
+    width = torch.round(torch.sqrt(area * log_ratio.exp()))
+    height = torch.round(torch.sqrt(area / log_ratio.exp()))
+    fits = (width > 0) & (width <= side) & (height > 0) & (height <= side)
+    first = fits.int().argmax(1, keepdim=True)  # index of the first attempt that fits
+    found = fits.any(1)
+    height = torch.where(found, height.gather(1, first)[:, 0], float(side))
+    width = torch.where(found, width.gather(1, first)[:, 0], float(side))
+    top = torch.floor(torch.rand(views, generator=rng) * (side - height + 1))
+    left = torch.floor(torch.rand(views, generator=rng) * (side - width + 1))
+    return torch.stack([top, left, height, width], 1)
+
+
+def _crop_matrix(start_N: Tensor, length_N: Tensor, side: int) -> Tensor:
+    """Bilinear resampling of [start, start + length) to `side` pixels, as matrices (N, S, S).
+
+    Half-pixel centres; pixels outside the crop have no weight, as if it had been cut out first.
+    A crop is never longer than `side`, so nothing shrinks and antialiasing does not arise.
+    """
+    pixels = torch.arange(side, device=start_N.device, dtype=torch.float32)
+    scale = length_N[:, None] / side
+    source = (pixels + 0.5) * scale - 0.5  # (N, S) relative to the crop
+    source = torch.minimum(source.clamp_min(0), length_N[:, None] - 1) + start_N[:, None]
+    return (1 - (source[:, :, None] - pixels).abs()).clamp_min_(0)
+
+
+def _draw_blur(views: int, side: int, probability: float, rng: torch.Generator) -> Tensor:
+    """Kernels (N, T) of T = a tenth of the side, made odd; (N, 1) when nothing is blurred."""
+    chosen = torch.rand(views, 1, generator=rng) < probability
+    sigma = 0.1 + 1.9 * torch.rand(views, 1, generator=rng)
+    if probability == 0:
+        return torch.ones(views, 1)
+    reach = max(1, side // 20)
+    taps = torch.arange(-reach, reach + 1.0)
+    kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
+    return torch.where(chosen, kernel / kernel.sum(1, keepdim=True), (taps == 0).float())
+
+
+def _blur_matrix(kernel_NT: Tensor, side: int) -> Tensor:
+    """Convolution with each kernel under reflect padding, as matrices (N, S, S)."""
+    reach = kernel_NT.shape[1] // 2
+    eye = torch.eye(side, device=kernel_NT.device)
+    padded = F.pad(eye[None], (reach, reach), mode="reflect")[0]  # (S in, S + 2 reach)
+    taps = padded.unfold(1, side, 1)  # (S in, T, S out)
+    matrix = kernel_NT @ taps.permute(1, 2, 0).reshape(kernel_NT.shape[1], -1)
+    return matrix.reshape(-1, side, side)
+
+
+def _rotate(x_NCSS: Tensor, angle_N: Tensor) -> Tensor:
+    """Turn each image around its centre; what comes from outside repeats the border."""
+    cos, sin, zero = angle_N.cos(), angle_N.sin(), torch.zeros_like(angle_N)
+    matrix = torch.stack([cos, -sin, zero, sin, cos, zero], 1).reshape(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(x_NCSS.shape), align_corners=False)
+    return F.grid_sample(x_NCSS, grid, padding_mode="border", align_corners=False)
+
+
+# --- colour -----------------------------------------------------------------------------------
+
+
+def _draw_colour(settings: ViewSettings, views: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """ColorJitter with p = 0.8 in random order, then grey: the two matrices of `ViewParameters`.
+
+    An operation turns the colour `pixel @ x + mean @ m`, with m the view's mean colour, into
+    another of that form. The mean of the whole view has the colour `(pixel + mean) @ m`.
+    """
+    s = settings.jitter
+
+    def factor(reach: float) -> Tensor:
+        low = max(0.0, 1 - reach)
+        return low + (1 + reach - low) * torch.rand(views, generator=rng)
+
+    eye = torch.eye(3)
+    to_grey = _GREY.expand(3, 3)  # every channel of the result is the luma
+    brightness, contrast, saturation = (f[:, None, None] for f in (factor(0.8 * s) for _ in "bcs"))
+    hue = (torch.rand(views, generator=rng) * 2 - 1) * 0.2 * s
+    operations = torch.stack(  # (4, N, 3, 3): what each multiplies the colour by
+        [brightness * eye, contrast * eye, saturation * eye + (1 - saturation) * to_grey,
+         _hue_matrix(hue)]
+    )  # fmt: skip
+    order = torch.rand(views, 4, generator=rng).argsort(1)
+    pixel, mean = eye.repeat(views, 1, 1), torch.zeros(views, 3, 3)
+    for kind in order.T:  # (N,): which operation comes now, for every view
+        now = operations[kind, torch.arange(views)]
+        towards_mean = (kind == 1)[:, None, None] * (1 - contrast) * to_grey
+        pixel, mean = now @ pixel, now @ mean + towards_mean @ (pixel + mean)
+    jittered = torch.rand(views, 1, 1, generator=rng) < 0.8
+    pixel, mean = torch.where(jittered, pixel, eye), torch.where(jittered, mean, 0.0)
+    grey = torch.rand(views, 1, 1, generator=rng) < settings.grey
+    return torch.where(grey, to_grey @ pixel, pixel), torch.where(grey, to_grey @ mean, mean)
+
+
+def _hue_matrix(turn_N: Tensor) -> Tensor:
+    """Rotation of the chroma plane by `turn` (1 is the full circle), as RGB matrices (N, 3, 3)."""
+    angle = -2 * torch.pi * turn_N  # torchvision's positive turn goes red to green; YIQ's back
+    rotation = torch.zeros(len(turn_N), 3, 3)
+    rotation[:, 0, 0] = 1
+    rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
+    rotation[:, 1, 2], rotation[:, 2, 1] = -angle.sin(), angle.sin()
+    return _RGB_FROM_YIQ @ rotation @ _YIQ
+
+
+def _recolour(x_NCSS: Tensor, pixel_N33: Tensor, mean_N33: Tensor) -> Tensor:
+    """Apply the colour matrices to values from 0 to 255, clamp, normalise."""
+    n, _, side, _ = x_NCSS.shape
+    x = x_NCSS.reshape(n, 3, side * side)
+    offset = mean_N33 @ x.mean(2, keepdim=True)
+    x = torch.baddbmm(offset, pixel_N33, x).clamp_(0, 255).reshape(n, 3, side, side)
+    mean = torch.tensor(PIXEL_MEAN, device=x.device)[:, None, None] * 255
+    std = torch.tensor(PIXEL_STD, device=x.device)[:, None, None] * 255
+    return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)

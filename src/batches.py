@@ -1,0 +1,139 @@
+"""Training batches as a pure function of seed and step, from the memory map to the device."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.augment import ViewParameters, ViewSettings, draw, make_views
+from src.runtime import random_stream
+
+Placement = Literal["auto", "device", "stream"]
+
+# The purposes of the random streams: (seed, purpose, ...) never repeats between them.
+INITIAL_WEIGHTS, EPOCH_ORDER, VIEWS, CALIBRATION, PROBE = range(5)
+
+
+class ImageStore:
+    """uint8 images of several splits, indexed as one.
+
+    Args:
+        arrays: each (N, 3, S, S) uint8; memory maps are read image by image.
+        device: where `gather` puts its result.
+        placement: "device" copies all images there once, "stream" reads them batch by batch,
+            "auto" takes the device when they fill less than a third of its free memory.
+    """
+
+    def __init__(self, arrays: list[np.ndarray], device: torch.device, placement: Placement):
+        self.arrays = arrays
+        self.device = device
+        self.starts = np.cumsum([0] + [len(array) for array in arrays])
+        self.bytes = sum(array.nbytes for array in arrays)
+        if placement == "auto":
+            placement = "device" if self._fits() else "stream"
+        self.placement = placement
+        self.resident = self._copy_all() if placement == "device" else None
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """Images (B, 3, S, S) on the device, for int64 indices (B,) on the CPU."""
+        if self.resident is not None:
+            return self.resident[indices.to(self.device, non_blocking=True)]
+        batch = torch.empty(
+            (len(indices), *self.arrays[0].shape[1:]),
+            dtype=torch.uint8,
+            pin_memory=self.device.type == "cuda",
+        )
+        which = np.searchsorted(self.starts, indices.numpy(), side="right") - 1
+        for number, array in enumerate(self.arrays):
+            rows = np.flatnonzero(which == number)
+            batch.numpy()[rows] = array[indices.numpy()[rows] - self.starts[number]]
+        return batch.to(self.device, non_blocking=True)
+
+    def views(self, indices: Tensor, settings: ViewSettings, rng: torch.Generator) -> Tensor:
+        """One random view of each image, normalised, (B, 3, S, S) on the device."""
+        images = self.gather(indices)
+        parameters = draw(settings, len(images), images.shape[-1], rng)
+        return make_views(images, _to_device(parameters, self.device))
+
+    def _fits(self) -> bool:
+        # On the CPU a memory map already is memory: the system drops it when it is short.
+        if self.device.type != "cuda":
+            return False
+        return self.bytes < torch.cuda.mem_get_info(self.device)[0] / 3
+
+    def _copy_all(self, block: int = 4096) -> Tensor:
+        shape = (len(self), *self.arrays[0].shape[1:])
+        resident = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        for array, start in zip(self.arrays, self.starts[:-1], strict=True):
+            for i in range(0, len(array), block):
+                part = torch.from_numpy(np.ascontiguousarray(array[i : i + block]))
+                resident[start + i : start + i + len(part)] = part.to(self.device)
+        return resident
+
+
+class Batch(NamedTuple):
+    """B uint8 images (B, 3, S, S) and the parameters of their 2B views, on the device."""
+
+    images_BCSS: Tensor
+    parameters: ViewParameters
+
+
+class TrainingBatches:
+    """Which images, seen through which views, in which step.
+
+    A step takes `accumulate` batches of `batch_size` images. The order of an epoch depends on
+    (seed, epoch) and the views on (seed, step) alone: a run may stop after any step and go on as
+    if it had not. The last, incomplete step of an epoch is left out; the next epoch's order is
+    another one.
+    """
+
+    def __init__(
+        self, store: ImageStore, settings: ViewSettings, batch_size: int, accumulate: int, seed: int
+    ):
+        self.store, self.settings, self.seed = store, settings, seed
+        self.batch_size, self.accumulate = batch_size, accumulate
+        self.per_epoch = len(store) // (batch_size * accumulate)
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        rng = random_stream(self.seed, EPOCH_ORDER, epoch)
+        return torch.randperm(len(self.store), generator=rng)
+
+    def load(self, step: int) -> list[Batch]:
+        """The batches of a step of the run, counted from 0."""
+        epoch, i = divmod(step, self.per_epoch)
+        indices = self._order(epoch).split(self.batch_size)
+        rng = random_stream(self.seed, VIEWS, step)
+        return [
+            self._batch(batch, rng)
+            for batch in indices[i * self.accumulate : (i + 1) * self.accumulate]
+        ]
+
+    def _batch(self, indices: Tensor, rng: torch.Generator) -> Batch:
+        images = self.store.gather(indices)
+        parameters = draw(self.settings, 2 * len(images), images.shape[-1], rng)
+        return Batch(images, _to_device(parameters, self.store.device))
+
+    def prefetched(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """Steps `start` to `stop` - 1; a thread loads the next one while this one is used."""
+        with ThreadPoolExecutor(max_workers=1) as loader:
+            upcoming = loader.submit(self.load, start)
+            for step in range(start, stop):
+                batches = upcoming.result()
+                if step + 1 < stop:
+                    upcoming = loader.submit(self.load, step + 1)
+                yield batches
+
+
+def _to_device(parameters: ViewParameters, device: torch.device) -> ViewParameters:
+    """Copied without waiting for the device."""
+    if device.type == "cuda":
+        parameters = ViewParameters(*(tensor.pin_memory() for tensor in parameters))
+    return ViewParameters(*(tensor.to(device, non_blocking=True) for tensor in parameters))

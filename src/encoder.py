@@ -1,0 +1,102 @@
+"""Images through a backbone: the features that every stage after training works on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src import checkpoint
+from src.augment import normalize
+from src.cli import UserError
+from src.models.simclr import Backbone, SimCLR
+from src.runtime import autocast
+
+
+@torch.inference_mode()
+def encode(backbone: Backbone, images_BCSS: Tensor, dtype: torch.dtype) -> Tensor:
+    """Features (B, D), float32, of one uint8 batch on the backbone's device.
+
+    Args:
+        dtype: precision of the activations.
+    """
+    x = normalize(images_BCSS)
+    with autocast(x.device, dtype):
+        return backbone(x).float()
+
+
+def encode_into(
+    features_ND: np.ndarray,
+    backbone: Backbone,
+    images_NCSS: np.ndarray,
+    dtype: torch.dtype,
+    batch_size: int = 256,
+) -> Iterator[int]:
+    """Fill `features_ND` with the features of uint8 images, yielding how many came with each batch.
+
+    The images are read batch by batch, so neither they nor the features need to fit in memory.
+    """
+    device = next(backbone.parameters()).device
+    was_training = backbone.training
+    backbone.eval()
+    for i in range(0, len(images_NCSS), batch_size):
+        batch = torch.from_numpy(np.ascontiguousarray(images_NCSS[i : i + batch_size]))
+        features = encode(backbone, batch.to(device), dtype)
+        features_ND[i : i + len(batch)] = features.cpu().numpy()
+        yield len(batch)
+    backbone.train(was_training)
+
+
+def encode_all(backbone: Backbone, images_NCSS: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Features (N, D), float32, of uint8 images (N, 3, S, S)."""
+    features = np.empty((len(images_NCSS), backbone.feature_dim), np.float32)
+    for _ in encode_into(features, backbone, images_NCSS, dtype):
+        pass
+    return features
+
+
+@dataclass(frozen=True)
+class TrainedBackbone:
+    """A frozen backbone, and what was recorded when it was trained."""
+
+    backbone: Backbone
+    image_size: int
+    """Side S in pixels of the images that it was trained on."""
+    epoch: int
+    config: dict[str, Any]
+    """The flags of the training run."""
+    dataset: dict[str, Any]
+    """Fingerprint, image size and class names of what it was trained on."""
+    tracking: dict[str, str | None]
+    file: Path
+
+    @classmethod
+    def load(cls, file: Path | None, directory: Path, device: torch.device) -> "TrainedBackbone":
+        """From the checkpoint `file`, or from the newest whole one in `directory`.
+
+        Raises:
+            UserError: there is none that can be used.
+        """
+        if file is not None:
+            found = file, checkpoint.load(file)
+        else:
+            found = checkpoint.newest(directory)
+        if found is None:
+            raise UserError(f"no checkpoint in {directory}: run python src/train.py first")
+        file, state = found
+        config = state["config"]
+        model = SimCLR(config["arch"], small_images=config["small_images"])
+        model.load_state_dict(state["model"])
+        backbone = model.backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(
+            backbone,
+            state["dataset"]["image_size"],
+            state["epoch"],
+            config,
+            state["dataset"],
+            state["tracking"],
+            file,
+        )

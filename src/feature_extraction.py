@@ -1,0 +1,119 @@
+"""Features of every split, from the frozen backbone of the newest checkpoint.
+
+    python src/feature_extraction.py
+
+Reads checkpoints/ and the images. Writes features/{split}_features.npy and _labels.npy, and its
+part of features/manifest.json. Dataset and architecture come from the checkpoint.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dataset.load_dataset import Dataset, load_dataset
+from src import artifacts, checkpoint
+from src.artifacts import FEATURES, LABELS, UNTRAINED_FEATURES, Artifact
+from src.cli import UserError, run_script
+from src.encoder import TrainedBackbone, encode_into
+from src.runtime import (
+    DeviceName,
+    PrecisionName,
+    git_commit,
+    progress,
+    select_device,
+    select_precision,
+    versions,
+)
+
+
+@dataclass(frozen=True)
+class ExtractionConfig:
+    checkpoint: Path | None = None
+    """The checkpoint to use; None takes the newest whole one in --checkpoint-dir."""
+    checkpoint_dir: Path = Path("checkpoints")
+    """Where training left its checkpoints."""
+    feature_dir: Path = Path("features")
+    """Where the features go."""
+    data_dir: Path | None = None
+    """Where the images are; None takes the place that they were trained from."""
+    untrained: bool = False
+    """Also extract with the untrained network of epoch 0, for the baselines of the clustering."""
+    device: DeviceName = "auto"
+    """Where to compute."""
+    precision: PrecisionName = "auto"
+    """Precision of the network; the features are float32 whatever it is."""
+    batch_size: int = 256
+    """Images at a time."""
+
+
+def main(config: ExtractionConfig) -> None:
+    if config.batch_size < 1:
+        raise UserError("--batch-size must be above 0")
+    device = select_device(config.device)
+    dtype = select_precision(config.precision, device)
+    trained = TrainedBackbone.load(config.checkpoint, config.checkpoint_dir, device)
+    data_dir = config.data_dir or Path(trained.config["data_dir"])
+    dataset = load_dataset(trained.config["dataset"], data_dir, trained.image_size)
+    if dataset.fingerprint != trained.dataset["fingerprint"]:
+        print(f"note: the images in {data_dir} are not those that {trained.file} was trained on")
+
+    directory = config.feature_dir
+    artifacts.record(directory, artifacts.EXTRACTION, None)  # not finished from here on
+    for name, split in dataset.splits.items():
+        if split.labels is not None:
+            artifacts.save(LABELS, directory, split.labels, name)
+    extract(trained, dataset, FEATURES, config, dtype)
+    if config.untrained:
+        untrained = checkpoint.file_name(0)
+        start = TrainedBackbone.load(config.checkpoint_dir / untrained, directory, device)
+        extract(start, dataset, UNTRAINED_FEATURES, config, dtype)
+
+    part = {
+        "checkpoint": {
+            "file": str(trained.file),
+            "digest": checkpoint.digest(trained.file),
+            "epoch": trained.epoch,
+            "config": trained.config,
+        },
+        "dataset": {
+            "name": dataset.name,
+            "data_dir": str(data_dir),
+            "image_size": dataset.image_size,
+            "fingerprint": dataset.fingerprint,
+            "class_names": list(dataset.class_names),
+            "splits": {name: len(split.images) for name, split in dataset.splits.items()},
+        },
+        "precision": str(dtype).removeprefix("torch."),
+        "tracking": trained.tracking,
+    }
+    part["id"] = artifacts.digest([part["checkpoint"]["digest"], part["dataset"], part["precision"]])
+    artifacts.record(
+        directory, artifacts.EXTRACTION, part | {"commit": git_commit(), "versions": versions()}
+    )
+
+
+def extract(
+    trained: TrainedBackbone,
+    dataset: Dataset,
+    artifact: Artifact,
+    config: ExtractionConfig,
+    dtype: torch.dtype,
+) -> None:
+    """Write the features of every split straight into their files."""
+    for name, split in dataset.splits.items():
+        shape = (len(split.images), trained.backbone.feature_dim)
+        started = time.monotonic()
+        with artifacts.create(artifact, config.feature_dir, shape, name) as out:
+            bar = progress(total=shape[0], desc=name, unit="image")
+            for count in encode_into(out, trained.backbone, split.images, dtype, config.batch_size):
+                bar.update(count)
+            bar.close()
+        speed = shape[0] / (time.monotonic() - started)
+        file = artifacts.path(artifact, config.feature_dir, name)
+        print(f"{file}: {shape[0]:,} x {shape[1]:,}, {speed:,.0f} images/s")
+
+
+if __name__ == "__main__":
+    run_script(main, ExtractionConfig)
