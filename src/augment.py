@@ -12,7 +12,7 @@ differences, each measured in `tests/test_augment.py`:
   the rows and one for the columns. Blur thus comes before colour; the two commute but for clamping.
 - The chain of colour operations is one 3x3 matrix on the pixel and one on the view's mean
   colour, clamped once at its end instead of after each operation.
-- Hue turns the colour in the YIQ plane instead of HSV's.
+- Hue turns the colour around the grey axis of the RGB cube, a matrix, instead of in HSV.
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,6 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
 _GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
-_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-_RGB_FROM_YIQ = torch.linalg.inv(_YIQ)
 
 
 def normalize(images_NCSS: Tensor) -> Tensor:
@@ -211,13 +209,15 @@ def _draw_colour(settings: ViewSettings, views: int, rng: torch.Generator) -> tu
 
 
 def _hue_matrix(turn_N: Tensor) -> Tensor:
-    """Rotation of the chroma plane by `turn` (1 is the full circle), as RGB matrices (N, 3, 3)."""
-    angle = -2 * torch.pi * turn_N  # torchvision's positive turn goes red to green; YIQ's back
-    rotation = torch.zeros(len(turn_N), 3, 3)
-    rotation[:, 0, 0] = 1
-    rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
-    rotation[:, 1, 2], rotation[:, 2, 1] = -angle.sin(), angle.sin()
-    return _RGB_FROM_YIQ @ rotation @ _YIQ
+    """Rotation around the grey axis by `turn` (1 is the full circle), as RGB matrices (N, 3, 3).
+
+    Nearer to HSV's hue than rotating the chroma of YIQ: on STL-10 at a tenth of the circle it is
+    off by 4.3/255 on average against 7.5/255.
+    """
+    angle = 2 * torch.pi * turn_N[:, None, None]
+    across = torch.eye(3) - 1 / 3  # projects onto the plane of equal brightness
+    turned = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
+    return 1 / 3 + angle.cos() * across + angle.sin() * turned
 
 
 def _recolour(x_NCSS: Tensor, pixel_N33: Tensor, mean_N33: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def save(file: Path, state: dict[str, Any]) -> None:
     try:
         with replacing(file) as temporary:
             torch.save({"format": FORMAT, **state}, temporary)
-            _verify(temporary)
+            load(temporary)
     except (OSError, RuntimeError, BadCheckpoint) as error:
         raise RunError(
             f"{file} could not be written ({_reason(error)}); the checkpoints before it are intact"
@@ -71,7 +71,7 @@ def load(file: Path) -> dict[str, Any]:
     """
     if not file.exists():
         raise BadCheckpoint(f"{file} is missing: run python src/train.py first")
-    _verify(file)
+    _check_sums(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -157,7 +157,7 @@ def digest(file: Path) -> str:
     return sha.hexdigest()[:16]
 
 
-def _verify(file: Path) -> None:
+def _check_sums(file: Path) -> None:
     """A checkpoint is a zip archive with a checksum for every part: a flipped bit shows there,
     and nowhere else (torch.load does not look)."""
     try:
