@@ -6,6 +6,7 @@ Labels of -1 mean that nobody knows the class; the caller leaves those images ou
 """
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,11 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import (
+    adjusted_rand_score,
+    davies_bouldin_score,
+    normalized_mutual_info_score,
+)
 
 
 def kmeans(x_NP: np.ndarray, clusters: int, seed: int, restarts: int) -> KMeans:
@@ -193,3 +199,118 @@ def _distance_sums(x_NP: np.ndarray, counts_K: np.ndarray, block: int) -> np.nda
             sums_KN[other_k, rows] += distance.sum(dim=1)
             sums_KN[k, columns] += distance.sum(dim=0)
     return sums_KN.numpy()
+
+
+def internal_metrics(x_NP: np.ndarray, clusters: np.ndarray) -> dict[str, float | None]:
+    """Exact mean silhouette and Davies-Bouldin index (Davies & Bouldin 1979), both Euclidean.
+
+    None where they are undefined: fewer than two clusters hold samples, or none has two.
+    """
+    if not 1 < len(np.unique(clusters)) < len(clusters):
+        return {"silhouette": None, "davies_bouldin": None}
+    return {
+        "silhouette": float(silhouette_samples(x_NP, clusters).mean()),
+        "davies_bouldin": float(davies_bouldin_score(x_NP, clusters)),
+    }
+
+
+def external_metrics(
+    labels: np.ndarray, clusters: np.ndarray, named_K: np.ndarray, class_names: list[str]
+) -> dict[str, Any]:
+    """Clusters against labels, under every naming of the clusters.
+
+    Args:
+        labels: int64 (N,), indices into `class_names`.
+        clusters: int64 (N,).
+        named_K: the class of each cluster as found on the split that names them, -1 for none.
+        class_names: C names.
+
+    Returns:
+        hungarian_accuracy: clusters matched one to one on these very images, as papers report.
+        majority_accuracy: each cluster named after its most frequent class on these images.
+        transferred_accuracy: clusters named by `named_K`, what a user can really do.
+        nmi (arithmetic mean), ari: None where all labels or all clusters are one.
+        confusion: rows are classes, columns predicted classes by the Hungarian match; a last
+            column counts images in clusters without a class, where there are such clusters.
+        per_class: precision, recall, F1 of every class that has images here; precision is 0
+            where nothing was predicted to be the class.
+    """
+    matched_K = hungarian_match(labels, clusters, len(class_names), len(named_K))
+    majority_K = majority_match(labels, clusters, len(class_names), len(named_K))
+    predicted = np.where(matched_K < 0, len(class_names), matched_K)[clusters]
+    confusion = contingency(labels, predicted, len(class_names), len(class_names) + 1)
+    defined = len(np.unique(labels)) > 1 and len(np.unique(clusters)) > 1
+    return {
+        "hungarian_accuracy": float(np.mean(matched_K[clusters] == labels)),
+        "majority_accuracy": float(np.mean(majority_K[clusters] == labels)),
+        "transferred_accuracy": float(np.mean(named_K[clusters] == labels)),
+        "nmi": float(normalized_mutual_info_score(labels, clusters)) if defined else None,
+        "ari": float(adjusted_rand_score(labels, clusters)) if defined else None,
+        "confusion": (confusion if (matched_K < 0).any() else confusion[:, :-1]).tolist(),
+        "per_class": _per_class(confusion, class_names),
+    }
+
+
+def _per_class(confusion: np.ndarray, class_names: list[str]) -> dict[str, dict[str, float]]:
+    scores = {}
+    for c, name in enumerate(class_names):
+        right, predicted, real = confusion[c, c], confusion[:, c].sum(), confusion[c].sum()
+        if real:
+            scores[name] = {
+                "precision": float(right / max(predicted, 1)),
+                "recall": float(right / real),
+                "f1": float(2 * right / (predicted + real)),
+            }
+    return scores
+
+
+COLUMNS = {
+    "hungarian_accuracy": "Hungarian accuracy",
+    "nmi": "NMI",
+    "ari": "ARI",
+    "silhouette": "silhouette",
+    "davies_bouldin": "Davies-Bouldin",
+}
+BASELINES = {"raw_pixels": "raw pixels", "untrained": "untrained network"}
+
+
+def summary_table(metrics: dict[str, Any]) -> str:
+    """The content of metrics.json as aligned text: a row for each split of each kind of features.
+
+    Undefined metrics and those that need labels a split does not have are dashes.
+    """
+    kinds = {"learned features": metrics["splits"]} | {
+        BASELINES[name]: part["splits"] for name, part in metrics.get("baselines", {}).items()
+    }
+    rows = [["", "split", "images", *COLUMNS.values()]]
+    for split in metrics["splits"]:
+        for kind, splits in kinds.items():
+            if split in splits:
+                scores = splits[split]
+                numbers = [_number(scores.get(column)) for column in COLUMNS]
+                rows.append([kind, split, f"{scores['images']:,}", *numbers])
+    return aligned(rows, left=2)
+
+
+def class_table(per_class: dict[str, dict[str, float]]) -> str:
+    """Precision, recall and F1 of every class as aligned text."""
+    rows = [["class", "precision", "recall", "F1"]]
+    for name, scores in per_class.items():
+        rows.append([name, *(_number(scores[key]) for key in ("precision", "recall", "f1"))])
+    return aligned(rows)
+
+
+def aligned(rows: list[list[str]], left: int = 1) -> str:
+    """Rows of text in columns, the first `left` of them flush left and the others right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
