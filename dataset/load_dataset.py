@@ -7,22 +7,17 @@ never copied whole.
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from dataset.folder import class_of, find_pictures
 from dataset.picture_cache import load_pictures
+from dataset.stl10 import STL10_FOLDER, STL10_IMAGE_SIZE, load_stl10, load_stl10_classes
 from src.artifacts import digest
 from src.cli import UserError
 
 DatasetName = Literal["stl10", "digits", "folder"]
-
-STL10_FOLDER = "stl10_binary"
-STL10_IMAGE_SIZE = 96
-STL10_CLASSES = (
-    "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,7 @@ def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     grey = [
         np.asarray(
             Image.fromarray(np.uint8(image * (255 / 16))).resize((32, 32), Image.Resampling.BICUBIC)
@@ -102,46 +97,13 @@ def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
 
 
 def _stl10(folder: Path) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """The official binaries (Coates et al. 2011): column-major uint8, labels from 1 to 10."""
-    splits = {}
-    for name in ("unlabeled", "train", "test"):
-        if (folder / f"{name}_X.bin").exists():
-            images = _stl10_images(folder / f"{name}_X.bin")
-            labels = None
-            if (folder / f"{name}_y.bin").exists():
-                labels = _stl10_labels(folder / f"{name}_y.bin", len(images))
-            splits[name] = Split(images, labels)
+    splits = {name: Split(images, labels) for name, (images, labels) in load_stl10(folder).items()}
     if not splits:
         raise UserError(
             f"no STL-10 images in {folder}: run python dataset/download_dataset.py, or point "
             "--data-dir at the directory that holds stl10_binary/"
         )
-    names = folder / "class_names.txt"
-    class_names = tuple(names.read_text().split()) if names.exists() else STL10_CLASSES
-    return splits, class_names
-
-
-def _stl10_images(file: Path) -> np.ndarray:
-    side = STL10_IMAGE_SIZE
-    size, image_bytes = file.stat().st_size, 3 * side * side
-    if size == 0 or size % image_bytes:
-        raise UserError(
-            f"{file} has {size:,} bytes, not a positive multiple of {image_bytes:,} "
-            f"(3 x {side} x {side}): it is not whole, get it again"
-        )
-    columns_first = np.memmap(file, np.uint8, "r").reshape(-1, 3, side, side)
-    return columns_first.transpose(0, 1, 3, 2)
-
-
-def _stl10_labels(file: Path, images: int) -> np.ndarray:
-    labels = np.fromfile(file, np.uint8)
-    if len(labels) != images:
-        raise UserError(f"{file} has {len(labels):,} labels for {images:,} images")
-    if labels.min() < 1 or labels.max() > 10:
-        raise UserError(
-            f"{file} has labels from {labels.min()} to {labels.max()}; STL-10's are 1 to 10"
-        )
-    return labels.astype(np.int64) - 1
+    return splits, load_stl10_classes(folder)
 
 
 def _folder(
