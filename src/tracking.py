@@ -4,6 +4,9 @@ All that W&B does happens in one background thread, fed by a queue. The training
 it twice, at most `START_SECONDS` and `FINISH_SECONDS`.
 """
 
+import base64
+import html
+import io
 import json
 import math
 import os
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from src import wandb_run
@@ -104,9 +108,9 @@ class Tracker:
 
     def image(self, key: str, picture: Path | np.ndarray) -> None:
         """Log a picture: a file, or uint8 (height, width, 3)."""
-        self._do(lambda run: run.log({key: _cell(picture)}))
+        self._do(lambda run: run.log({key: _picture(picture)}))
 
-    def table(self, key: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table; a cell that is a path or an array is a picture, as in `image`."""
         self._do(lambda run: run.log({key: _table(columns, rows)}))
 
@@ -146,7 +150,7 @@ class Tracker:
         self._attempt(self._catch_up, run, segments, earlier)
         while (job := self._jobs.get()) is not None:
             self._attempt(job, run)
-        self._attempt(run.finish, self._exit_code)
+        self._attempt(wandb_run.close_run, run, self._exit_code)
 
     def _catch_up(self, run: Any, segments: list[Path], earlier: Sequence[dict[str, Any]]) -> None:
         """Bring the run level with `metrics.jsonl`: a kill takes the last second of a segment.
@@ -226,15 +230,27 @@ def _define_axes(run: Any) -> None:
         run.define_metric(f"{prefix}/*", step_metric=_axis(prefix))
 
 
-def _cell(value: Any) -> Any:
+def _picture(picture: Path | np.ndarray) -> Any:
     import wandb
 
+    return wandb.Image(str(picture) if isinstance(picture, Path) else picture)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    """An HTML table. W&B's own table is an artifact, and an offline run remembers artifacts by
+    absolute paths: they would be lost where the folder is copied to another machine."""
+    import wandb
+
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return wandb.Html(f"<table><tr>{head}</tr>{body}</table>")
+
+
+def _cell(value: Any) -> str:
     if isinstance(value, Path):
-        return wandb.Image(str(value))
-    return wandb.Image(value) if isinstance(value, np.ndarray) else value
-
-
-def _table(columns: list[str], rows: Sequence[Sequence[Any]]) -> Any:
-    import wandb
-
-    return wandb.Table(columns=list(columns), data=[[_cell(cell) for cell in row] for row in rows])
+        value = np.asarray(Image.open(value).convert("RGB"))
+    if not isinstance(value, np.ndarray):
+        return f"<td>{html.escape(str(value))}</td>"
+    png = io.BytesIO()
+    Image.fromarray(value).save(png, "png")
+    return f'<td><img src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"></td>'

@@ -10,6 +10,7 @@ SIGTERM ends the step, writes a checkpoint and leaves; the same command goes on 
 
 import dataclasses
 import math
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -47,7 +48,9 @@ from src.runtime import (
     select_precision,
     versions,
 )
-from src.tracking import MetricsLog, Tracker, WandbMode
+from src.metrics_log import MetricsLog
+from src.tracking import PREFIXES, Tracker
+from src.wandb_run import WandbMode
 
 SplitName = Literal["unlabeled", "train", "test"]
 
@@ -86,6 +89,12 @@ class TrainConfig:
     """Probability that a view is blurred."""
     rotation: float = 0.0
     """Largest rotation of a view, in degrees."""
+    shear: float = 0.0
+    """Largest slant of a view, in degrees."""
+    shift: float = 0.0
+    """Largest shift of a view, as a part of its side."""
+    zoom: float = 0.0
+    """Largest change of a view's size: 0.1 is 1/1.1 to 1.1."""
 
     temperature: float = 0.2
     """NT-Xent's tau."""
@@ -141,9 +150,8 @@ class TrainConfig:
 
     @property
     def views(self) -> ViewSettings:
-        return ViewSettings(
-            self.crop_min, self.flip, self.jitter, self.grey, self.blur, self.rotation
-        )
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(ViewSettings)}
+        return ViewSettings(**own)
 
     @property
     def images_per_step(self) -> int:
@@ -151,9 +159,9 @@ class TrainConfig:
 
 
 DIGITS = dict(
-    image_size=32, arch="resnet18", crop_min=0.5, flip=0.0, jitter=0.5,
-    grey=0.0, blur=0.0, rotation=15.0, epochs=60, monitor_every=10, log_every=5,
-    checkpoint_every=20, warmup_epochs=4.0,
+    image_size=32, arch="resnet18", crop_min=1.0, flip=0.0,
+    jitter=0.0, grey=0.0, blur=0.0, rotation=12.0, shear=12.0, shift=0.1, zoom=0.1,
+    epochs=40, warmup_epochs=3.0, checkpoint_every=20, monitor_every=10, log_every=5,
 )  # fmt: skip
 
 # What may differ when a run is resumed: it does not change the numbers.
@@ -492,21 +500,27 @@ def main(config: TrainConfig) -> int:
         else:
             calibrate(run, setup)
         metrics = MetricsLog(directory / checkpoint.METRICS_LOG, keep_until_step=run.step)
+        group = run.tracking.get("group") or f"{config.dataset}-{secrets.token_hex(4)}"
         tracker = Tracker(
             config.wandb,
             config.wandb_dir,
             job_type="train",
-            group=run.tracking.get("group"),
+            group=group,
             run_id=run.tracking.get("run_id"),
-            config={**plain(config), "dataset_fingerprint": setup.dataset.fingerprint},
+            config={
+                **plain(config),
+                "dataset_fingerprint": setup.dataset.fingerprint,
+                "commit": git_commit(),
+            },
+            earlier=metrics.earlier,
         )
-        run.tracking = {"group": tracker.group, "run_id": tracker.run_id}
+        run.tracking = {"group": group, "run_id": tracker.run_id}
         if not found:
             save(run, setup)  # epoch 0, the untrained network
 
         def log(record: dict[str, Any]) -> None:
             metrics.write(record)
-            tracker.log(record)
+            tracker.log(record, PREFIXES[record["kind"]])
 
         code = train(run, setup, log, stop)
         tracker.finish(code)

@@ -54,6 +54,7 @@ def load_wandb(directory: Path) -> ModuleType:
         raise Unavailable("wandb is not installed") from None
     if not hasattr(wandb, "init"):  # Python took the output directory `wandb/` for a package
         raise Unavailable("wandb is not installed")
+    wandb.setup(settings=wandb.Settings(silent=True, console="off"))
     return wandb
 
 
@@ -107,6 +108,17 @@ def open_run(
     return OpenRun(run, f"{why and why + '; '}offline run in {place}, sync with: make sync")
 
 
+def close_run(run: Any, exit_code: int) -> None:
+    """Finish the run; Unavailable where uploading took longer than was allowed."""
+    try:
+        run.finish(exit_code)
+    except TimeoutError:
+        directory = os.path.relpath(Path(run.dir).parent)
+        raise Unavailable(
+            f"not all was uploaded; later: python src/sync_wandb.py {directory}"
+        ) from None
+
+
 def why_not_online(wandb: ModuleType) -> str:
     """Empty where a key is configured and the server answers. Never asks for a key."""
     import requests  # comes with wandb, and knows its proxies and certificates
@@ -131,28 +143,31 @@ def first_line(error: Exception) -> str:
 
 def segments(directory: Path, run_id: str) -> list[Path]:
     """The log files of that run under `directory`, oldest first."""
-    return sorted(directory.glob(f"**/*run-*-{run_id}/run-{run_id}.wandb"), key=_started)
+    logs = directory.glob(f"**/*run-*-{run_id}/run-{run_id}.wandb")
+    return sorted(logs, key=start_time)
 
 
-def _started(log: Path) -> str:
-    """`20260131_235959` of `offline-run-20260131_235959-abcd1234/run-abcd1234.wandb`."""
-    return log.parent.name.split("run-")[1]
+def start_time(log: Path) -> str:
+    """20260131_235959 from offline-run-20260131_235959-abcd1234/run-abcd1234.wandb."""
+    return log.parent.name.partition("run-")[2]
+
+
+def read_log(log: Path) -> Iterator[dict[str, Any]]:
+    """The records of a log file, up to where a kill tore it, as W&B's own viewer prints them.
+
+    Raises:
+        subprocess.SubprocessError: the viewer failed.
+    """
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log.resolve())]
+    run = subprocess.run(
+        command, cwd=log.parents[2], capture_output=True, timeout=INSPECT_SECONDS, check=True
+    )
+    return map(json.loads, run.stdout.splitlines())
 
 
 def history(log: Path) -> Iterator[dict[str, Any]]:
-    """The rows in a segment's log file; it may be torn at its end.
-
-    Raises:
-        subprocess.SubprocessError: W&B's reader failed.
-    """
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    run = subprocess.run(
-        command, cwd=log.parent, capture_output=True, timeout=INSPECT_SECONDS, check=False
-    )
-    for line in run.stdout.splitlines():
-        record = json.loads(line)
-        if record["type"] == "history":
-            yield record["history"]["item"]
+    """The rows that are logged in a log file."""
+    return (record["history"]["item"] for record in read_log(log) if record["type"] == "history")
 
 
 def kill_service() -> None:
