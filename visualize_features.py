@@ -17,9 +17,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dataset.load_dataset import Dataset
-from src import artifacts, figures
+from src import artifacts, checkpoint, figures
 from src.cli import UserError, run_script
-from src.evaluation import silhouette_samples, summary_table
+from src.evaluation import summary_table
+from src.silhouette import silhouette_samples
 from src.metrics_log import Record, read_metrics
 from src.projection import FIT_POINTS, TITLES, ProjectionName, project
 from src.report import Page, write_report
@@ -51,7 +52,7 @@ def main(config: VisualizeConfig) -> None:
     started = time.monotonic()
     results = load_results(config.feature_dir)
     dataset = images_or_none(results, config)
-    records = read_metrics(config.checkpoint_dir / artifacts.TRAINING_LOG)
+    records = read_metrics(config.checkpoint_dir / checkpoint.METRICS_LOG)
     if not records:
         print(f"note: no training log in {config.checkpoint_dir}: no training curves")
     print(f"{TITLES[config.projection]} of {len(results.x_NP):,} images")
