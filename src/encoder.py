@@ -88,7 +88,7 @@ class TrainedBackbone:
             raise UserError(f"no checkpoint in {directory}: run python src/train.py first")
         file, state = found
         config = state["config"]
-        model = SimCLR(config["arch"], small_images=config["small_images"])
+        model = SimCLR(config["arch"], config["small_images"], bn=config["bn"])
         model.load_state_dict(state["model"])
         backbone = model.backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(

@@ -34,7 +34,7 @@ from src.batches import (
     TrainingBatches,
 )
 from src.cli import UserError, run_script
-from src.models.simclr import Architecture, SimCLR, calibrate_batch_norm, nt_xent
+from src.models.simclr import Architecture, BatchNorm, SimCLR, calibrate_batch_norm, nt_xent
 from src.runtime import (
     DeviceName,
     PrecisionName,
@@ -74,8 +74,9 @@ class TrainConfig:
     """Backbone."""
     small_images: bool = False
     """A stem without downsampling, for images of about 32 pixels."""
-    bn: Literal["frozen", "train"] = "frozen"
-    """Batch norm: statistics measured once and then frozen, or those of every batch."""
+    bn: BatchNorm = "frozen"
+    """Batch norm: statistics measured once and then frozen (with standardised weights), or those
+    of every batch."""
 
     crop_min: float = 0.08
     """Smallest part of an image that a view shows."""
@@ -160,7 +161,7 @@ class TrainConfig:
 
 DIGITS = dict(
     image_size=32, arch="resnet18", crop_min=1.0, flip=0.0,
-    jitter=0.0, grey=0.0, blur=0.0, rotation=12.0, shear=12.0, shift=0.1, zoom=0.1,
+    jitter=0.6, grey=0.0, blur=0.5, rotation=20.0, shear=15.0, shift=0.1, zoom=0.2,
     epochs=40, warmup_epochs=3.0, checkpoint_every=20, monitor_every=10, log_every=5,
 )  # fmt: skip
 
@@ -216,6 +217,14 @@ def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScale
     return torch.amp.GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
 
 
+def loss_of(model: SimCLR, batch: Batch, config: TrainConfig, dtype: torch.dtype) -> Tensor:
+    """NT-Xent of two views of every image in the batch."""
+    views = make_views(batch.images_BCSS.repeat(2, 1, 1, 1), batch.parameters)
+    with autocast(views.device, dtype):
+        projections_2Bd = model(views)
+    return nt_xent(projections_2Bd, config.temperature)
+
+
 def train_step(
     model: SimCLR,
     optimizer: torch.optim.Optimizer,
@@ -226,11 +235,8 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """One optimizer step; returns loss and gradient norm as tensors on the device."""
     losses = []
-    for images_BCSS, parameters in batches:
-        views = make_views(images_BCSS.repeat(2, 1, 1, 1), parameters)
-        with autocast(views.device, dtype):
-            projections_2Bd = model(views)
-        loss = nt_xent(projections_2Bd, config.temperature) / len(batches)
+    for batch in batches:
+        loss = loss_of(model, batch, config, dtype) / len(batches)
         scaler.scale(loss).backward()
         losses.append(loss.detach())
     scaler.unscale_(optimizer)
@@ -315,7 +321,7 @@ def start(setup: Setup) -> Run:
     """A network at random initialisation."""
     config = setup.config
     torch.manual_seed(random_stream(config.seed, INITIAL_WEIGHTS).initial_seed())
-    model = SimCLR(config.arch, config.small_images, frozen_bn=config.bn == "frozen").train()
+    model = SimCLR(config.arch, config.small_images, bn=config.bn).train()
     model.to(setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Run(
         model,
