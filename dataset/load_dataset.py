@@ -74,6 +74,27 @@ def load_dataset(
     return Dataset(name, splits, class_names, _fingerprint(splits, class_names, files))
 
 
+def reload_dataset(recorded: dict[str, Any], data_dir: Path | None = None) -> Dataset:
+    """The dataset that an earlier stage recorded in the manifest.
+
+    Args:
+        recorded: the manifest's part about the dataset.
+        data_dir: where the images are now, when they were moved.
+
+    Raises:
+        UserError: they are not there, or are others.
+    """
+    where = data_dir or Path(recorded["data_dir"])
+    cache_dir = Path(recorded["cache_dir"]) if recorded["cache_dir"] else None
+    dataset = load_dataset(recorded["name"], where, recorded["image_size"], cache_dir)
+    if dataset.fingerprint != recorded["fingerprint"]:
+        raise UserError(
+            f"{where} holds other images than the features came from: "
+            "run python src/feature_extraction.py again"
+        )
+    return dataset
+
+
 def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
     """scikit-learn's 1,797 handwritten digits, 8x8 enlarged to 24x24 in the middle of 32x32, so that
     a view may shift and turn them without cutting a stroke; every fifth is for test."""

@@ -73,6 +73,11 @@ class TrainedBackbone:
     tracking: dict[str, str | None]
     file: Path
 
+    @property
+    def cache_dir(self) -> Path | None:
+        """Where the decoded pictures of a folder were kept in training."""
+        return Path(self.config["cache_dir"]) if self.config["cache_dir"] else None
+
     @classmethod
     def load(cls, file: Path | None, directory: Path, device: torch.device) -> "TrainedBackbone":
         """From the checkpoint `file`, or from the newest whole one in `directory`.

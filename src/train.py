@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset.load_dataset import Dataset, DatasetName, load_dataset
+from dataset.stl10_archive import ensure_stl10
 from src import checkpoint, health
 from src.augment import ViewSettings, make_views
 from src.batches import (
@@ -69,6 +70,8 @@ class TrainConfig:
     """Splits to learn from, those that are there. Their labels are never used."""
     image_size: int = 96
     """Side in pixels to which the pictures of a folder are brought."""
+    cache_dir: Path | None = None
+    """Where the decoded pictures of a folder are kept; None is beside them."""
 
     arch: Architecture = "resnet50"
     """Backbone."""
@@ -167,7 +170,7 @@ DIGITS = dict(
 
 # What may differ when a run is resumed: it does not change the numbers.
 FREE_TO_CHANGE = {
-    "data_dir", "checkpoint_dir", "epochs", "device", "compile", "images", "deterministic",
+    "data_dir", "checkpoint_dir", "cache_dir", "epochs", "device", "compile", "images", "deterministic",
     "checkpoint_every", "keep", "fresh", "log_every", "monitor_every", "wandb", "wandb_dir",
 }  # fmt: skip
 
@@ -303,7 +306,9 @@ def set_up(config: TrainConfig) -> Setup:
 
 def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
     """The dataset, and the names of its splits to learn from."""
-    dataset = load_dataset(config.dataset, config.data_dir, config.image_size)
+    if config.dataset == "stl10":
+        ensure_stl10(config.data_dir)
+    dataset = load_dataset(config.dataset, config.data_dir, config.image_size, config.cache_dir)
     names = [name for name in dataset.splits if name in config.train_on]
     if not names:
         raise UserError(
