@@ -83,7 +83,7 @@ def _open(pixels: Path, pictures: Pictures, size: int) -> tuple[np.ndarray, dict
         if shape[0] == 0:
             return np.empty(shape, np.uint8), broken
         images = np.load(pixels, mmap_mode="r", allow_pickle=False)
-    except (FileNotFoundError, ValueError, EOFError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):
         return None
     return (images, broken) if images.shape == shape and images.dtype == np.uint8 else None
 

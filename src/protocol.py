@@ -44,7 +44,9 @@ class Protocol:
     def cluster(self, reduced: Splits, count: int, seed: int) -> tuple[KMeans, Splits]:
         """K-means of coordinates (N, P), and the nearest centroid (N,) of every image."""
         model = kmeans(reduced[self.fit_on], count, seed, self.restarts)
-        return model, {split: model.predict(x).astype(np.int64) for split, x in reduced.items()}
+        return model, {
+            split: np.asarray(model.predict(x), np.int64) for split, x in reduced.items()
+        }
 
     def name(self, clusters: Splits, count: int) -> np.ndarray:
         """The class (K,) of each cluster by Hungarian matching; -1 for none."""

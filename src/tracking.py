@@ -73,6 +73,7 @@ class Tracker:
         self._worker: threading.Thread | None = None
         self._logged: set[tuple[str, float]] = set()
         self._warned: set[str] = set()
+        self._quiet = False
         self._exit_code = 0
         if mode == "disabled":
             return
@@ -124,7 +125,9 @@ class Tracker:
         worker.join(FINISH_SECONDS)
         if worker.is_alive():
             self._warn("still busy at the end, left behind; what it wrote is on disk")
+            self._quiet = True  # about what follows from that
             self._attempt(wandb_run.kill_service)
+            worker.join(1.0)
 
     def _do(self, job: Callable[[Any], None]) -> None:
         if self._worker is not None and self._worker.is_alive():
@@ -138,7 +141,7 @@ class Tracker:
         earlier: Sequence[dict[str, Any]],
         started: threading.Event,
     ) -> None:
-        segments = wandb_run.segments(directory, options["id"])
+        segments = self._attempt(wandb_run.segments, directory, options["id"]) or []
         opened = self._attempt(wandb_run.open_run, mode, directory, FINISH_SECONDS / 2, options)
         if opened is not None:
             tqdm.write(f"W&B: {opened.place}")
@@ -187,7 +190,7 @@ class Tracker:
 
     def _warn(self, text: str) -> None:
         """Print a warning once."""
-        if text not in self._warned:
+        if text not in self._warned and not self._quiet:
             self._warned.add(text)
             tqdm.write(f"W&B: {text}", file=sys.stderr)
 
@@ -196,7 +199,7 @@ def _row(record: dict[str, Any], prefix: str) -> dict[str, float]:
     return {
         _name(prefix, field): value
         for field, value in record.items()
-        if isinstance(value, (int, float)) and math.isfinite(value)
+        if isinstance(value, (int, float, np.number)) and math.isfinite(value)
     }
 
 

@@ -5,6 +5,7 @@ run id; W&B joins them when they are synced. Nothing here asks for a key: it is 
 `wandb login` put it.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -102,7 +103,8 @@ def open_run(
                 return OpenRun(run, f"online at {run.url}")
             except Exception as error:  # they have no common class
                 why = first_line(error)
-                wandb.teardown()  # else the id counts as in use
+                with contextlib.suppress(SystemExit):
+                    wandb.teardown()  # else the id counts as in use
     run = wandb.init(mode="offline", **options)
     place = os.path.relpath(Path(run.dir).parent)
     return OpenRun(run, f"{why and why + '; '}offline run in {place}, sync with: make sync")
@@ -117,6 +119,9 @@ def close_run(run: Any, exit_code: int) -> None:
         raise Unavailable(
             f"not all was uploaded; later: python src/sync_wandb.py {directory}"
         ) from None
+    except Exception:
+        kill_service()
+        raise
 
 
 def why_not_online(wandb: ModuleType) -> str:
@@ -178,4 +183,5 @@ def kill_service() -> None:
     import wandb
 
     wandb.setup()._connection._proc._process.kill()  # type: ignore[union-attr]
-    wandb.teardown()  # takes out the exit hook
+    with contextlib.suppress(ConnectionError, SystemExit):
+        wandb.teardown()  # takes out the exit hook before it finds nobody to talk to
