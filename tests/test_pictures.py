@@ -1,0 +1,311 @@
+"""Every kind of picture against an array that was worked out without Pillow's help."""
+
+import hashlib
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.pictures import MAX_PIXELS, BadPicture, load_picture
+
+SIZE = 24
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> io.BytesIO:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    stream.seek(0)
+    return stream
+
+
+def colours(height: int = SIZE, width: int = SIZE) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def ramp(height: int, width: int) -> np.ndarray:
+    """Smooth, so that a lossy format or another filter stays within a few levels."""
+    y, x = np.mgrid[:height, :width]
+    channels = [255 * y / (height - 1), 255 * x / (width - 1), 127.5 + 0 * x]
+    return np.uint8(np.rint(np.stack(channels, axis=2)))
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+        ("PPM", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("JPEG2000", {}),
+    ],
+)
+def test_a_picture_of_the_right_size_comes_back_bit_for_bit(format: str, options: dict) -> None:
+    pixels = colours()
+    loaded = load_picture(encoded(Image.fromarray(pixels), format, **options), SIZE)
+    assert loaded.dtype == np.uint8
+    assert loaded.flags.c_contiguous
+    np.testing.assert_array_equal(loaded, pixels.transpose(2, 0, 1))
+
+
+def test_jpeg_of_the_right_size_is_what_a_plain_decoder_gives() -> None:
+    stream = encoded(Image.fromarray(colours()), "JPEG")
+    plain = np.asarray(Image.open(stream)).transpose(2, 0, 1)
+    stream.seek(0)
+    np.testing.assert_array_equal(load_picture(stream, SIZE), plain)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 72), (72, 96), (96, 72 + 1)])
+def test_shorter_side_is_resized_and_the_centre_cut_out(height: int, width: int) -> None:
+    pixels = ramp(height, width)
+    loaded = load_picture(encoded(Image.fromarray(pixels), "PNG"), SIZE)
+    side, factor = min(height, width), min(height, width) / SIZE
+    top, left = (height - side) / 2, (width - side) / 2
+    # A linear ramp under any symmetric filter keeps its value at the centre of each new pixel.
+    centre = (np.arange(SIZE) + 0.5) * factor - 0.5
+    rows = 255 * (top + centre) / (height - 1)
+    columns = 255 * (left + centre) / (width - 1)
+    inner = slice(2, -2)  # at the edges the filter is cut off
+    assert np.abs(loaded[0, inner].astype(float) - rows[inner, None]).max() < 1.5
+    assert np.abs(loaded[1, :, inner].astype(float) - columns[inner]).max() < 1.5
+
+
+def test_shrinking_is_antialiased() -> None:
+    checkers = np.uint8(np.indices((8 * SIZE, 8 * SIZE)).sum(axis=0) % 2 * 255)
+    loaded = load_picture(encoded(Image.fromarray(checkers), "PNG"), SIZE)
+    assert np.abs(loaded.astype(int) - 127).max() <= 2  # sampling would give 0 or 255
+
+
+def test_a_large_jpeg_is_close_to_the_same_picture_as_png() -> None:
+    image = Image.fromarray(ramp(30 * SIZE, 40 * SIZE))
+    jpeg = load_picture(encoded(image, "JPEG", quality=95), SIZE).astype(int)
+    png = load_picture(encoded(image, "PNG"), SIZE).astype(int)
+    assert np.abs(jpeg - png).max() <= 6
+
+
+def test_small_and_thin_pictures_are_enlarged() -> None:
+    one = np.full((1, 1, 3), (10, 20, 30), np.uint8)
+    loaded = load_picture(encoded(Image.fromarray(one), "PNG"), SIZE)
+    np.testing.assert_array_equal(loaded, np.broadcast_to(one.reshape(3, 1, 1), loaded.shape))
+    thin = Image.fromarray(np.full((1, 5000, 3), 77, np.uint8))
+    np.testing.assert_array_equal(load_picture(encoded(thin, "PNG"), SIZE), 77)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+def test_exif_orientation(format: str, orientation: int) -> None:
+    upright = colours()
+    # EXIF 2.3, 4.6.4 A: where row 0 and column 0 of the stored picture are seen.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: np.rot90(upright.transpose(1, 0, 2), 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if format == "WEBP" else {}
+    stream = encoded(Image.fromarray(np.ascontiguousarray(stored)), format, exif=exif, **options)
+    np.testing.assert_array_equal(load_picture(stream, SIZE), upright.transpose(2, 0, 1))
+
+
+def test_palette_grey_and_one_bit() -> None:
+    indices = np.random.default_rng(1).integers(0, 4, (SIZE, SIZE), dtype=np.uint8)
+    table = np.uint8([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]])
+    image = Image.frombytes("P", (SIZE, SIZE), indices.tobytes())
+    image.putpalette(table.tobytes())
+    for format in ("PNG", "GIF", "BMP"):
+        loaded = load_picture(encoded(image, format), SIZE)
+        np.testing.assert_array_equal(loaded, table[indices].transpose(2, 0, 1))
+    grey = Image.fromarray(indices * 60)
+    np.testing.assert_array_equal(load_picture(encoded(grey, "PNG"), SIZE)[2], indices * 60)
+    bits = Image.fromarray(indices > 1)
+    np.testing.assert_array_equal(
+        load_picture(encoded(bits, "PNG"), SIZE)[0], np.uint8(indices > 1) * 255
+    )
+
+
+def test_transparency_is_composited_on_white() -> None:
+    pixels = colours()
+    alpha = np.random.default_rng(2).integers(0, 256, (SIZE, SIZE, 1), dtype=np.uint8)
+    share = alpha / 255.0
+    expected = (pixels * share + 255 * (1 - share)).transpose(2, 0, 1)
+    rgba = Image.fromarray(np.concatenate([pixels, alpha], axis=2))
+    for format, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})):
+        loaded = load_picture(encoded(rgba, format, **options), SIZE)
+        assert np.abs(loaded - expected).max() <= 1
+    la = Image.fromarray(np.concatenate([pixels[:, :, :1], alpha], axis=2), "LA")
+    assert np.abs(load_picture(encoded(la, "PNG"), SIZE)[1] - expected[0]).max() <= 1
+
+
+def test_transparent_palette_entry_and_colour_key_are_white() -> None:
+    indices = np.random.default_rng(3).integers(0, 2, (SIZE, SIZE), dtype=np.uint8)
+    image = Image.frombytes("P", (SIZE, SIZE), indices.tobytes())
+    image.putpalette(bytes([1, 2, 3, 200, 100, 50]))
+    expected = np.where(indices == 0, 255, 100)
+    for format in ("PNG", "GIF"):
+        loaded = load_picture(encoded(image, format, transparency=0), SIZE)
+        np.testing.assert_array_equal(loaded[1], expected)
+    partial = encoded(image, "PNG", transparency=b"\x00\xff")
+    np.testing.assert_array_equal(load_picture(partial, SIZE)[1], expected)
+    rgb = Image.fromarray(np.uint8([[1, 2, 3], [200, 100, 50]])[indices])
+    keyed = encoded(rgb, "PNG", transparency=(1, 2, 3))
+    np.testing.assert_array_equal(load_picture(keyed, SIZE)[1], expected)
+
+
+def test_cmyk() -> None:
+    cmyk = np.zeros((SIZE, SIZE, 4), np.uint8)
+    cmyk[:, : SIZE // 2, 0] = 255  # cyan ink swallows red
+    for format in ("TIFF", "JPEG"):
+        loaded = load_picture(encoded(Image.fromarray(cmyk, "CMYK"), format), SIZE).astype(int)
+        error = loaded[:, :, : SIZE // 2 - 4] - np.array([0, 255, 255])[:, None, None]
+        assert np.abs(error).max() < 4
+        assert loaded[:, :, SIZE // 2 + 4 :].min() > 251
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_keeps_its_levels(format: str) -> None:
+    levels = np.linspace(0, 65535, SIZE * SIZE).astype(np.uint16).reshape(SIZE, SIZE)
+    loaded = load_picture(encoded(Image.fromarray(levels), format), SIZE)
+    np.testing.assert_array_equal(loaded[0], np.rint(levels / 257))
+
+
+def test_float_and_32_bit_grey_are_stretched_over_their_range() -> None:
+    values = np.linspace(-3.0, 5.0, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
+    expected = np.rint((values.astype(float) + 3) / 8 * 255)
+    np.testing.assert_array_equal(
+        load_picture(encoded(Image.fromarray(values), "TIFF"), SIZE)[0], expected
+    )
+    whole = np.arange(SIZE * SIZE, dtype=np.int32).reshape(SIZE, SIZE) * 1_000_000 - 77
+    np.testing.assert_array_equal(
+        load_picture(encoded(Image.fromarray(whole), "TIFF"), SIZE)[0],
+        np.rint((whole + 77.0) / (whole.max() + 77.0) * 255),
+    )
+
+
+def test_float_grey_with_nan_or_without_contrast() -> None:
+    values = np.ones((SIZE, SIZE), np.float32)
+    values[0, 0], values[0, 1], values[0, 2] = np.nan, np.inf, 3
+    loaded = load_picture(encoded(Image.fromarray(values), "TIFF"), SIZE)[0]
+    assert loaded[0, :4].tolist() == [0, 0, 255, 0]
+    for constant in (0.5, np.nan):
+        flat = Image.fromarray(np.full((SIZE, SIZE), constant, np.float32))
+        assert not load_picture(encoded(flat, "TIFF"), SIZE).any()
+
+
+def test_of_several_frames_the_first_counts() -> None:
+    frames = [Image.fromarray(np.full((SIZE, SIZE, 3), level, np.uint8)) for level in (40, 200)]
+    for format, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("PNG", {})):
+        several = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        np.testing.assert_array_equal(load_picture(several, SIZE), 40)
+
+
+def _png_header(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"\0" * 1000)
+    chunks = [
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in (header, data)
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _truncated(format: str, share: float) -> bytes:
+    whole = encoded(Image.fromarray(colours(64, 64)), format).getvalue()
+    return whole[: int(len(whole) * share)]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"these are words, whatever the name says", "not a picture"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        (_png_header(30_000, 30_000), "more than 89 million"),  # Pillow's error
+        (_png_header(10_000, 9_000), "more than 89 million"),  # Pillow's warning
+        (_truncated("JPEG", 0.5), "truncated"),
+        (_truncated("PNG", 0.5), "damaged"),
+        (_truncated("WEBP", 0.5), "damaged"),
+        (_truncated("GIF", 0.5), "damaged"),
+        (_truncated("BMP", 0.5), "truncated"),
+        (_truncated("TIFF", 0.9), "truncated|damaged|not a picture"),
+    ],
+)
+def test_bad_pictures_give_their_reason(content: bytes, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "picture.jpg"
+    file.write_bytes(content)
+    with pytest.raises(BadPicture, match=reason) as error:
+        load_picture(file, SIZE)
+    assert "\n" not in str(error.value)
+    with pytest.raises(BadPicture, match=reason):
+        load_picture(io.BytesIO(content), SIZE)
+
+
+def test_missing_file_and_directory(tmp_path: Path) -> None:
+    with pytest.raises(BadPicture, match="no such file"):
+        load_picture(tmp_path / "none.png", SIZE)
+    with pytest.raises(BadPicture, match="is a directory"):
+        load_picture(tmp_path, SIZE)
+
+
+def test_the_limit_itself_is_allowed() -> None:
+    wide = MAX_PIXELS // 9000
+    assert wide * 9000 <= MAX_PIXELS < 10_000 * 9000
+    with pytest.raises(BadPicture, match=r"truncated|damaged"):  # it is decoded, and found short
+        load_picture(io.BytesIO(_png_header(wide, 9000)), SIZE)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on damaged EXIF
+def test_damage_anywhere_gives_a_picture_or_its_reason() -> None:
+    rng = np.random.default_rng(4)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(colours())
+    for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM"):
+        options = {"exif": exif} if format in ("JPEG", "PNG", "WEBP") else {}
+        whole = np.frombuffer(encoded(image, format, **options).getvalue(), np.uint8)
+        for _ in range(60):
+            damaged = whole.copy()
+            damaged[rng.integers(0, len(whole), 5)] = rng.integers(0, 256, 5)
+            try:
+                picture = load_picture(io.BytesIO(damaged.tobytes()), SIZE)
+            except BadPicture:
+                continue
+            assert picture.shape == (3, SIZE, SIZE)
+
+
+def test_threads_give_what_one_thread_gives(tmp_path: Path) -> None:
+    files = []
+    for index, format in enumerate(["png", "jpeg", "webp", "tiff", "gif"] * 8):
+        pixels = np.roll(colours(40, 50), index, axis=1)
+        files.append(tmp_path / f"{index}.{format}")
+        Image.fromarray(pixels).save(files[-1])
+    # A fresh process, so that Pillow's formats are not registered yet when the threads start.
+    code = (
+        "import sys, hashlib, pathlib; from concurrent.futures import ThreadPoolExecutor as T;"
+        "from dataset.pictures import load_picture as load;"
+        "f = [pathlib.Path(a) for a in sys.argv[1:]];"
+        "r = T(8).map(lambda p: load(p, 24).tobytes(), f);"
+        "print(hashlib.sha256(b''.join(r)).hexdigest())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, files)],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    with ThreadPoolExecutor(1) as one:
+        alone = b"".join(one.map(lambda file: load_picture(file, SIZE).tobytes(), files))
+    assert run.stdout.strip() == hashlib.sha256(alone).hexdigest()
