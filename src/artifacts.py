@@ -54,6 +54,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.json"
 FIGURES = "figures"
 REPORT = "report.html"
+MODEL = "model.onnx"
 
 
 def path(artifact: Artifact, directory: Path, split: str = "") -> Path:
