@@ -96,8 +96,11 @@ def reload_dataset(recorded: dict[str, Any], data_dir: Path | None = None) -> Da
 
 
 def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
-    """scikit-learn's 1,797 handwritten digits, 8x8 enlarged to 24x24 in the middle of 32x32, so that
-    a view may shift and turn them without cutting a stroke; every fifth is for test."""
+    """scikit-learn's 1,797 handwritten digits; every fifth is for test.
+
+    8x8 enlarged to 24x24 in the middle of 32x32, so that a view may shift and turn a digit
+    without cutting a stroke.
+    """
     from PIL import Image
     from sklearn.datasets import load_digits
 

@@ -119,7 +119,7 @@ def prune(directory: Path, current: Path, keep: int | None) -> None:
 
 
 def set_aside(directory: Path) -> Path | None:
-    """Move an earlier run's files into a folder of their own; returns it, None if there were none."""
+    """Move an earlier run's files into a folder of their own; None if there were none."""
     files = listed(directory) + [p for p in [directory / METRICS_LOG] if p.exists()]
     if not files:
         return None

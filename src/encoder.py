@@ -85,10 +85,7 @@ class TrainedBackbone:
         Raises:
             UserError: there is none that can be used.
         """
-        if file is not None:
-            found = file, checkpoint.load(file)
-        else:
-            found = checkpoint.newest(directory)
+        found = (file, checkpoint.load(file)) if file is not None else checkpoint.newest(directory)
         if found is None:
             raise UserError(f"no checkpoint in {directory}: run python src/train.py first")
         file, state = found

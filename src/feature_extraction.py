@@ -92,7 +92,9 @@ def main(config: ExtractionConfig) -> None:
         "precision": str(dtype).removeprefix("torch."),
         "tracking": trained.tracking,
     }
-    part["id"] = artifacts.digest([part["checkpoint"]["digest"], part["dataset"], part["precision"]])
+    part["id"] = artifacts.digest(
+        [part["checkpoint"]["digest"], part["dataset"], part["precision"]]
+    )
     artifacts.record(
         directory, artifacts.EXTRACTION, part | {"commit": git_commit(), "versions": versions()}
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from src import checkpoint
 from src.checkpoint import BadCheckpoint
 from src.cli import RunError, UserError

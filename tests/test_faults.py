@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, environment
+
 from src import checkpoint
 
 EPOCHS = 4

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from src.models.simclr import Backbone, SimCLR, calibrate_batch_norm, nt_xent, standardized
 from torch import Tensor
+
+from src.models.simclr import Backbone, SimCLR, calibrate_batch_norm, nt_xent, standardized
 
 
 def algorithm_1(z: Tensor, temperature: float) -> Tensor:
@@ -90,7 +91,9 @@ def test_backbone_is_torchvisions(arch: Any, bn: Any) -> None:
 
 def naive_standard(weight: Tensor) -> Tensor:
     """Filter by filter: mean 0, length 1."""
-    return torch.stack([(w - w.mean()) / ((w - w.mean()) ** 2).sum().add(1e-8).sqrt() for w in weight])
+    return torch.stack(
+        [(w - w.mean()) / ((w - w.mean()) ** 2).sum().add(1e-8).sqrt() for w in weight]
+    )
 
 
 def test_batch_norm_trains_when_asked_to() -> None:

@@ -101,9 +101,7 @@ class Backbone(ResNet):
         bn: `frozen`, see `FrozenBatchNorm2d`, or `train`, ordinary batch norm.
     """
 
-    def __init__(
-        self, arch: Architecture, small_images: bool = False, bn: BatchNorm = "frozen"
-    ):
+    def __init__(self, arch: Architecture, small_images: bool = False, bn: BatchNorm = "frozen"):
         norm = FrozenBatchNorm2d if bn == "frozen" else nn.BatchNorm2d
         if arch == "resnet18":
             super().__init__(_BasicBlock, [2, 2, 2, 2], norm_layer=norm)
