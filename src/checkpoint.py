@@ -126,7 +126,7 @@ def set_aside(directory: Path) -> Path | None:
     aside = directory / time.strftime("before-%Y%m%d-%H%M%S")
     aside.mkdir()
     for file in files:
-        os.replace(file, aside / file.name)
+        file.replace(aside / file.name)
     return aside
 
 

@@ -57,7 +57,7 @@ def script(tmp_path: Path) -> Script:
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, ROOT / name, *map(str, arguments)],
-            cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240,
+            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240,
         )  # fmt: skip
 
     return run

@@ -1,4 +1,4 @@
-"""Checkpoints under attack: truncated, flipped, empty, foreign, hostile, full disk, two trainers."""
+"""Checkpoints under attack: truncated, flipped, empty, foreign, hostile; a full disk; two runs."""
 
 import os
 import pickle

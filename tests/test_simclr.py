@@ -12,7 +12,7 @@ from src.models.simclr import Backbone, SimCLR, calibrate_batch_norm, nt_xent, s
 
 
 def algorithm_1(z: Tensor, temperature: float) -> Tensor:
-    """Chen et al. 2020, Algorithm 1, as written there: rows 2k-1 and 2k are two views of one image."""
+    """Chen et al. 2020, Algorithm 1, as written there: rows 2k-1 and 2k are views of one image."""
     n = len(z) // 2
 
     def s(i: int, j: int) -> Tensor:
