@@ -7,7 +7,6 @@ from a stranger can carry wrong numbers but cannot run code.
 
 import contextlib
 import hashlib
-import os
 import pickle
 import re
 import sys
