@@ -127,7 +127,7 @@ class Tracker:
             self._warn("still busy at the end, left behind; what it wrote is on disk")
             self._quiet = True  # about what follows from that
             self._attempt(wandb_run.kill_service)
-            worker.join(1.0)
+            worker.join(5.0)  # the kill wakes it; Python must not end while it is busy
 
     def _do(self, job: Callable[[Any], None]) -> None:
         if self._worker is not None and self._worker.is_alive():
@@ -165,7 +165,7 @@ class Tracker:
             for record in earlier
             if (prefix := PREFIXES.get(record["kind"])) is not None
         ]
-        there = self._attempt(_points_in, segments) if segments else None
+        there = self._attempt(_points_in, segments, run) if segments else None
         if there is None and self._continues:
             there = {_point(row, prefix) for row, prefix in rows}
         self._logged = there or set()
@@ -195,7 +195,7 @@ class Tracker:
             tqdm.write(f"W&B: {text}", file=sys.stderr)
 
 
-def _row(record: dict[str, Any], prefix: str) -> dict[str, float]:
+def _row(record: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {
         _name(prefix, field): value
         for field, value in record.items()
@@ -216,14 +216,20 @@ def _point(row: dict[str, float], prefix: str) -> tuple[str, float]:
     return _axis(prefix), row[_axis(prefix)]
 
 
-def _points_in(segments: list[Path]) -> set[tuple[str, float]]:
-    """The points of all axes that are logged in these segments."""
+def _points_in(segments: list[Path], run: Any) -> set[tuple[str, float]]:
+    """The points of all axes that W&B has, or gets when these segments are synced.
+
+    An online segment that was killed keeps rows that it had not sent yet. The server says with
+    its summary how far it got.
+    """
+    axes = [_axis(prefix) for prefix in AXES]
+    arrived = {axis: math.inf if run.offline else run.summary.get(axis, -1) for axis in axes}
     return {
-        _point(row, prefix)
+        (axis, row[axis])
         for segment in segments
         for row in wandb_run.history(segment)
-        for prefix in AXES
-        if _axis(prefix) in row
+        for axis in axes
+        if axis in row and (wandb_run.is_offline(segment) or row[axis] <= arrived[axis])
     }
 
 

@@ -152,6 +152,10 @@ def segments(directory: Path, run_id: str) -> list[Path]:
     return sorted(logs, key=start_time)
 
 
+def is_offline(log: Path) -> bool:
+    return log.parent.name.startswith("offline-")
+
+
 def start_time(log: Path) -> str:
     """20260131_235959 from offline-run-20260131_235959-abcd1234/run-abcd1234.wandb."""
     return log.parent.name.partition("run-")[2]

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 VIEWER = {"id": "VXNlcjox", "entity": "someone", "username": "someone", "flags": "{}"}
+STARTED = '{"t": {}}'  # by which W&B tells that a run has begun
 PROJECT = {"id": "UDox", "name": "project", "entity": {"id": "RTox", "name": "someone"}}
 
 
@@ -18,6 +19,8 @@ class FakeServer:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.reply: dict[str, Any] = {}
+        self.bucket: dict[str, Any] | None = None
+        self.summary = "{}"
         self._connections: list[socket.socket] = []
         fake = self
 
@@ -54,23 +57,39 @@ class FakeServer:
     def answer(self, path: str, body: bytes) -> Any:
         content = json.loads(body) if body else {}
         if path.endswith("/file_stream"):
-            history = content.get("files", {}).get("wandb-history.jsonl", {})
-            self.rows += [json.loads(line) for line in history.get("content", [])]
+            files = content.get("files", {})
+            sent = files.get("wandb-history.jsonl", {}).get("content", [])
+            self.rows += [json.loads(line) for line in sent]
+            for line in files.get("wandb-summary.json", {}).get("content", []):
+                self.summary = line
             return {}
         if "errors" in self.reply:
             return self.reply
         query = content.get("query", "")
         if "viewer" in query:
             return {"data": {"viewer": VIEWER}}
+        if "RunResumeStatus" in query:
+            return {"data": {"model": PROJECT | {"bucket": self.resume_status()}}}
         if "upsertBucket" in query:
             name = content["variables"]["name"]
             bucket = {"id": "UjE=", "name": name, "displayName": name, "project": PROJECT}
             bucket |= {"config": "{}", "historyLineCount": len(self.rows), "sweepName": None}
+            self.bucket = bucket
             return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
         if "createRunFiles" in query:
             files = {"runID": "UjE=", "uploadHeaders": [], "files": []}
             return {"data": {"createRunFiles": files}}
         return {"data": {}}
+
+    def resume_status(self) -> dict[str, Any] | None:
+        """How far the run got, for one that continues it; None before it began."""
+        if self.bucket is None:
+            return None
+        tail = [json.dumps(row) for row in self.rows[-1:]]
+        status = {"historyLineCount": len(self.rows), "historyTail": json.dumps(tail)}
+        status |= {"logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]"}
+        status |= {"summaryMetrics": self.summary, "tags": [], "notes": "", "wandbConfig": STARTED}
+        return self.bucket | status
 
     def __enter__(self) -> "FakeServer":
         return self

@@ -234,11 +234,30 @@ def test_online(tmp_path: Path, environment: dict[str, str], server: FakeServer)
     assert holding == []
 
 
+def test_killed_online_and_resumed(
+    tmp_path: Path, environment: dict[str, str], server: FakeServer
+) -> None:
+    environment = online(environment, server)
+    options: dict = {"run_id": "abcd1234", "epochs": 20}
+    run = track(tmp_path, environment, **options, pause=0.02, kill_after=15)
+    assert run.returncode == -signal.SIGKILL
+    assert server.rows == []  # W&B sends every 15 seconds
+    for row in expected_rows(8)[:-1]:  # as if the kill had come after the step of epoch 8
+        server.rows.append(row | {"_step": len(server.rows)})
+        server.summary = json.dumps(json.loads(server.summary) | server.rows[-1])
+    run = track(tmp_path, environment, **options, from_epoch=12)
+    assert_trained(run, tmp_path, epochs=20)
+    assert warnings(run) == []
+    assert uploaded(server) == expected_rows(20)
+    assert [row["_step"] for row in server.rows] == list(range(40))
+
+
 def test_a_server_that_dies_in_the_middle(
     tmp_path: Path, environment: dict[str, str], server: FakeServer
 ) -> None:
     environment = online(environment, server)
-    arguments = command(tmp_path, run_id="abcd1234", epochs=8, pause=0.2)
+    quick = QUICK | {"FINISH_SECONDS": 6.0}
+    arguments = command(tmp_path, run_id="abcd1234", epochs=8, pause=0.2, seconds=quick)
     process = subprocess.Popen(
         arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -248,11 +267,25 @@ def test_a_server_that_dies_in_the_middle(
     rest, errors = process.communicate(timeout=60)
     run = subprocess.CompletedProcess(arguments, process.returncode, shown + rest, errors)
     assert_trained(run, tmp_path, epochs=8)
-    assert seconds_to("finished", run) < QUICK["FINISH_SECONDS"] + 2
+    assert seconds_to("finished", run) < quick["FINISH_SECONDS"] + 2
     (log,) = segments(tmp_path)
     mend = f"python src/sync_wandb.py {os.path.relpath(log.parent)}"
     assert warnings(run) == [f"W&B: not all was uploaded; later: {mend}"]
     assert rows(tmp_path, environment) == expected_rows(8)
+
+
+def test_an_answer_that_comes_late_does_not_delay_the_run(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        environment |= {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY}
+        impatient = QUICK | {"START_SECONDS": 0.1}
+        run = track(tmp_path, environment, mode="auto", seconds=impatient)
+    assert_trained(run, tmp_path)
+    assert seconds_to("started", run) < 1
+    assert warnings(run) == ["W&B: no answer yet; the run starts without waiting for it"]
+    assert rows(tmp_path, environment) == expected_rows(3)
 
 
 @pytest.mark.parametrize("harm", ["SIGKILL", "SIGSTOP"])

@@ -13,7 +13,7 @@ from tests.tracked_run import records
 
 ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef0123456789abcdef01234567"
-QUICK = {"FLUSH_SECONDS": 0.2, "CHECK_SECONDS": 1.0, "INIT_SECONDS": 3.0, "FINISH_SECONDS": 6.0}
+QUICK = {"FLUSH_SECONDS": 0.2, "CHECK_SECONDS": 1.0, "INIT_SECONDS": 3.0, "FINISH_SECONDS": 40.0}
 
 
 def clean_environment(directory: Path) -> dict[str, str]:
