@@ -66,7 +66,7 @@ def load_pictures(
             with FileLock(folder / ".lock"):
                 cached = _open(pixels, pictures, size)
                 if cached is None:
-                    _write(pixels, pictures, size, workers or _cores())
+                    _write(pixels, pictures, size, workers or cores())
                     _remove_others(pixels, stem)
                     cached = _open(pixels, pictures, size)
     assert cached is not None
@@ -146,7 +146,7 @@ def _decode_one(path: Path, size: int) -> np.ndarray | str:
         return str(error)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Those that this process may use, which a scheduler or container can limit."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
