@@ -1,0 +1,280 @@
+"""Clusters of the features, and how good they are.
+
+    python src/clustering.py
+
+L2 normalisation, exact PCA, K-means++; PCA and K-means are fitted on one split and applied to
+all of them. Reads features/{split}_features.npy and _labels.npy. Writes features/{split}_pca.npy,
+pca_*.npy, centroids.npy, {split}_clusters.npy, cluster_to_class.npy, metrics.json and its part of
+manifest.json. Labels are used to name and to score the clusters, never to find them.
+
+Hungarian accuracy comes under two protocols. `hungarian_accuracy` matches clusters to classes on
+the very split it scores, as papers report; `transferred_accuracy` names them once, on the split
+K-means was fitted on, and applies the names to the others, which is all a user can do.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from src import artifacts
+from src.artifacts import CLUSTERING, EXTRACTION
+from src.baselines import load_baselines
+from src.cli import UserError, run_script
+from src.cluster_count import candidates, scan, scan_table
+from src.evaluation import COLUMNS, class_table, summary_table
+from src.protocol import Protocol, Splits
+from src.reduction import PCA
+from src.runtime import git_commit, versions
+
+LOW_VARIANCE = 0.95
+
+
+@dataclass(frozen=True)
+class ClusteringConfig:
+    feature_dir: Path = Path("features")
+    """Where the features are and the clusters go."""
+    fit_on: Literal["unlabeled", "train", "test"] = "train"
+    """The split that PCA and K-means are fitted on; without a train split, the largest there is."""
+    normalize: bool = True
+    """Bring every feature vector to length 1 first."""
+    components: int = 100
+    """Principal components to keep; fewer where the features have fewer dimensions."""
+    whiten: bool = False
+    """Give every component the same variance."""
+    clusters: str | None = None
+    """A number, a range such as 5:20 to pick the best from, or auto for 2:20; None is one per
+    class, or 10 where there are no classes."""
+    restarts: int = 20
+    """K-means starts, of which the best is kept."""
+    seeds: int | None = None
+    """Also report mean and standard deviation over this many seeds of K-means."""
+    baselines: bool = False
+    """Also cluster raw pixels, and the features of the untrained network, in the same way."""
+    seed: int = 0
+    """Of K-means."""
+
+
+def main(config: ClusteringConfig) -> None:
+    _check(config)
+    directory = config.feature_dir
+    extraction = artifacts.recorded(directory, EXTRACTION)
+    features = load_features(directory, extraction)
+    protocol = choose_protocol(config, features, extraction)
+    fit_on = protocol.fit_on
+    counts = candidates(config.clusters, len(protocol.class_names))
+    if counts[-1] > len(features[fit_on]):
+        raise UserError(
+            f"--clusters: {counts[-1]} clusters need as many images, {fit_on} has "
+            f"{len(features[fit_on])}"
+        )
+    baselines = {}
+    if config.baselines:
+        compared = [split for split in features if split in protocol.labels or split == fit_on]
+        baselines = load_baselines(directory, extraction, compared)
+
+    artifacts.record(directory, CLUSTERING, None)  # not finished from here on
+    pca, reduced = protocol.reduce(features)
+    metrics: dict[str, Any] = {"splits": {}, "pca": describe_pca(pca, config.components)}
+    if len(counts) > 1:
+        metrics["scan"] = scan(reduced[fit_on], counts, config.seed)
+        print(scan_table(metrics["scan"]))
+    count = metrics["scan"]["picked"] if "scan" in metrics else counts[0]
+    model, clusters = protocol.cluster(reduced, count, config.seed)
+    named_K = protocol.name(clusters, count)
+    save(directory, pca, reduced, model.cluster_centers_, clusters, named_K)
+
+    metrics["kmeans"] = {
+        "clusters": count,
+        "fit_on": fit_on,
+        "named_on": protocol.named_on,
+        "inertia": float(model.inertia_),
+        "restarts": config.restarts,
+    }
+    metrics["splits"] = protocol.score(reduced, clusters, named_K)
+    if config.seeds:
+        seeds = range(config.seed, config.seed + config.seeds)
+        metrics["seeds"] = protocol.over_seeds(reduced, count, seeds)
+    if baselines:
+        metrics["baselines"] = {
+            kind: {"splits": protocol.score_features(x, count, config.seed)}
+            for kind, x in baselines.items()
+        }
+    artifacts.write_json(directory / artifacts.METRICS, metrics)
+    record(config, extraction["id"], fit_on, count)
+    report(metrics)
+    print(f"wrote {directory / artifacts.METRICS} and the clusters beside it")
+
+
+def _check(config: ClusteringConfig) -> None:
+    for flag, value, least in (
+        ("--components", config.components, 1),
+        ("--restarts", config.restarts, 1),
+        ("--seeds", 2 if config.seeds is None else config.seeds, 2),
+        ("--seed", config.seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"{flag} {value}: it must be at least {least}")
+
+
+def load_features(directory: Path, extraction: dict[str, Any]) -> Splits:
+    """The features (N, D) of every split that the extraction wrote, memory-mapped."""
+    features = {}
+    for split, images in extraction["dataset"]["splits"].items():
+        features[split] = artifacts.load(artifacts.FEATURES, directory, split)
+        if len(features[split]) != images:
+            raise UserError(
+                f"{artifacts.path(artifacts.FEATURES, directory, split)} has "
+                f"{len(features[split]):,} rows, the extraction wrote {images:,}: run python "
+                f"{EXTRACTION} again"
+            )
+    if len({x.shape[1] for x in features.values()}) > 1:
+        raise UserError(
+            f"the splits in {directory} have features of different lengths: run python "
+            f"{EXTRACTION} again"
+        )
+    return features
+
+
+def load_labels(directory: Path, features: Splits, class_names: list[str]) -> Splits:
+    """The labels (N,) of the splits that have any; -1 stands for an unknown one."""
+    labels = {}
+    for split, x in features.items():
+        if not artifacts.exists(artifacts.LABELS, directory, split):
+            continue
+        known = artifacts.load(artifacts.LABELS, directory, split)
+        file = artifacts.path(artifacts.LABELS, directory, split)
+        if len(known) != len(x) or known.min() < -1 or known.max() >= len(class_names):
+            raise UserError(
+                f"{file} has {len(known):,} labels from {known.min()} to {known.max()} for "
+                f"{len(x):,} images of {len(class_names)} classes: run python {EXTRACTION} again"
+            )
+        if unknown := int((known < 0).sum()):
+            print(f"note: {file} has {unknown:,} labels of -1, which are left out of the scores")
+        if unknown < len(known):
+            labels[split] = known
+    return labels
+
+
+def choose_protocol(
+    config: ClusteringConfig, features: Splits, extraction: dict[str, Any]
+) -> Protocol:
+    fit_on = config.fit_on
+    if fit_on not in features:
+        if fit_on != "train":
+            raise UserError(f"--fit-on {fit_on}: there are only features of {', '.join(features)}")
+        fit_on = max(features, key=lambda split: len(features[split]))
+        print(f"note: there is no train split, PCA and K-means are fitted on {fit_on}")
+    class_names = extraction["dataset"]["class_names"]
+    return Protocol(
+        fit_on=fit_on,
+        labels=load_labels(config.feature_dir, features, class_names),
+        class_names=class_names,
+        normalize=config.normalize,
+        components=config.components,
+        whiten=config.whiten,
+        restarts=config.restarts,
+    )
+
+
+def describe_pca(pca: PCA, wanted: int) -> dict[str, Any]:
+    kept, explained = len(pca.variance_ratio_P), float(pca.variance_ratio_P.sum())
+    dim = len(pca.mean_D)
+    print(
+        f"pca: {dim:,} features to {kept} components that keep {explained:.1%} of the variance; "
+        f"effective rank {pca.effective_rank:.1f}"
+    )
+    if kept < wanted:
+        print(
+            f"note: the centred features span {kept} dimensions, fewer than --components {wanted}"
+        )
+    elif explained < LOW_VARIANCE:
+        print(f"note: that is under {LOW_VARIANCE:.0%}; --components {2 * kept} would keep more")
+    return {
+        "components": kept,
+        "explained_variance": explained,
+        "cumulative": pca.variance_ratio_P.cumsum().tolist(),
+        "effective_rank": pca.effective_rank,
+    }
+
+
+def save(
+    directory: Path,
+    pca: PCA,
+    reduced: Splits,
+    centroids_KP: np.ndarray,
+    clusters: Splits,
+    named_K: np.ndarray,
+) -> None:
+    """Every array that later stages read; files of splits that are gone are removed."""
+    artifacts.save(artifacts.PCA_MEAN, directory, pca.mean_D)
+    artifacts.save(artifacts.PCA_COMPONENTS, directory, pca.components_PD)
+    artifacts.save(artifacts.PCA_VARIANCE_RATIO, directory, pca.variance_ratio_P)
+    artifacts.save(artifacts.CENTROIDS, directory, centroids_KP)
+    artifacts.save(artifacts.CLUSTER_TO_CLASS, directory, named_K)
+    for split in artifacts.SPLITS:
+        for artifact, arrays in ((artifacts.REDUCED, reduced), (artifacts.ASSIGNMENTS, clusters)):
+            if split in arrays:
+                artifacts.save(artifact, directory, arrays[split], split)
+            else:
+                artifacts.path(artifact, directory, split).unlink(missing_ok=True)
+
+
+def record(config: ClusteringConfig, features_id: str, fit_on: str, count: int) -> None:
+    """Say in the manifest what the files came from; from here on they are finished."""
+    part = {
+        "features": features_id,
+        "normalize": config.normalize,
+        "whiten": config.whiten,
+        "fit_on": fit_on,
+        "clusters": count,
+        "config": asdict(config) | {"feature_dir": str(config.feature_dir)},
+        "commit": git_commit(),
+        "versions": versions(),
+    }
+    artifacts.record(config.feature_dir, CLUSTERING, part)
+
+
+def tracked(metrics: dict[str, Any]) -> dict[str, float]:
+    """The numbers of every split for an experiment tracker, such as "test/nmi"."""
+    return {
+        f"{split}/{name}": value
+        for split, scores in metrics["splits"].items()
+        for name, value in scores.items()
+        if isinstance(value, float)
+    }
+
+
+def report(metrics: dict[str, Any]) -> None:
+    """Print what a person wants to know."""
+    fitted, splits = metrics["kmeans"], metrics["splits"]
+    sizes = splits[fitted["fit_on"]]["cluster_sizes"]
+    print(
+        f"k-means: {fitted['clusters']} clusters of {fitted['fit_on']}, "
+        f"from {min(sizes):,} to {max(sizes):,} images"
+    )
+    if empty := sizes.count(0):
+        print(f"note: {empty} clusters are empty, there are fewer distinct images than clusters")
+    for split, scores in splits.items():
+        if undefined := [name for key, name in COLUMNS.items() if scores.get(key, 0) is None]:
+            print(f"note: {split}: {', '.join(undefined)} undefined with one class or one cluster")
+    labelled = [split for split in splits if "per_class" in splits[split]]
+    if labelled:
+        print(f"\n{labelled[-1]}, clusters matched to classes on it:")
+        print(class_table(splits[labelled[-1]]["per_class"]))
+    print(f"\n{summary_table(metrics)}\n")
+    for split, means in metrics.get("seeds", {}).get("splits", {}).items():
+        print(f"{split} over {metrics['seeds']['count']} seeds: {_spread(means)}")
+
+
+def _spread(means: dict[str, dict[str, float] | None]) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value['mean']:.3f} ± {value['std']:.3f}"
+        for name, value in means.items()
+        if value
+    )
+
+
+if __name__ == "__main__":
+    run_script(main, ClusteringConfig)

@@ -1,0 +1,262 @@
+"""How good clusters and features are: against labels, and without any.
+
+Shape letters: N images, D features, P principal components, C classes, K clusters.
+
+Labels of -1 mean that nobody knows the class; the caller leaves those images out.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import (
+    adjusted_rand_score,
+    davies_bouldin_score,
+    normalized_mutual_info_score,
+)
+
+from src.silhouette import silhouette_samples
+
+
+def kmeans(x_NP: np.ndarray, clusters: int, seed: int, restarts: int) -> KMeans:
+    """K-means++ on every core, the best of `restarts` starts.
+
+    Where `x_NP` has fewer distinct points than `clusters`, some clusters stay empty.
+    """
+    model = KMeans(clusters, n_init=restarts, random_state=seed)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # those empty clusters
+        return model.fit(np.asarray(x_NP, np.float32))
+
+
+def contingency(
+    labels: np.ndarray, clusters: np.ndarray, classes: int, n_clusters: int
+) -> np.ndarray:
+    """int64 (C, K): how many images of a class are in a cluster."""
+    pairs = np.bincount(labels * n_clusters + clusters, minlength=classes * n_clusters)
+    return pairs.reshape(classes, n_clusters)
+
+
+def hungarian_match(
+    labels: np.ndarray, clusters: np.ndarray, classes: int, n_clusters: int
+) -> np.ndarray:
+    """The one-to-one naming of clusters that gets the most images right.
+
+    Args:
+        labels: int (N,), from 0 to `classes` - 1.
+        clusters: int (N,), from 0 to `n_clusters` - 1.
+        classes: C.
+        n_clusters: K.
+
+    Returns:
+        int64 (K,), the class of each cluster; -1 where a cluster has no class: there are more
+        clusters than classes, or it holds no image of the class that was left for it.
+
+    Source: Kuhn 1955, as solved by scipy.
+    """
+    table_CK = contingency(labels, clusters, classes, n_clusters)
+    rows, columns = linear_sum_assignment(table_CK, maximize=True)
+    named = table_CK[rows, columns] > 0
+    classes_K = np.full(n_clusters, -1)
+    classes_K[columns[named]] = rows[named]
+    return classes_K
+
+
+def majority_match(
+    labels: np.ndarray, clusters: np.ndarray, classes: int, n_clusters: int
+) -> np.ndarray:
+    """int64 (K,): the most frequent class of each cluster, -1 where it is empty.
+
+    Several clusters may share a class, which is what one wants with more clusters than classes.
+    """
+    table_CK = contingency(labels, clusters, classes, n_clusters)
+    return np.where(table_CK.any(axis=0), table_CK.argmax(axis=0), -1)
+
+
+def hungarian_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
+    """Share of images right, with the clusters named on these very images, as papers report."""
+    match_K = hungarian_match(labels, clusters, labels.max() + 1, clusters.max() + 1)
+    return float(np.mean(match_K[clusters] == labels))
+
+
+@torch.no_grad()
+def knn_accuracy(
+    bank_ND: np.ndarray,
+    bank_labels: np.ndarray,
+    queries_MD: np.ndarray,
+    labels: np.ndarray,
+    k: int = 20,
+    temperature: float = 0.07,
+    block: int = 1024,
+) -> float:
+    """Share of queries whose weighted nearest neighbours in the bank vote for their class.
+
+    The k most similar by cosine vote with weight exp(similarity / temperature). A query that is
+    in the bank too would vote for itself: keep the two apart. k is cut to the size of the bank.
+
+    Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance
+    Discrimination", section 3.4.
+    """
+    bank = F.normalize(torch.as_tensor(bank_ND, dtype=torch.float32), dim=1)
+    queries = F.normalize(torch.as_tensor(queries_MD, dtype=torch.float32), dim=1)
+    classes_N = torch.as_tensor(bank_labels)
+    votes = []
+    for rows in queries.split(block):
+        similarity, nearest = (rows @ bank.T).topk(min(k, len(bank)), dim=1)  # (block, k)
+        ballot = torch.zeros(len(rows), int(classes_N.max()) + 1)
+        ballot.scatter_add_(1, classes_N[nearest], (similarity / temperature).exp())
+        votes.append(ballot.argmax(dim=1))
+    return float((torch.cat(votes) == torch.as_tensor(labels)).float().mean())
+
+
+def effective_rank(x_ND: np.ndarray) -> float:
+    """How many directions the rows really use: from 1 to D, 0.0 where all rows are equal.
+
+    exp of the Shannon entropy of the singular values, divided by their sum, of the centred
+    matrix. Source: Roy & Vetterli 2007, "The effective rank", definition 1 (there uncentred).
+    """
+    x = np.asarray(x_ND, np.float64)
+    x = x - x[0]  # equal rows become exact zeros, which the rounded mean would not give
+    x = x - x.mean(axis=0)
+    gram = x.T @ x if x.shape[0] > x.shape[1] else x @ x.T
+    return entropy_rank(np.linalg.eigvalsh(gram))
+
+
+def entropy_rank(eigenvalues: np.ndarray) -> float:
+    """`effective_rank` from the eigenvalues of the covariance, in any scale."""
+    singular = np.sqrt(np.clip(eigenvalues, 0, None))
+    share = singular[singular > 1e-7 * singular.max()]
+    if not len(share):
+        return 0.0
+    share = share / share.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def internal_metrics(x_NP: np.ndarray, clusters: np.ndarray) -> dict[str, float | None]:
+    """Exact mean silhouette and Davies-Bouldin index (Davies & Bouldin 1979), both Euclidean.
+
+    None where they are undefined: fewer than two clusters hold samples, or none has two.
+    """
+    if not 1 < len(np.unique(clusters)) < len(clusters):
+        return {"silhouette": None, "davies_bouldin": None}
+    return {
+        "silhouette": float(silhouette_samples(x_NP, clusters).mean()),
+        "davies_bouldin": float(davies_bouldin_score(x_NP, clusters)),
+    }
+
+
+def external_metrics(
+    labels: np.ndarray, clusters: np.ndarray, named_K: np.ndarray, class_names: list[str]
+) -> dict[str, Any]:
+    """Clusters against labels, under every naming of the clusters.
+
+    Args:
+        labels: int64 (N,), indices into `class_names`.
+        clusters: int64 (N,).
+        named_K: the class of each cluster as found on the split that names them, -1 for none.
+        class_names: C names.
+
+    Returns:
+        hungarian_accuracy: clusters matched one to one on these very images, as papers report.
+        majority_accuracy: each cluster named after its most frequent class on these images.
+        transferred_accuracy: clusters named by `named_K`, what a user can really do.
+        nmi (arithmetic mean), ari: None where all labels or all clusters are one.
+        confusion: rows are classes, columns predicted classes by the Hungarian match; a last
+            column counts images in clusters without a class, where there are such clusters.
+        per_class: precision, recall, F1 of every class that has images here; precision is 0
+            where nothing was predicted to be the class.
+    """
+    matched_K = hungarian_match(labels, clusters, len(class_names), len(named_K))
+    majority_K = majority_match(labels, clusters, len(class_names), len(named_K))
+    predicted = np.where(matched_K < 0, len(class_names), matched_K)[clusters]
+    confusion = contingency(labels, predicted, len(class_names), len(class_names) + 1)
+    defined = len(np.unique(labels)) > 1 and len(np.unique(clusters)) > 1
+    return {
+        "hungarian_accuracy": float(np.mean(matched_K[clusters] == labels)),
+        "majority_accuracy": float(np.mean(majority_K[clusters] == labels)),
+        "transferred_accuracy": float(np.mean(named_K[clusters] == labels)),
+        "nmi": float(normalized_mutual_info_score(labels, clusters)) if defined else None,
+        "ari": float(adjusted_rand_score(labels, clusters)) if defined else None,
+        "confusion": (confusion if (matched_K < 0).any() else confusion[:, :-1]).tolist(),
+        "per_class": _per_class(confusion, class_names),
+    }
+
+
+def _per_class(confusion: np.ndarray, class_names: list[str]) -> dict[str, dict[str, float]]:
+    scores = {}
+    for c, name in enumerate(class_names):
+        right, predicted, real = confusion[c, c], confusion[:, c].sum(), confusion[c].sum()
+        if real:
+            scores[name] = {
+                "precision": float(right / max(predicted, 1)),
+                "recall": float(right / real),
+                "f1": float(2 * right / (predicted + real)),
+            }
+    return scores
+
+
+COLUMNS = {
+    "hungarian_accuracy": "Hungarian accuracy",
+    "nmi": "NMI",
+    "ari": "ARI",
+    "silhouette": "silhouette",
+    "davies_bouldin": "Davies-Bouldin",
+}
+BASELINES = {"raw_pixels": "raw pixels", "untrained": "untrained network"}
+
+
+def summary_table(metrics: dict[str, Any]) -> str:
+    """The content of metrics.json as aligned text: a row for each split of each kind of features.
+
+    A dash stands for what is undefined, or needs labels that a split does not have.
+    """
+    kinds = {"learned features": metrics["splits"]} | {
+        BASELINES[name]: part["splits"] for name, part in metrics.get("baselines", {}).items()
+    }
+    rows = [["", "split", *COLUMNS.values()]]
+    for split in metrics["splits"]:
+        for kind, splits in kinds.items():
+            if split in splits:
+                numbers = [_number(splits[split].get(column)) for column in COLUMNS]
+                rows.append([kind, split, *numbers])
+    table = aligned(rows, left=2)
+    named_on = metrics["kmeans"]["named_on"]
+    if named_on is None:
+        return table
+    table += "\nHungarian accuracy: clusters matched to classes on each split itself, as papers do."
+    for split, scores in metrics["splits"].items():
+        if split != named_on and "transferred_accuracy" in scores:
+            accuracy = _number(scores["transferred_accuracy"])
+            table += (
+                f"\nWith the clusters named on {named_on}, {split} has an accuracy of {accuracy}."
+            )
+    return table
+
+
+def class_table(per_class: dict[str, dict[str, float]]) -> str:
+    """Precision, recall and F1 of every class as aligned text."""
+    rows = [["class", "precision", "recall", "F1"]]
+    for name, scores in per_class.items():
+        rows.append([name, *(_number(scores[key]) for key in ("precision", "recall", "f1"))])
+    return aligned(rows)
+
+
+def aligned(rows: list[list[str]], left: int = 1) -> str:
+    """Rows of text in columns, the first `left` of them flush left and the others right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,101 @@
+"""How any features become clusters and scores: the same steps for learned ones and baselines.
+
+Shape letters: N images, D features, P principal components, K clusters.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.cluster import KMeans
+
+from src.evaluation import external_metrics, hungarian_match, internal_metrics, kmeans
+from src.reduction import PCA, fit_pca
+
+Splits = dict[str, np.ndarray]
+"""An array for each split."""
+
+OVER_SEEDS = ("hungarian_accuracy", "transferred_accuracy", "nmi", "ari")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    fit_on: str
+    """The split that PCA and K-means are fitted on."""
+    labels: Splits
+    """int64 (N,) of the splits that have any, -1 where nobody knows the class."""
+    class_names: list[str]
+    normalize: bool
+    components: int
+    whiten: bool
+    restarts: int
+
+    @property
+    def named_on(self) -> str | None:
+        """The split whose labels name the clusters: the fitted one, or train, or test."""
+        order = (self.fit_on, "train", "test")
+        return next((split for split in order if split in self.labels), None)
+
+    def reduce(self, features: Splits) -> tuple[PCA, Splits]:
+        """PCA of features (N, D), and the coordinates (N, P) of all splits."""
+        pca = fit_pca(features[self.fit_on], self.components, self.normalize, self.whiten)
+        return pca, {split: pca.transform(x, self.normalize) for split, x in features.items()}
+
+    def cluster(self, reduced: Splits, count: int, seed: int) -> tuple[KMeans, Splits]:
+        """K-means of coordinates (N, P), and the nearest centroid (N,) of every image."""
+        model = kmeans(reduced[self.fit_on], count, seed, self.restarts)
+        return model, {
+            split: np.asarray(model.predict(x), np.int64) for split, x in reduced.items()
+        }
+
+    def name(self, clusters: Splits, count: int) -> np.ndarray:
+        """The class (K,) of each cluster by Hungarian matching; -1 for none."""
+        if self.named_on is None:
+            return np.full(count, -1)
+        labels, assigned = self._known(clusters, self.named_on)
+        return hungarian_match(labels, assigned, len(self.class_names), count)
+
+    def score(
+        self, reduced: Splits, clusters: Splits, named_K: np.ndarray
+    ) -> dict[str, dict[str, Any]]:
+        """Every metric of every split; those that need labels only where there are some."""
+        scores = {}
+        for split, assigned in clusters.items():
+            scores[split] = {"images": len(assigned)}
+            if split in self.labels:
+                scores[split] |= self._external(clusters, split, named_K)
+            scores[split] |= internal_metrics(reduced[split], assigned)
+            scores[split]["cluster_sizes"] = np.bincount(assigned, minlength=len(named_K)).tolist()
+        return scores
+
+    def score_features(self, features: Splits, count: int, seed: int) -> dict[str, dict[str, Any]]:
+        """All of it: features (N, D) in, scores out."""
+        _, reduced = self.reduce(features)
+        _, clusters = self.cluster(reduced, count, seed)
+        return self.score(reduced, clusters, self.name(clusters, count))
+
+    def over_seeds(self, reduced: Splits, count: int, seeds: range) -> dict[str, Any]:
+        """Mean and standard deviation (n - 1) over seeds of K-means of what needs labels."""
+        runs = []
+        for seed in seeds:
+            _, clusters = self.cluster(reduced, count, seed)
+            named_K = self.name(clusters, count)
+            runs.append({split: self._external(clusters, split, named_K) for split in self.labels})
+        splits = {
+            split: {name: _mean_std([run[split][name] for run in runs]) for name in OVER_SEEDS}
+            for split in self.labels
+        }
+        return {"count": len(seeds), "splits": splits}
+
+    def _external(self, clusters: Splits, split: str, named_K: np.ndarray) -> dict[str, Any]:
+        return external_metrics(*self._known(clusters, split), named_K, self.class_names)
+
+    def _known(self, clusters: Splits, split: str) -> tuple[np.ndarray, np.ndarray]:
+        known = self.labels[split] >= 0
+        return self.labels[split][known], clusters[split][known]
+
+
+def _mean_std(values: list[float | None]) -> dict[str, float] | None:
+    if None in values:
+        return None
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}  # type: ignore[arg-type]

@@ -1,0 +1,75 @@
+"""The exact silhouette, fast enough for a hundred thousand samples.
+
+Shape letters: N samples, P coordinates, K clusters.
+"""
+
+import numpy as np
+import torch
+
+from src.runtime import progress
+
+
+@torch.no_grad()
+def silhouette_samples(x_NP: np.ndarray, clusters: np.ndarray, block: int = 512) -> np.ndarray:
+    """The exact silhouette of every sample, Euclidean; the same numbers as scikit-learn's.
+
+    With the samples sorted by cluster, every block of distances lies between two clusters, so
+    the mean distances a silhouette is made of are plain row and column sums. Each pair is
+    computed once, in float64 (the product form of the distance cancels badly in float32 between
+    near duplicates), in blocks that stay in cache, on every core.
+
+    Args:
+        x_NP: float (N, P).
+        clusters: int (N,); at least two of them hold samples.
+        block: rows and columns of a block; 256 to 1024 are within 10 % of each other.
+
+    Returns:
+        float64 (N,), from -1 to 1; 0 for a cluster's only member.
+
+    Source: Rousseeuw 1987, "Silhouettes", section 2.
+    """
+    clusters = np.unique(clusters, return_inverse=True)[1]
+    order = np.argsort(clusters, kind="stable")
+    own = clusters[order]
+    counts_K = np.bincount(own)
+    sums_KN = _distance_sums(x_NP[order], counts_K, block)
+
+    each = np.arange(len(own))
+    within = sums_KN[own, each] / np.maximum(counts_K[own] - 1, 1)
+    sums_KN[own, each] = np.inf
+    nearest = (sums_KN / counts_K[:, None]).min(axis=0)
+    widest = np.maximum(within, nearest)
+    scores = np.divide(nearest - within, widest, out=np.zeros_like(widest), where=widest > 0)
+    scores[counts_K[own] == 1] = 0
+    result = np.empty_like(scores)
+    result[order] = scores
+    return result
+
+
+def _distance_sums(x_NP: np.ndarray, counts_K: np.ndarray, block: int) -> np.ndarray:
+    """float64 (K, N): the distances from each sample to all of a cluster, summed.
+
+    The rows of `x_NP` are sorted by cluster.
+    """
+    x = torch.from_numpy(np.asarray(x_NP, np.float64))
+    x = x - x.mean(dim=0)
+    square, one = (x * x).sum(dim=1, keepdim=True), torch.ones(len(x), 1, dtype=x.dtype)
+    left = torch.cat([-2 * x, square, one], dim=1)  # left @ right.T is the squared distance
+    right = torch.cat([x, one, square], dim=1)
+
+    ends = np.cumsum(counts_K).tolist()
+    starts = [0, *ends[:-1]]
+    blocks = [
+        (k, slice(first, min(first + block, ends[k])))
+        for k in range(len(ends))
+        for first in range(starts[k], ends[k], block)
+    ]
+    sums_KN = torch.zeros(len(ends), len(x), dtype=x.dtype)
+    for at, (k, rows) in enumerate(progress(blocks, desc="silhouette", leave=False, delay=2)):
+        distance = (left[rows] @ right[rows].T).clamp_min_(0).sqrt_().fill_diagonal_(0)
+        sums_KN[k, rows] += distance.sum(dim=1)
+        for other_k, columns in blocks[at + 1 :]:
+            distance = (left[rows] @ right[columns].T).clamp_min_(0).sqrt_()
+            sums_KN[other_k, rows] += distance.sum(dim=1)
+            sums_KN[k, columns] += distance.sum(dim=0)
+    return sums_KN.numpy()
