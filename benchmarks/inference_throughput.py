@@ -3,8 +3,7 @@
     python benchmarks/inference_throughput.py --feature-dir features
 
 Needs a finished run; uses the images of its dataset, written out as PNG into a temporary folder.
-What is compared takes turns, and the median of the rounds counts. Also says how many clusters
-agree.
+They take turns and the median of the rounds counts. Also says how many clusters agree.
 """
 
 import tempfile

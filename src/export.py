@@ -75,7 +75,7 @@ def main(config: ExportConfig) -> None:
     file = config.feature_dir / artifacts.MODEL
     with artifacts.replacing(file) as temporary:
         temporary.write_bytes(model.SerializeToString())
-        compared = _compare(temporary, predictor, config) if config.check_images else "not compared"
+        compared = _compare(temporary, predictor, config) if config.check_images else "not tried"
     size = file.stat().st_size / 1e6
     print(f"{file}: opset {OPSET}, {size:,.0f} MB, {compared}")
 
@@ -140,7 +140,8 @@ def _compare(file: Path, predictor: Predictor, config: ExportConfig) -> str:
         )
     except UserError as error:
         raise UserError(f"{error}; or leave the comparison out: --check-images 0") from None
-    images = list(dataset.splits.values())[-1].images
+    split = list(dataset.splits)[-1]
+    images = dataset.splits[split].images
     rows = np.linspace(0, len(images) - 1, min(config.check_images, len(images))).astype(int)
     expected = predictor.predict(images[rows])
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -153,7 +154,12 @@ def _compare(file: Path, predictor: Predictor, config: ExportConfig) -> str:
             f"ONNX Runtime {onnxruntime.__version__} puts only {same} of {len(rows)} images into "
             f"the cluster that PyTorch {torch.__version__} does: no file was written"
         )
-    return f"ONNX Runtime and PyTorch agree on {same} of {len(rows)} images"
+    assigned = artifacts.load(artifacts.ASSIGNMENTS, config.feature_dir, split)[rows]
+    return (
+        f"of {len(rows)} {split} images ONNX Runtime puts {same} into the cluster that PyTorch "
+        f"does in float32, {(clusters == assigned).sum()} into that of the clustering "
+        f"(features in {predictor.extraction['precision']})"
+    )
 
 
 if __name__ == "__main__":

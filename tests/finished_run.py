@@ -29,7 +29,7 @@ from src.models.simclr import SimCLR, calibrate_batch_norm
 
 
 def write_checkpoint(
-    file: Path, name: str, data_dir: Path, arch: str = "resnet18", small_images: bool = True
+    file: Path, name: str, data_dir: Path, arch: str = "resnet18", small_images: bool = False
 ) -> Dataset:
     """An untrained network with calibrated batch norm, as `src/train.py` saves it."""
     dataset = load_dataset(name, data_dir)  # type: ignore[arg-type]
@@ -53,6 +53,16 @@ def write_checkpoint(
     file.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(file, state | {"tracking": {}})
     return dataset
+
+
+def digits_run(parent: Path) -> tuple[Path, Path]:
+    """A finished run on the digits, made once per test session: its features and checkpoint."""
+    features, file = parent / "digits_features", parent / "digits" / checkpoint.file_name(0)
+    if not features.exists():
+        write_checkpoint(file, "digits", Path())
+        extract(features, file)
+        cluster(features)
+    return features, file
 
 
 def extract(directory: Path, file: Path) -> None:
