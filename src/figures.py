@@ -1,0 +1,313 @@
+"""Every figure of a run: pure functions from numbers to matplotlib figures.
+
+None of them touches a display, a file or matplotlib's global state beyond `styled`.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnchoredText
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from src.palette import BASE, UNKNOWN, colours
+
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.edgecolor": "#55595f",
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e8eb",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#55595f",
+    "ytick.color": "#55595f",
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # text stays text, which journals ask for
+    "text.parse_math": False,  # a class may be called $x$
+}
+
+BLUE, ORANGE, GREEN, PINK = BASE[:4]
+WIDTH = 7.2
+"""Inches: two columns of a paper."""
+CLUSTER_ROWS = 30
+"""The picture figure shows the largest clusters, up to this many."""
+
+
+def styled() -> AbstractContextManager[None]:
+    """Figures must be made and saved inside this context."""
+    return mpl.rc_context(STYLE)
+
+
+def training_curves(records: Sequence[dict[str, Any]]) -> Figure:
+    """Loss, learning rate, accuracy and health by epoch, from the records of `metrics.jsonl`."""
+    panels = [
+        ("Loss", "NT-Xent loss", {"loss": "each step", "epoch loss": "epoch mean"}),
+        ("Learning rate", "learning rate", {"learning_rate": ""}),
+        ("Accuracy", "accuracy", {"knn_accuracy": "k-NN", "kmeans_accuracy": "K-means"}),
+        ("Gradients and activations", "norm or RMS",
+         {"gradient_norm": "gradient norm", "activation_rms": "activation RMS"}),
+        ("Spread of the projections", "standard deviation", {"projection_std": ""}),
+        ("Rank of the projections", "effective rank", {"projection_rank": ""}),
+    ]  # fmt: skip
+    there = [
+        (title, unit, drawn)
+        for title, unit, names in panels
+        if (drawn := {label: line for n, label in names.items() if len((line := curve(records, n))[0])})
+    ]
+    rows = -(-len(there) // 3)
+    figure = Figure(figsize=(WIDTH, 2.2 * rows))
+    axes = figure.subplots(rows, 3, squeeze=False).flat
+    for ax, (title, unit, drawn) in zip(axes, there, strict=False):
+        _lines(ax, drawn, many=title == "Loss")
+        ax.set(title=title, xlabel="epoch", ylabel=unit)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if title == "Accuracy":
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    for ax in list(axes)[len(there) :]:
+        ax.remove()
+    return figure
+
+
+def curve(records: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """The epochs and values of a quantity; "epoch loss" is the mean over epochs, and what is in
+    both kinds of record is taken from the steps."""
+    kind, field = ("epoch", "loss") if name == "epoch loss" else (None, name)
+    if kind is None:
+        kind = "step" if any(r["kind"] == "step" and field in r for r in records) else "epoch"
+    found = [r for r in records if r["kind"] == kind and r.get(field) is not None]
+    return [r["epoch"] for r in found], [r[field] for r in found]
+
+
+def _lines(ax: Axes, drawn: dict[str, tuple[list[float], list[float]]], many: bool) -> None:
+    for number, (label, (x, y)) in enumerate(drawn.items()):
+        faint = many and number == 0 and len(drawn) > 1
+        ax.plot(
+            x, y, label=label, color=(BLUE, ORANGE)[number],
+            alpha=0.4 if faint else 1, linewidth=1 if faint else None,
+            marker="o" if len(x) < 40 and not faint else "", markersize=2.5,
+        )  # fmt: skip
+    if len(drawn) > 1:
+        ax.legend()
+
+
+def pca_variance(ratio_P: np.ndarray) -> Figure:
+    """The share of the variance that each principal component explains, and their sum."""
+    figure = Figure(figsize=(WIDTH, 2.6))
+    left, right = figure.subplots(1, 2)
+    component = np.arange(1, len(ratio_P) + 1)
+    left.plot(component, ratio_P, color=BLUE, marker="o", markersize=2)
+    left.set(title="Each component", ylabel="explained variance", yscale="log")
+    left.yaxis.set_major_formatter(FuncFormatter(_percent))
+    left.yaxis.set_minor_formatter("")
+    total = np.cumsum(ratio_P)
+    right.fill_between(component, total, color=BLUE, alpha=0.15, linewidth=0)
+    right.plot(component, total, color=BLUE)
+    right.annotate(
+        f"{total[-1]:.1%} with {len(total)}", (component[-1], total[-1]),
+        (-4, -14), textcoords="offset points", ha="right",
+    )  # fmt: skip
+    right.set(title="Together", ylabel="explained variance", ylim=(0, 1.02))
+    right.yaxis.set_major_formatter(FuncFormatter(_percent))
+    for ax in (left, right):
+        ax.set_xlabel("principal component")
+        ax.set_xlim(min(1, len(total) - 1), len(total) + 0.5)
+    return figure
+
+
+def _percent(value: float, _: int) -> str:
+    return f"{value * 100:g} %"
+
+
+def projection_map(
+    xy_N2: np.ndarray,
+    clusters: np.ndarray,
+    cluster_names: Sequence[str],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    method: str,
+) -> Figure:
+    """The points coloured by cluster and, where any has a class, by class beside it.
+
+    Clusters and classes stand as text at the median of their points: up to twenty of them.
+    """
+    has_classes = bool((labels >= 0).any())
+    figure = Figure(figsize=(WIDTH, 3.9 if has_classes else 6))
+    axes = figure.subplots(1, 2 if has_classes else 1, squeeze=False)[0]
+    numbers = [name.split(" ")[0] for name in cluster_names]
+    _scatter(axes[0], xy_N2, clusters, numbers, f"{method}, coloured by cluster")
+    if has_classes:
+        _scatter(axes[1], xy_N2, labels, class_names, f"{method}, coloured by class")
+    return figure
+
+
+def _scatter(
+    ax: Axes, xy_N2: np.ndarray, groups: np.ndarray, names: Sequence[str], title: str
+) -> None:
+    known = groups >= 0
+    size = float(np.clip(9000 / len(groups), 0.4, 12))
+    palette = np.array(colours(len(names)))
+    grey = xy_N2[~known]
+    dots = {"s": size, "linewidths": 0, "rasterized": len(groups) > 5000}
+    ax.scatter(grey[:, 0], grey[:, 1], color=UNKNOWN, alpha=0.35, **dots)
+    order = np.random.default_rng(0).permutation(np.flatnonzero(known))  # no group on top
+    ax.scatter(xy_N2[order, 0], xy_N2[order, 1], c=palette[groups[order]], alpha=0.7, **dots)
+    for group in np.unique(groups[known]) if len(names) <= 20 else []:
+        x, y = np.median(xy_N2[groups == group], axis=0)
+        halo = [withStroke(linewidth=2.5, foreground="white")]
+        text = ax.text(x, y, names[group], ha="center", va="center", path_effects=halo)
+        text.set(fontsize=8, fontweight="bold", in_layout=False)
+    ax.set(title=title, xticks=[], yticks=[], aspect="equal")
+    ax.set_adjustable("datalim")
+    ax.spines[:].set_visible(False)
+    if len(grey):
+        note = f"grey: {len(grey):,} without a class"
+        ax.add_artist(AnchoredText(note, "lower left", frameon=False, prop={"size": 7}))
+
+
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
+    """Rows are classes, columns what their clusters are named after, in percent of the row.
+
+    A column beyond the classes holds the images of clusters that have no class.
+    """
+    side = float(np.clip(1.6 + 0.42 * len(class_names), 3.2, 12))
+    figure = Figure(figsize=(side + 0.6, side))
+    ax = figure.subplots()
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    columns = [*class_names, "no class"][: counts.shape[1]]
+    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(class_names)), class_names)
+    ax.tick_params(length=0)
+    ax.set(xlabel="class of the cluster", ylabel="class of the image", title=title)
+    if len(class_names) <= 25:
+        for row, column in np.ndindex(*share.shape):
+            if counts[row, column]:
+                ink = "white" if share[row, column] > 0.55 else "#333333"
+                text = f"{share[row, column] * 100:.0f}"
+                ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
+    return figure
+
+
+def silhouette_profile(
+    scores: np.ndarray, clusters: np.ndarray, cluster_names: Sequence[str]
+) -> Figure:
+    """The silhouette of every image, sorted, one band a cluster, and the mean (Rousseeuw 1987)."""
+    figure = Figure(figsize=(WIDTH * 0.62, float(np.clip(1 + 0.3 * len(cluster_names), 3, 12))))
+    ax = figure.subplots()
+    gap, start, ticks = max(1, len(scores) // 100), 0, []
+    for k, colour in enumerate(colours(len(cluster_names))):
+        own = np.sort(scores[clusters == k])
+        ax.fill_betweenx(start + np.arange(len(own)), own, color=colour, linewidth=0, step="mid")
+        ticks.append(start + len(own) / 2)
+        start += len(own) + gap
+    ax.axvline(scores.mean(), color="black", linestyle=(0, (4, 3)), linewidth=1)
+    ax.annotate(
+        f"mean {scores.mean():.3f}", (float(scores.mean()), 1), (4, 4),
+        xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
+    )  # fmt: skip
+    ax.set_yticks(ticks, cluster_names)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(visible=False, axis="y")
+    ax.set(xlabel="silhouette", ylabel="cluster", ylim=(start, -gap))
+    return figure
+
+
+def cluster_sizes(sizes: dict[str, np.ndarray], cluster_names: Sequence[str]) -> Figure:
+    """How many images each cluster holds, stacked by split."""
+    figure = Figure(figsize=(WIDTH * 0.62, float(np.clip(1 + 0.24 * len(cluster_names), 2.4, 12))))
+    ax = figure.subplots()
+    start = np.zeros(len(cluster_names))
+    for (split, counts), colour in zip(sizes.items(), (BLUE, "#8cc3e6", ORANGE), strict=False):
+        ax.barh(range(len(counts)), counts, 0.75, left=start, color=colour, label=split)
+        start += counts
+    for k, total in enumerate(start):
+        ax.annotate(f"{total:,.0f}", (total, k), (3, 0), textcoords="offset points",
+                    va="center", fontsize=7.5)  # fmt: skip
+    ax.set_yticks(range(len(cluster_names)), cluster_names)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(visible=False, axis="y")
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.set(xlabel="images", ylabel="cluster", ylim=(len(cluster_names) - 0.4, -0.6))
+    ax.margins(x=0.1)
+    if len(sizes) > 1:
+        figure.legend(loc="outside upper right", ncols=len(sizes))
+    return figure
+
+
+def cluster_pictures(
+    rows: Sequence[tuple[str, np.ndarray, np.ndarray]], titles: tuple[str, str]
+) -> Figure:
+    """A row of pictures for each cluster.
+
+    Args:
+        rows: name, and two uint8 (n, S, S, 3): the pictures left and right of the gap.
+        titles: what stands above the left and the right half.
+    """
+    count = max(max(len(left), len(right)) for _, left, right in rows)
+    cell = WIDTH / (2 * count + 2.6)
+    figure = Figure(figsize=(WIDTH, cell * len(rows) * 1.06 + 0.4))
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr]
+    grid = figure.subplots(
+        len(rows), 2 * count + 1, squeeze=False,
+        gridspec_kw={"width_ratios": [1] * count + [0.25] + [1] * count},
+    )  # fmt: skip
+    for ax in grid.flat:
+        ax.set_axis_off()
+    for (name, left, right), line in zip(rows, grid, strict=True):
+        for images, axes in ((left, line), (right, line[count + 1 :])):
+            for image, ax in zip(images, axes, strict=False):
+                ax.imshow(image, interpolation="antialiased")
+        line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, ha="right", va="center")
+    for title, ax in zip(titles, (grid[0][0], grid[0][count + 1]), strict=True):
+        ax.set_title(title)
+    return figure
+
+
+def cluster_scan(scan: dict[str, Any]) -> Figure:
+    """What a scan over the number of clusters found, and what it picked."""
+    panels = {
+        "silhouette": "silhouette (higher is better)",
+        "davies_bouldin": "Davies-Bouldin (lower is better)",
+        "stability": "stability (ARI of reruns)",
+    }
+    there = [name for name in panels if any(v is not None for v in scan.get(name, ()))]
+    figure = Figure(figsize=(WIDTH, 2.6))
+    for ax, name in zip(figure.subplots(1, len(there), squeeze=False)[0], there, strict=True):
+        values = np.array(scan[name], float)  # None becomes NaN, a gap in the line
+        ax.plot(scan["clusters"], values, color=BLUE, marker="o", markersize=3)
+        ax.axvline(scan["picked"], color=ORANGE, linestyle=(0, (4, 3)), linewidth=1.2)
+        ax.set(title=panels[name].split(" (")[0].capitalize(), xlabel="clusters",
+               ylabel=panels[name])  # fmt: skip
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    figure.axes[0].annotate(
+        f"picked: {scan['picked']}", (scan["picked"], 1), (4, -9), color="#8a5f00",
+        xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
+    )  # fmt: skip
+    return figure
