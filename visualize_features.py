@@ -20,11 +20,11 @@ from dataset.load_dataset import Dataset
 from src import artifacts, checkpoint, figures
 from src.cli import UserError, run_script
 from src.evaluation import summary_table
-from src.silhouette import silhouette_samples
 from src.metrics_log import Record, read_metrics
 from src.projection import FIT_POINTS, TITLES, ProjectionName, project
 from src.report import Page, write_report
 from src.results import Results, load_images, load_results, pictures
+from src.silhouette import silhouette_samples
 
 SILHOUETTES = 10_000
 """Images in the silhouette figure; its bands are the same with more, its cost is quadratic."""
@@ -92,8 +92,11 @@ def draw(
     if records:
         yield "training", figures.training_curves(records)
     yield "pca_variance", figures.pca_variance(results.variance_ratio)
-    yield "map", figures.projection_map(
-        xy_N2, results.clusters, names, results.labels, results.class_names, method
+    yield (
+        "map",
+        figures.projection_map(
+            xy_N2, results.clusters, names, results.labels, results.class_names, method
+        ),
     )
     labelled = {n: scores for n, scores in metrics["splits"].items() if "confusion" in scores}
     if not labelled:
@@ -105,12 +108,15 @@ def draw(
     fit_on = results.clustering["fit_on"]
     if (figure := silhouettes(results, fit_on)) is not None:
         yield "silhouette", figure
-    yield "cluster_sizes", figures.cluster_sizes(
-        {
-            split: np.bincount(results.clusters[results.rows(split)], minlength=len(names))
-            for split in results.split_names
-        },
-        names,
+    yield (
+        "cluster_sizes",
+        figures.cluster_sizes(
+            {
+                split: np.bincount(results.clusters[results.rows(split)], minlength=len(names))
+                for split in results.split_names
+            },
+            names,
+        ),
     )
     if dataset is not None:
         yield "clusters", picture_rows(results, dataset)

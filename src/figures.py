@@ -75,7 +75,11 @@ def training_curves(records: Sequence[dict[str, Any]]) -> Figure:
     there = [
         (title, unit, drawn)
         for title, unit, names in panels
-        if (drawn := {label: line for n, label in names.items() if len((line := curve(records, n))[0])})
+        if (
+            drawn := {
+                label: line for n, label in names.items() if len((line := curve(records, n))[0])
+            }
+        )
     ]
     rows = -(-len(there) // 3)
     figure = Figure(figsize=(WIDTH, 2.2 * rows))

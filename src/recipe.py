@@ -36,8 +36,8 @@ class TrainConfig:
     small_images: bool = False
     """A stem without downsampling, for images of about 32 pixels."""
     bn: BatchNorm = "frozen"
-    """Batch norm: statistics measured once and then frozen (with standardised weights), or those
-    of every batch."""
+    """Batch norm: statistics frozen for good after the warm-up (with standardised weights), or
+    those of every batch."""
 
     crop_min: float = 0.08
     """Smallest part of an image that a view shows."""
@@ -72,7 +72,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     """AdamW's decoupled weight decay; none on biases and batch norm."""
     warmup_epochs: float = 2.0
-    """Epochs of linear warm-up before the cosine."""
+    """Epochs of linear warm-up before the cosine; batch norm is frozen when they end."""
     clip_norm: float = 1.0
     """Longest gradient; a longer one is scaled down."""
 

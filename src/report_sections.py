@@ -115,9 +115,7 @@ def _chart(title: str, lines: dict[str, tuple[list[float], list[float]]], percen
         f'<text x="{LEFT - 6}" y="{up(t) + 4}" text-anchor="end">'
         f"{f'{t:.0%}' if percent else f'{t:g}'}</text>"
         for t in y_ticks
-    ] + [
-        f'<text x="{across(t)}" y="{HIGH - 4}" text-anchor="middle">{t:g}</text>' for t in x_ticks
-    ]
+    ] + [f'<text x="{across(t)}" y="{HIGH - 4}" text-anchor="middle">{t:g}</text>' for t in x_ticks]
     for number, (xs, ys) in enumerate(lines.values()):
         keep = np.linspace(0, len(xs) - 1, min(len(xs), 400)).astype(int)
         points = " ".join(f"{across(xs[i])},{up(ys[i])}" for i in keep)

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.stl10_archive import ensure_stl10
 from src import checkpoint, health
 from src.batches import CALIBRATION, INITIAL_WEIGHTS, PROBE, ImageStore, TrainingBatches
 from src.cli import UserError
-from src.models.simclr import SimCLR, calibrate_batch_norm
+from src.models.simclr import SimCLR, calibrate_batch_norm, freeze_batch_norm
 from src.recipe import FREE_TO_CHANGE, TrainConfig, check, plain
 from src.runtime import (
     autocast,
@@ -39,6 +40,10 @@ class Setup:
     def steps(self) -> int:
         return self.config.epochs * self.batches.per_epoch
 
+    @property
+    def warmup_steps(self) -> int:
+        return round(self.config.warmup_epochs * self.batches.per_epoch)
+
 
 @dataclass
 class Run:
@@ -46,7 +51,7 @@ class Run:
 
     model: SimCLR
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    scaler: GradScaler
     totals: health.Totals
     step: int = 0
     loss: float | None = None
@@ -102,6 +107,7 @@ def start(setup: Setup) -> Run:
     torch.manual_seed(random_stream(config.seed, INITIAL_WEIGHTS).initial_seed())
     model = SimCLR(config.arch, config.small_images, bn=config.bn).train()
     model.to(setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    freeze_batch_norm(model.backbone, frozen=setup.warmup_steps == 0)
     return Run(
         model,
         make_optimizer(model, config.weight_decay),
@@ -120,6 +126,13 @@ def calibrate(run: Run, setup: Setup, images: int = 2048) -> None:
         calibrate_batch_norm(run.model.backbone, views)
 
 
+def freeze(run: Run, setup: Setup) -> None:
+    """The end of the warm-up: measure the batch-norm statistics once more and for good."""
+    if setup.config.bn == "frozen":
+        calibrate(run, setup)
+        freeze_batch_norm(run.model.backbone)
+
+
 def resume(run: Run, setup: Setup, file: Path, state: dict[str, Any]) -> None:
     refuse_other_settings(setup, file, state)
     run.model.load_state_dict(state["model"])
@@ -127,6 +140,7 @@ def resume(run: Run, setup: Setup, file: Path, state: dict[str, Any]) -> None:
     run.scaler.load_state_dict(state["scaler"])
     run.totals = health.Totals(setup.device, state["totals"])
     run.step, run.loss, run.tracking = state["step"], state["loss"], state["tracking"]
+    freeze_batch_norm(run.model.backbone, frozen=run.step >= setup.warmup_steps)
     print(f"going on from {file}: {run.step:,} of {setup.steps:,} steps are done")
 
 
@@ -184,12 +198,12 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, fused=True)
 
 
-def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+def make_scaler(device: torch.device, dtype: torch.dtype) -> GradScaler:
     """Gradient scaling for fp16. For the others its scale stays 1, and it still skips a step
     whose gradients are not finite, on the device and without waiting for it."""
     if dtype == torch.float16:
-        return torch.amp.GradScaler(device.type)
-    return torch.amp.GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
+        return GradScaler(device.type)
+    return GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
 
 
 def observer(setup: Setup) -> health.Observer:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from src import checkpoint, health
 from src.augment import make_views
@@ -25,7 +26,7 @@ from src.cli import run_script
 from src.metrics_log import MetricsLog
 from src.models.simclr import SimCLR, nt_xent
 from src.recipe import TrainConfig, plain
-from src.run import Run, Setup, calibrate, observer, resume, save, set_up, start
+from src.run import Run, Setup, calibrate, freeze, observer, resume, save, set_up, start
 from src.runtime import StopSignal, autocast, git_commit, gpu_utilization, progress
 from src.tracking import PREFIXES, Tracker
 
@@ -49,7 +50,7 @@ def loss_of(model: SimCLR, batch: Batch, config: TrainConfig, dtype: torch.dtype
 def train_step(
     model: SimCLR,
     optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
+    scaler: GradScaler,
     batches: list[Batch],
     config: TrainConfig,
     dtype: torch.dtype,
@@ -71,23 +72,24 @@ def train_step(
 def train(run: Run, setup: Setup, log: Callable[[dict[str, Any]], None], stop: StopSignal) -> int:
     """Steps until the last epoch ends or a signal comes; returns the exit code."""
     config, per_epoch, steps = setup.config, setup.batches.per_epoch, setup.steps
-    warmup_steps = round(config.warmup_epochs * per_epoch)
     peak = config.learning_rate * math.sqrt(config.images_per_step / 256)
     on_cuda = setup.device.type == "cuda"
     compiled = config.compile == "on" or (config.compile == "auto" and on_cuda)
-    network = torch.compile(run.model) if compiled else run.model
+    network: Any = torch.compile(run.model) if compiled else run.model
     observe = observer(setup)
     bar = progress(total=steps, initial=run.step, desc="training", unit="step")
     epoch_started, epoch_first = time.monotonic(), run.step
 
     for batches in setup.batches.prefetched(run.step, steps):
-        rate = learning_rate(run.step, steps, warmup_steps, peak)
+        rate = learning_rate(run.step, steps, setup.warmup_steps, peak)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         loss, norm = train_step(network, run.optimizer, run.scaler, batches, config, setup.dtype)
         run.totals.add(loss, norm)
         run.step += 1
         bar.update()
+        if run.step == setup.warmup_steps:
+            freeze(run, setup)
 
         epoch, into_epoch = divmod(run.step, per_epoch)
         where = {"step": run.step, "learning_rate": rate, "progress": run.step / steps}

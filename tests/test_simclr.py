@@ -8,7 +8,14 @@ import torch
 import torchvision
 from torch import Tensor
 
-from src.models.simclr import Backbone, SimCLR, calibrate_batch_norm, nt_xent, standardized
+from src.models.simclr import (
+    Backbone,
+    SimCLR,
+    calibrate_batch_norm,
+    freeze_batch_norm,
+    nt_xent,
+    standardized,
+)
 
 
 def algorithm_1(z: Tensor, temperature: float) -> Tensor:
@@ -64,6 +71,7 @@ def test_backbone_is_torchvisions(arch: Any, bn: Any) -> None:
     weights of the frozen one are standardised on the way."""
     torch.manual_seed(0)
     ours = Backbone(arch, bn=bn).train(bn == "frozen")
+    freeze_batch_norm(ours)
     theirs = torchvision.models.get_model(arch, weights=None)
     theirs.fc = torch.nn.Identity()
     for norm in ours.batch_norms():
@@ -105,6 +113,8 @@ def test_batch_norm_trains_when_asked_to() -> None:
 
 def test_frozen_statistics_stay_frozen_in_every_mode() -> None:
     model = SimCLR("resnet18").train()
+    assert model.backbone.bn1.training  # the warm-up
+    freeze_batch_norm(model.backbone)
     for part in (model, model.backbone):
         part.eval()
         part.train()
@@ -114,6 +124,7 @@ def test_frozen_statistics_stay_frozen_in_every_mode() -> None:
 def test_calibration_measures_what_each_layer_sees() -> None:
     torch.manual_seed(0)
     backbone = Backbone("resnet18").train()
+    freeze_batch_norm(backbone)
     x = torch.randn(16, 3, 32, 32)
     calibrate_batch_norm(backbone, [x])
     seen = torch.nn.functional.conv2d(x, standardized(backbone.conv1.weight), None, 2, 3)

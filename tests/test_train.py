@@ -54,6 +54,15 @@ def test_an_epoch_of_frozen_training(config: TrainConfig) -> None:
     assert 0.1 <= epoch["kmeans_accuracy"] <= 1
 
 
+def test_batch_norm_is_frozen_when_the_warm_up_ends(config: TrainConfig) -> None:
+    main(replace(config, epochs=3, warmup_epochs=1, checkpoint_every=1))
+    states = [state(config, epoch)["model"] for epoch in range(4)]
+    for name in states[0]:
+        if "running" in name:
+            assert not torch.equal(states[0][name], states[1][name]), name
+            assert torch.equal(states[1][name], states[3][name]), name
+
+
 def test_labels_change_nothing(config: TrainConfig, stl10_dir: Path, tmp_path: Path) -> None:
     other = tmp_path / "relabelled" / "stl10_binary"
     other.mkdir(parents=True)

@@ -41,16 +41,19 @@ def nt_xent(views_2Bd: Tensor, temperature: float) -> Tensor:
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose running statistics never change while training; scale and shift learn.
+    """Batch norm that is frozen for good after a warm-up: scale and shift learn on, the running
+    statistics never change again.
 
-    The statistics are measured once, by `calibrate_batch_norm`, and say nothing about the weights
-    of later on. So that activations cannot drift away from them, the weights of the convolution
-    in front are standardised on the way (Qiao et al. 2019, "Weight Standardization"; scaled by
-    the fan-in as in Brock et al. 2021): every filter keeps mean 0 and length 1.
+    Frozen statistics say nothing about the weights of later on. So that activations cannot drift
+    away from them, the weights of the convolution in front are standardised on the way (Qiao et
+    al. 2019, "Weight Standardization"; by length as in Brock et al. 2021, "Characterizing signal
+    propagation"): every filter keeps mean 0 and length 1.
     """
 
+    frozen = False
+
     def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
-        return super().train(False)  # type: ignore[return-value]
+        return super().train(mode and not self.frozen)  # type: ignore[return-value]
 
 
 def _conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
@@ -73,6 +76,10 @@ def standardized(weight_OIHW: Tensor) -> Tensor:
 
 
 class _BasicBlock(BasicBlock):
+    bn1: nn.BatchNorm2d
+    bn2: nn.BatchNorm2d
+    downsample: nn.Sequential | None
+
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(_conv_bn(x, self.conv1, self.bn1), inplace=True)
         y = _conv_bn(y, self.conv2, self.bn2)
@@ -80,6 +87,11 @@ class _BasicBlock(BasicBlock):
 
 
 class _Bottleneck(Bottleneck):
+    bn1: nn.BatchNorm2d
+    bn2: nn.BatchNorm2d
+    bn3: nn.BatchNorm2d
+    downsample: nn.Sequential | None
+
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(_conv_bn(x, self.conv1, self.bn1), inplace=True)
         y = F.relu(_conv_bn(y, self.conv2, self.bn2), inplace=True)
@@ -88,7 +100,7 @@ class _Bottleneck(Bottleneck):
 
 
 def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:
-    return x if downsample is None else _conv_bn(x, downsample[0], downsample[1])
+    return x if downsample is None else _conv_bn(x, *downsample)  # type: ignore[arg-type]
 
 
 class Backbone(ResNet):
@@ -100,6 +112,9 @@ class Backbone(ResNet):
             (Chen et al. 2020, appendix B.9).
         bn: `frozen`, see `FrozenBatchNorm2d`, or `train`, ordinary batch norm.
     """
+
+    bn1: nn.BatchNorm2d
+    feature_dim: int
 
     def __init__(self, arch: Architecture, small_images: bool = False, bn: BatchNorm = "frozen"):
         norm = FrozenBatchNorm2d if bn == "frozen" else nn.BatchNorm2d
@@ -157,13 +172,20 @@ class SimCLR(nn.Module):
         return self.head(self.backbone(x_BCHW))
 
 
+def freeze_batch_norm(backbone: Backbone, frozen: bool = True) -> None:
+    """From here on, training leaves the running statistics alone; ordinary batch norm stays so."""
+    for bn in backbone.batch_norms():
+        if isinstance(bn, FrozenBatchNorm2d):
+            bn.frozen = frozen
+    backbone.train(backbone.training)
+
+
 @torch.no_grad()
 def calibrate_batch_norm(backbone: Backbone, batches: Iterable[Tensor]) -> None:
     """Set every batch norm's running statistics to the average over `batches`.
 
     Each layer is normalised by its own batch statistics on the way, so the layers behind it see
-    inputs of the right scale. Without this, a frozen network at random initialisation multiplies
-    its activations from block to block until the loss stays at chance.
+    inputs of the right scale.
 
     Args:
         backbone: its running statistics are replaced; nothing else changes.
