@@ -143,11 +143,13 @@ class Tracker:
     ) -> None:
         segments = self._attempt(wandb_run.segments, directory, options["id"]) or []
         opened = self._attempt(wandb_run.open_run, mode, directory, FINISH_SECONDS / 2, options)
-        if opened is not None:
-            tqdm.write(f"W&B: {opened.place}")
-        started.set()
         if opened is None:
+            started.set()
             return
+        why = opened.why_offline and f"{opened.why_offline}; "
+        unwanted = why and mode == "online"
+        tqdm.write(f"W&B: {why}{opened.place}", file=sys.stderr if unwanted else sys.stdout)
+        started.set()
         run = opened.run
         self._attempt(_define_axes, run)
         self._attempt(self._catch_up, run, segments, earlier)

@@ -37,7 +37,9 @@ class OpenRun:
     run: Any
     """What `wandb.init` returned."""
     place: str
-    """Where it is and, if online was not to be had, why."""
+    """Where it is, for a person to read."""
+    why_offline: str = ""
+    """Why it is not online although it could have been."""
 
 
 def load_wandb(directory: Path) -> ModuleType:
@@ -107,7 +109,7 @@ def open_run(
                     wandb.teardown()  # else the id counts as in use
     run = wandb.init(mode="offline", **options)
     place = os.path.relpath(Path(run.dir).parent)
-    return OpenRun(run, f"{why and why + '; '}offline run in {place}, sync with: make sync")
+    return OpenRun(run, f"offline run in {place}, sync with: make sync", why)
 
 
 def close_run(run: Any, exit_code: int) -> None:
@@ -167,7 +169,8 @@ def read_log(log: Path) -> Iterator[dict[str, Any]]:
     Raises:
         subprocess.SubprocessError: the viewer failed.
     """
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log.resolve())]
+    log = log.resolve()
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
     run = subprocess.run(
         command, cwd=log.parents[2], capture_output=True, timeout=INSPECT_SECONDS, check=True
     )
