@@ -63,7 +63,7 @@ def scan(
     curves: dict[str, list] = {"silhouette": [], "davies_bouldin": [], "stability": []}
     for count in progress(counts, desc="scan"):
         models = [kmeans(x, count, seed + run, restarts) for run in range(runs)]
-        best = min(models, key=lambda model: model.inertia_)
+        best = min(models, key=lambda model: float(model.inertia_ or 0))
         for name, value in internal_metrics(x, best.labels_).items():
             curves[name].append(value)
         pairs = itertools.combinations((model.labels_ for model in models), 2)

@@ -88,7 +88,7 @@ def main(config: ClusteringConfig) -> None:
         "clusters": count,
         "fit_on": fit_on,
         "named_on": protocol.named_on,
-        "inertia": float(model.inertia_),
+        "inertia": float(model.inertia_ or 0),
         "restarts": config.restarts,
     }
     metrics["splits"] = protocol.score(reduced, clusters, named_K)

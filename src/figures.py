@@ -58,7 +58,7 @@ CLUSTER_ROWS = 30
 
 def styled() -> AbstractContextManager[None]:
     """Figures must be made and saved inside this context."""
-    return mpl.rc_context(STYLE)
+    return mpl.rc_context(STYLE)  # type: ignore[arg-type]
 
 
 def training_curves(records: Sequence[dict[str, Any]]) -> Figure:
@@ -182,7 +182,7 @@ def _scatter(
     for group in np.unique(groups[known]) if len(names) <= 20 else []:
         x, y = np.median(xy_N2[groups == group], axis=0)
         halo = [withStroke(linewidth=2.5, foreground="white")]
-        text = ax.text(x, y, names[group], ha="center", va="center", path_effects=halo)
+        text = ax.text(x, y, str(names[group]), ha="center", va="center", path_effects=halo)
         text.set(fontsize=8, fontweight="bold", in_layout=False)
     ax.set(title=title, xticks=[], yticks=[], aspect="equal")
     ax.set_adjustable("datalim")

@@ -133,6 +133,7 @@ DIGITS: dict[str, Any] = {
     "zoom": 0.2,
     "batch_size": 128,
     "epochs": 30,
+    "warmup_epochs": 4.0,
     "checkpoint_every": 10,
     "monitor_every": 10,
     "log_every": 10,

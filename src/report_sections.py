@@ -43,7 +43,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
 
 def _cell(column: str, value: float | None) -> str:
     if value is None:
-        return "–"
+        return "-"
     if column == "images":
         return f"{value:,}"
     return f"{value:.1%}" if column.endswith("accuracy") else f"{value:.3f}"

@@ -122,7 +122,7 @@ class Backbone(ResNet):
             super().__init__(_BasicBlock, [2, 2, 2, 2], norm_layer=norm)
         else:
             super().__init__(_Bottleneck, [3, 4, 6, 3], norm_layer=norm)
-        self.feature_dim = self.fc.in_features
+        self.feature_dim = {"resnet18": 512, "resnet50": 2048}[arch]
         self.fc = nn.Identity()  # type: ignore[assignment]
         if small_images:
             self.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
