@@ -16,14 +16,14 @@ from typing import Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from dataset.load_dataset import Dataset
+from dataset.load_dataset import Dataset, reload_dataset
 from src import artifacts, checkpoint, figures
 from src.cli import UserError, run_script
 from src.evaluation import summary_table
 from src.metrics_log import Record, read_metrics
 from src.projection import FIT_POINTS, TITLES, ProjectionName, project
 from src.report import Page, write_report
-from src.results import Results, load_images, load_results, pictures
+from src.results import Results, load_results, pictures
 from src.silhouette import silhouette_samples
 
 SILHOUETTES = 10_000
@@ -78,7 +78,7 @@ def main(config: VisualizeConfig) -> None:
 
 def images_or_none(results: Results, config: VisualizeConfig) -> Dataset | None:
     try:
-        return load_images(results, config.data_dir)
+        return reload_dataset(results.extraction["dataset"], config.data_dir)
     except UserError as error:
         print(f"note: no pictures: {error}")
         return None

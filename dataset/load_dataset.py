@@ -74,19 +74,45 @@ def load_dataset(
     return Dataset(name, splits, class_names, _fingerprint(splits, class_names, files))
 
 
+def reload_dataset(recorded: dict[str, Any], data_dir: Path | None = None) -> Dataset:
+    """The dataset that an earlier stage recorded in the manifest.
+
+    Args:
+        recorded: the manifest's part about the dataset.
+        data_dir: where the images are now, when they were moved.
+
+    Raises:
+        UserError: they are not there, or are others.
+    """
+    where = data_dir or Path(recorded["data_dir"])
+    cache_dir = Path(recorded["cache_dir"]) if recorded["cache_dir"] else None
+    dataset = load_dataset(recorded["name"], where, recorded["image_size"], cache_dir)
+    if dataset.fingerprint != recorded["fingerprint"]:
+        raise UserError(
+            f"{where} holds other images than the features came from: "
+            "run python src/feature_extraction.py again"
+        )
+    return dataset
+
+
 def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
-    """scikit-learn's 1,797 handwritten digits, 8x8 enlarged to 32x32; every fifth is for test."""
+    """scikit-learn's 1,797 handwritten digits; every fifth is for test.
+
+    8x8 enlarged to 24x24 in the middle of 32x32, so that a view may shift and turn a digit
+    without cutting a stroke.
+    """
     from PIL import Image
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
     grey = [
         np.asarray(
-            Image.fromarray(np.uint8(image * (255 / 16))).resize((32, 32), Image.Resampling.BICUBIC)
+            Image.fromarray(np.uint8(image * (255 / 16))).resize((24, 24), Image.Resampling.BICUBIC)
         )
         for image in digits.images
     ]
-    images = np.repeat(np.stack(grey)[:, None], 3, axis=1)
+    framed = np.pad(np.stack(grey), ((0, 0), (4, 4), (4, 4)))
+    images = np.repeat(framed[:, None], 3, axis=1)
     labels = digits.target.astype(np.int64)
     is_test = np.arange(len(labels)) % 5 == 4
     splits = {

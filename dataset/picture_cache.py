@@ -66,7 +66,7 @@ def load_pictures(
             with FileLock(folder / ".lock"):
                 cached = _open(pixels, pictures, size)
                 if cached is None:
-                    _write(pixels, pictures, size, workers or _cores())
+                    _write(pixels, pictures, size, workers or cores())
                     _remove_others(pixels, stem)
                     cached = _open(pixels, pictures, size)
     assert cached is not None
@@ -83,7 +83,7 @@ def _open(pixels: Path, pictures: Pictures, size: int) -> tuple[np.ndarray, dict
         if shape[0] == 0:
             return np.empty(shape, np.uint8), broken
         images = np.load(pixels, mmap_mode="r", allow_pickle=False)
-    except (FileNotFoundError, ValueError, EOFError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):
         return None
     return (images, broken) if images.shape == shape and images.dtype == np.uint8 else None
 
@@ -146,7 +146,7 @@ def _decode_one(path: Path, size: int) -> np.ndarray | str:
         return str(error)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Those that this process may use, which a scheduler or container can limit."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

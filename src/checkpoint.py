@@ -7,7 +7,6 @@ from a stranger can carry wrong numbers but cannot run code.
 
 import contextlib
 import hashlib
-import os
 import pickle
 import re
 import sys
@@ -119,14 +118,14 @@ def prune(directory: Path, current: Path, keep: int | None) -> None:
 
 
 def set_aside(directory: Path) -> Path | None:
-    """Move an earlier run's files into a folder of their own; returns it, None if there were none."""
+    """Move an earlier run's files into a folder of their own; None if there were none."""
     files = listed(directory) + [p for p in [directory / METRICS_LOG] if p.exists()]
     if not files:
         return None
     aside = directory / time.strftime("before-%Y%m%d-%H%M%S")
     aside.mkdir()
     for file in files:
-        os.replace(file, aside / file.name)
+        file.replace(aside / file.name)
     return aside
 
 

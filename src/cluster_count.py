@@ -39,15 +39,14 @@ def scan(
     counts: list[int],
     seed: int,
     runs: int = 5,
-    restarts: int = 5,
-    stable: float = 0.95,
-    images: int = 10_000,
+    restarts: int = 10,
+    images: int = 5_000,
 ) -> dict[str, Any]:
     """K-means with every number of clusters, each `runs` times, and the number it picks.
 
-    The pick is the number with the highest silhouette among those that are stable: the runs of
-    different seeds agree with an adjusted Rand index of at least `stable` on average. Where no
-    number is, all are in the race.
+    The pick has the highest product of silhouette (clusters stand apart) and stability (they come
+    back: the mean adjusted Rand index between runs of different seeds). It is a lead, not a
+    truth: the curves beside it often have several good numbers.
 
     Args:
         x_NP: what to cluster; evenly spaced rows of it where there are more than `images`.
@@ -64,16 +63,14 @@ def scan(
     curves: dict[str, list] = {"silhouette": [], "davies_bouldin": [], "stability": []}
     for count in progress(counts, desc="scan"):
         models = [kmeans(x, count, seed + run, restarts) for run in range(runs)]
-        best = min(models, key=lambda model: model.inertia_)
-        for name, value in internal_metrics(x, best.labels_).items():
+        best = min(models, key=lambda model: float(model.inertia_ or 0))
+        for name, value in internal_metrics(x, np.asarray(best.labels_)).items():
             curves[name].append(value)
         pairs = itertools.combinations((model.labels_ for model in models), 2)
         curves["stability"].append(float(np.mean([adjusted_rand_score(*p) for p in pairs])))
 
-    silhouette = np.array([-1 if s is None else s for s in curves["silhouette"]])
-    is_stable = np.array(curves["stability"]) >= stable
-    in_race = is_stable if is_stable.any() else np.full_like(is_stable, True)
-    picked = counts[int(np.where(in_race, silhouette, -2).argmax())]
+    apart = np.array([max(s or 0, 0) for s in curves["silhouette"]])
+    picked = counts[int((apart * curves["stability"]).argmax())]
     return {"picked": picked, "images": len(x), "clusters": counts, **curves}
 
 

@@ -44,8 +44,7 @@ class ClusteringConfig:
     whiten: bool = False
     """Give every component the same variance."""
     clusters: str | None = None
-    """A number, a range such as 5:20 to pick the best from, or auto for 2:20; None is one per
-    class, or 10 where there are no classes."""
+    """A number, a range such as 5:20 to pick from, or auto (2:20); None is one per class, or 10."""
     restarts: int = 20
     """K-means starts, of which the best is kept."""
     seeds: int | None = None
@@ -89,7 +88,7 @@ def main(config: ClusteringConfig) -> None:
         "clusters": count,
         "fit_on": fit_on,
         "named_on": protocol.named_on,
-        "inertia": float(model.inertia_),
+        "inertia": float(model.inertia_ or 0),
         "restarts": config.restarts,
     }
     metrics["splits"] = protocol.score(reduced, clusters, named_K)

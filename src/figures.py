@@ -58,7 +58,7 @@ CLUSTER_ROWS = 30
 
 def styled() -> AbstractContextManager[None]:
     """Figures must be made and saved inside this context."""
-    return mpl.rc_context(STYLE)
+    return mpl.rc_context(STYLE)  # type: ignore[arg-type]
 
 
 def training_curves(records: Sequence[dict[str, Any]]) -> Figure:

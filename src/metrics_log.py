@@ -32,7 +32,10 @@ class MetricsLog:
         self._file.write(_line(record))
         self._file.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 

@@ -1,7 +1,7 @@
 """Two dimensions to look at: PCA, t-SNE or UMAP of the reduced features."""
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
@@ -42,13 +42,13 @@ def project(x_NP: np.ndarray, method: ProjectionName, seed: int) -> np.ndarray:
         if len(others):
             near = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(x[fitted])
             xy[others] = np.median(xy[fitted][near.kneighbors(x[others])[1]], axis=1)
-    return np.float32(xy - np.median(xy, axis=0))
+    return (xy - np.median(xy, axis=0)).astype(np.float32)
 
 
 def _tsne(x: np.ndarray, seed: int) -> np.ndarray:
     """openTSNE (Polička et al. 2024) with FFT-accelerated gradients (Linderman et al. 2019), or
     scikit-learn's, which takes about three times as long, where it is not installed."""
-    perplexity = min(30, (len(x) - 1) / 3)
+    perplexity: Any = min(30, (len(x) - 1) / 3)
     if find_spec("openTSNE") is None:
         from sklearn.manifold import TSNE
 
@@ -80,7 +80,7 @@ def _tsne(x: np.ndarray, seed: int) -> np.ndarray:
 def _umap(x: np.ndarray, seed: int) -> np.ndarray:
     if find_spec("umap") is None:
         raise UserError("--projection umap needs one more package: pip install umap-learn")
-    from umap import UMAP
+    from umap import UMAP  # type: ignore[import-not-found]
 
     neighbours = min(15, len(x) - 1)
     return UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(x)  # type: ignore[return-value]

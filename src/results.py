@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.load_dataset import Dataset, load_dataset
+from dataset.load_dataset import Dataset
 from src import artifacts
 from src.cli import UserError
 
@@ -111,20 +111,6 @@ def _distances(
     distance_KN[clusters, each] = np.inf
     other = distance_KN.min(axis=0)
     return own, 1 - np.divide(own, other, out=np.ones_like(own), where=other > 0)
-
-
-def load_images(results: Results, data_dir: Path | None) -> Dataset:
-    """The images that the features come from.
-
-    Raises:
-        UserError: they are not there, or `data_dir` holds other images.
-    """
-    made_of = results.extraction["dataset"]
-    where = data_dir or Path(made_of["data_dir"])
-    dataset = load_dataset(made_of["name"], where, made_of["image_size"])
-    if dataset.fingerprint != made_of["fingerprint"]:
-        raise UserError(f"{where} holds other images than the features were extracted from")
-    return dataset
 
 
 def pictures(results: Results, dataset: Dataset, rows: np.ndarray) -> np.ndarray:

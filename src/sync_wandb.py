@@ -99,10 +99,11 @@ def is_running(log: Path) -> bool:
 
 def upload(log: Path) -> list[str]:
     """Run `wandb sync` on one directory; returns the errors it prints."""
-    command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(log.parent.resolve())]
-    try:
+    directory = log.resolve().parent
+    command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(directory)]
+    try:  # two levels up its own log file lands in `wandb/` too
         run = subprocess.run(
-            command, cwd=log.parents[2], capture_output=True, text=True, timeout=SYNC_SECONDS
+            command, cwd=directory.parents[1], capture_output=True, text=True, timeout=SYNC_SECONDS
         )
     except subprocess.TimeoutExpired:
         return [f"no end after {SYNC_SECONDS} s"]

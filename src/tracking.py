@@ -73,6 +73,7 @@ class Tracker:
         self._worker: threading.Thread | None = None
         self._logged: set[tuple[str, float]] = set()
         self._warned: set[str] = set()
+        self._quiet = False
         self._exit_code = 0
         if mode == "disabled":
             return
@@ -124,7 +125,9 @@ class Tracker:
         worker.join(FINISH_SECONDS)
         if worker.is_alive():
             self._warn("still busy at the end, left behind; what it wrote is on disk")
+            self._quiet = True  # about what follows from that
             self._attempt(wandb_run.kill_service)
+            worker.join(5.0)  # the kill wakes it; Python must not end while it is busy
 
     def _do(self, job: Callable[[Any], None]) -> None:
         if self._worker is not None and self._worker.is_alive():
@@ -138,13 +141,15 @@ class Tracker:
         earlier: Sequence[dict[str, Any]],
         started: threading.Event,
     ) -> None:
-        segments = wandb_run.segments(directory, options["id"])
+        segments = self._attempt(wandb_run.segments, directory, options["id"]) or []
         opened = self._attempt(wandb_run.open_run, mode, directory, FINISH_SECONDS / 2, options)
-        if opened is not None:
-            tqdm.write(f"W&B: {opened.place}")
-        started.set()
         if opened is None:
+            started.set()
             return
+        why = opened.why_offline and f"{opened.why_offline}; "
+        unwanted = why and mode == "online"
+        tqdm.write(f"W&B: {why}{opened.place}", file=sys.stderr if unwanted else sys.stdout)
+        started.set()
         run = opened.run
         self._attempt(_define_axes, run)
         self._attempt(self._catch_up, run, segments, earlier)
@@ -162,7 +167,7 @@ class Tracker:
             for record in earlier
             if (prefix := PREFIXES.get(record["kind"])) is not None
         ]
-        there = self._attempt(_points_in, segments) if segments else None
+        there = self._attempt(_points_in, segments, run) if segments else None
         if there is None and self._continues:
             there = {_point(row, prefix) for row, prefix in rows}
         self._logged = there or set()
@@ -187,16 +192,16 @@ class Tracker:
 
     def _warn(self, text: str) -> None:
         """Print a warning once."""
-        if text not in self._warned:
+        if text not in self._warned and not self._quiet:
             self._warned.add(text)
             tqdm.write(f"W&B: {text}", file=sys.stderr)
 
 
-def _row(record: dict[str, Any], prefix: str) -> dict[str, float]:
+def _row(record: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {
         _name(prefix, field): value
         for field, value in record.items()
-        if isinstance(value, (int, float)) and math.isfinite(value)
+        if isinstance(value, (int, float, np.number)) and math.isfinite(value)
     }
 
 
@@ -213,14 +218,20 @@ def _point(row: dict[str, float], prefix: str) -> tuple[str, float]:
     return _axis(prefix), row[_axis(prefix)]
 
 
-def _points_in(segments: list[Path]) -> set[tuple[str, float]]:
-    """The points of all axes that are logged in these segments."""
+def _points_in(segments: list[Path], run: Any) -> set[tuple[str, float]]:
+    """The points of all axes that W&B has, or gets when these segments are synced.
+
+    An online segment that was killed keeps rows that it had not sent yet. The server says with
+    its summary how far it got.
+    """
+    axes = [_axis(prefix) for prefix in AXES]
+    arrived = {axis: math.inf if run.offline else run.summary.get(axis, -1) for axis in axes}
     return {
-        _point(row, prefix)
+        (axis, row[axis])
         for segment in segments
         for row in wandb_run.history(segment)
-        for prefix in AXES
-        if _axis(prefix) in row
+        for axis in axes
+        if axis in row and (wandb_run.is_offline(segment) or row[axis] <= arrived[axis])
     }
 
 

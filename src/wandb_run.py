@@ -5,6 +5,7 @@ run id; W&B joins them when they are synced. Nothing here asks for a key: it is 
 `wandb login` put it.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -36,7 +37,9 @@ class OpenRun:
     run: Any
     """What `wandb.init` returned."""
     place: str
-    """Where it is and, if online was not to be had, why."""
+    """Where it is, for a person to read."""
+    why_offline: str = ""
+    """Why it is not online although it could have been."""
 
 
 def load_wandb(directory: Path) -> ModuleType:
@@ -102,10 +105,11 @@ def open_run(
                 return OpenRun(run, f"online at {run.url}")
             except Exception as error:  # they have no common class
                 why = first_line(error)
-                wandb.teardown()  # else the id counts as in use
+                with contextlib.suppress(SystemExit):
+                    wandb.teardown()  # else the id counts as in use
     run = wandb.init(mode="offline", **options)
     place = os.path.relpath(Path(run.dir).parent)
-    return OpenRun(run, f"{why and why + '; '}offline run in {place}, sync with: make sync")
+    return OpenRun(run, f"offline run in {place}, sync with: make sync", why)
 
 
 def close_run(run: Any, exit_code: int) -> None:
@@ -117,6 +121,9 @@ def close_run(run: Any, exit_code: int) -> None:
         raise Unavailable(
             f"not all was uploaded; later: python src/sync_wandb.py {directory}"
         ) from None
+    except Exception:
+        kill_service()
+        raise
 
 
 def why_not_online(wandb: ModuleType) -> str:
@@ -147,6 +154,10 @@ def segments(directory: Path, run_id: str) -> list[Path]:
     return sorted(logs, key=start_time)
 
 
+def is_offline(log: Path) -> bool:
+    return log.parent.name.startswith("offline-")
+
+
 def start_time(log: Path) -> str:
     """20260131_235959 from offline-run-20260131_235959-abcd1234/run-abcd1234.wandb."""
     return log.parent.name.partition("run-")[2]
@@ -158,7 +169,8 @@ def read_log(log: Path) -> Iterator[dict[str, Any]]:
     Raises:
         subprocess.SubprocessError: the viewer failed.
     """
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log.resolve())]
+    log = log.resolve()
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
     run = subprocess.run(
         command, cwd=log.parents[2], capture_output=True, timeout=INSPECT_SECONDS, check=True
     )
@@ -178,4 +190,5 @@ def kill_service() -> None:
     import wandb
 
     wandb.setup()._connection._proc._process.kill()  # type: ignore[union-attr]
-    wandb.teardown()  # takes out the exit hook
+    with contextlib.suppress(ConnectionError, SystemExit):
+        wandb.teardown()  # takes out the exit hook before it finds nobody to talk to

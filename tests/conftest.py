@@ -52,10 +52,12 @@ def environment() -> dict[str, str]:
 def script(tmp_path: Path) -> Script:
     """Run `script("src/train.py", "--epochs", 1)` in an empty directory, with its own outputs."""
 
-    def run(name: str, *arguments: object, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+    def run(
+        name: str, *arguments: object, cwd: Path = tmp_path
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, ROOT / name, *map(str, arguments)],
-            cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240,
+            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240,
         )  # fmt: skip
 
     return run

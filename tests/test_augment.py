@@ -5,6 +5,9 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 from sklearn.datasets import load_sample_images
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+
 from src.augment import (
     PIXEL_MEAN,
     PIXEL_STD,
@@ -17,8 +20,6 @@ from src.augment import (
     make_views,
     normalize,
 )
-from torch import Tensor
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 SIDE = 96
 STILL = ViewSettings(crop_min=1.0, flip=0, jitter=0, grey=0, blur=0)
@@ -51,7 +52,9 @@ def still(count: int, **changes: Tensor) -> ViewParameters:
 def views(images: Tensor, parameters: ViewParameters) -> Tensor:
     """Back to values from 0 to 255."""
     out = make_views(images, parameters)
-    return (out * torch.tensor(PIXEL_STD)[:, None, None] + torch.tensor(PIXEL_MEAN)[:, None, None]) * 255
+    return (
+        out * torch.tensor(PIXEL_STD)[:, None, None] + torch.tensor(PIXEL_MEAN)[:, None, None]
+    ) * 255
 
 
 def test_nothing_drawn_is_the_evaluation_preprocessing(images: Tensor) -> None:
@@ -142,8 +145,9 @@ def test_one_clamp_for_the_whole_chain_of_colour_operations(images: Tensor) -> N
             f = float(factor[kind])
             x = operations[kind](x, f)
             now = f * torch.eye(3) + ((1 - f) * grey if kind == 2 else 0)
-            pixel, mean = now @ pixel, now @ mean + (
-                (1 - f) * grey @ (pixel + mean) if kind == 1 else 0
+            pixel, mean = (
+                now @ pixel,
+                now @ mean + ((1 - f) * grey @ (pixel + mean) if kind == 1 else 0),
             )
         pixels.append(pixel)
         means.append(mean)
@@ -181,7 +185,7 @@ def test_affine_is_torchvisions(images: Tensor) -> None:
     the slant against its definition."""
     n, inner = len(images), (slice(None), slice(None), slice(16, -16), slice(16, -16))
     rng = torch.Generator().manual_seed(8)
-    still_but = dict(crop_min=1.0, flip=0, jitter=0, grey=0, blur=0)
+    still_but = {"crop_min": 1.0, "flip": 0, "jitter": 0, "grey": 0, "blur": 0}
     p = draw(ViewSettings(**still_but, rotation=15, shift=0.05, zoom=0.1), n, SIDE, rng)
     ours = views(images, p)
     expected = []

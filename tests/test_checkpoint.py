@@ -1,4 +1,4 @@
-"""Checkpoints under attack: truncated, flipped, empty, foreign, hostile, full disk, two trainers."""
+"""Checkpoints under attack: truncated, flipped, empty, foreign, hostile; a full disk; two runs."""
 
 import os
 import pickle
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from src import checkpoint
 from src.checkpoint import BadCheckpoint
 from src.cli import RunError, UserError

@@ -4,7 +4,6 @@ The short version runs with the other tests; `make faults` kills twenty times.
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, environment
+
 from src import checkpoint
 
 EPOCHS = 4
@@ -158,4 +158,4 @@ def test_killed_while_a_checkpoint_is_written(
     assert not (tmp_path / checkpoint.file_name(2)).exists()
     finish(stl10_dir, tmp_path)
     assert_same_run(tmp_path, undisturbed)
-    assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+    assert not list(tmp_path.glob(".*.tmp"))

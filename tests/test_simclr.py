@@ -1,16 +1,25 @@
 """The method, against the paper's own algorithm and torchvision's network."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torchvision
-from src.models.simclr import Backbone, SimCLR, calibrate_batch_norm, nt_xent
 from torch import Tensor
+
+from src.models.simclr import (
+    Backbone,
+    SimCLR,
+    calibrate_batch_norm,
+    freeze_batch_norm,
+    nt_xent,
+    standardized,
+)
 
 
 def algorithm_1(z: Tensor, temperature: float) -> Tensor:
-    """Chen et al. 2020, Algorithm 1, as written there: rows 2k-1 and 2k are two views of one image."""
+    """Chen et al. 2020, Algorithm 1, as written there: rows 2k-1 and 2k are views of one image."""
     n = len(z) // 2
 
     def s(i: int, j: int) -> Tensor:
@@ -54,32 +63,49 @@ def test_nt_xent_of_equal_projections_is_chance() -> None:
     assert nt_xent(torch.ones(10, 4), 0.2).item() == pytest.approx(math.log(9), rel=1e-6)
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-def test_backbone_is_torchvisions(arch: str) -> None:
-    """Same parameter names, same features and gradients, though batch norm is folded."""
+@pytest.mark.parametrize(
+    ("arch", "bn"), [("resnet18", "frozen"), ("resnet50", "frozen"), ("resnet50", "train")]
+)
+def test_backbone_is_torchvisions(arch: Any, bn: Any) -> None:
+    """Same parameter names, same features and gradients, though batch norm is folded and the
+    weights of the frozen one are standardised on the way."""
     torch.manual_seed(0)
-    ours = Backbone(arch).train()
+    ours = Backbone(arch, bn=bn).train(bn == "frozen")
+    freeze_batch_norm(ours)
     theirs = torchvision.models.get_model(arch, weights=None)
     theirs.fc = torch.nn.Identity()
-    for bn in ours.batch_norms():
-        torch.nn.init.uniform_(bn.weight, 0.5, 1.5)
-        torch.nn.init.normal_(bn.bias)
-        bn.running_mean.normal_()
-        bn.running_var.uniform_(0.5, 2)
+    for norm in ours.batch_norms():
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+        torch.nn.init.normal_(norm.bias)
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
     theirs.load_state_dict(ours.state_dict())
     ours, theirs = ours.double(), theirs.double().eval()
+    convolutions = [n for n, m in ours.named_modules() if isinstance(m, torch.nn.Conv2d)]
+    if bn == "frozen":
+        for name in convolutions:
+            theirs.get_submodule(name).weight.data = naive_standard(ours.get_submodule(name).weight)
 
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(ours(x), theirs(x))
     ours(x).square().mean().backward()
     theirs(x).square().mean().backward()
-    expected = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name].grad, msg=name)
+        expected = theirs.get_parameter(name).grad
+        if bn == "frozen" and name.removesuffix(".weight") in convolutions:
+            (expected,) = torch.autograd.grad(naive_standard(parameter), parameter, expected)
+        torch.testing.assert_close(parameter.grad, expected, msg=name)
+
+
+def naive_standard(weight: Tensor) -> Tensor:
+    """Filter by filter: mean 0, length 1."""
+    return torch.stack(
+        [(w - w.mean()) / ((w - w.mean()) ** 2).sum().add(1e-8).sqrt() for w in weight]
+    )
 
 
 def test_batch_norm_trains_when_asked_to() -> None:
-    model = SimCLR("resnet18", frozen_bn=False).train()
+    model = SimCLR("resnet18", bn="train").train()
     before = model.backbone.bn1.running_mean.clone()
     model(torch.randn(4, 3, 32, 32))
     assert not torch.equal(before, model.backbone.bn1.running_mean)
@@ -87,6 +113,8 @@ def test_batch_norm_trains_when_asked_to() -> None:
 
 def test_frozen_statistics_stay_frozen_in_every_mode() -> None:
     model = SimCLR("resnet18").train()
+    assert model.backbone.bn1.training  # the warm-up
+    freeze_batch_norm(model.backbone)
     for part in (model, model.backbone):
         part.eval()
         part.train()
@@ -96,9 +124,10 @@ def test_frozen_statistics_stay_frozen_in_every_mode() -> None:
 def test_calibration_measures_what_each_layer_sees() -> None:
     torch.manual_seed(0)
     backbone = Backbone("resnet18").train()
+    freeze_batch_norm(backbone)
     x = torch.randn(16, 3, 32, 32)
     calibrate_batch_norm(backbone, [x])
-    seen = backbone.conv1(x)
+    seen = torch.nn.functional.conv2d(x, standardized(backbone.conv1.weight), None, 2, 3)
     torch.testing.assert_close(backbone.bn1.running_mean, seen.mean((0, 2, 3)))
     torch.testing.assert_close(backbone.bn1.running_var, seen.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert not backbone.bn1.training

@@ -1,0 +1,137 @@
+"""The clustering stage at STL-10's full size, and its own code beside scikit-learn's.
+
+    python benchmarks/clustering_scale.py
+
+Makes 113,000 clustered features of 2,048 dimensions in a temporary directory (0.9 GB), runs
+src/clustering.py on them as a person would, and measures its time and memory. Then, in this
+process: the exact silhouette beside scikit-learn's, and the exact PCA beside a full SVD.
+Exit code 1 when a target is missed.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.linalg import subspace_angles
+from sklearn import metrics
+from sklearn.decomposition import PCA
+
+from src import artifacts
+from src.cli import run_script
+from src.reduction import fit_pca, normalized
+from src.silhouette import silhouette_samples
+
+CLASSES = [f"class {c}" for c in range(10)]
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    unlabeled: int = 100_000
+    """Images of the unlabeled split."""
+    train: int = 5_000
+    """Images of the train split."""
+    test: int = 8_000
+    """Images of the test split."""
+    dimensions: int = 2048
+    """Length of a feature vector."""
+    silhouette_samples: int = 30_000
+    """Samples for the silhouette beside scikit-learn's, of 100 dimensions."""
+    seed: int = 0
+    """Of the features."""
+    directory: Path | None = None
+    """Where the features go for a while; None is the system's place for temporary files."""
+
+
+def main(config: BenchmarkConfig) -> int:
+    with tempfile.TemporaryDirectory(dir=config.directory) as directory:
+        in_time = stage(config, Path(directory))
+    return 0 if all([in_time, silhouette(config), pca(config)]) else 1
+
+
+def stage(config: BenchmarkConfig, directory: Path) -> bool:
+    images = {"unlabeled": config.unlabeled, "train": config.train, "test": config.test}
+    for stream, (split, count) in enumerate(images.items()):
+        shape = (count, config.dimensions)
+        with artifacts.create(artifacts.FEATURES, directory, shape, split) as out:
+            labels = clustered(out, config.seed, stream)
+        if split != "unlabeled":
+            artifacts.save(artifacts.LABELS, directory, labels, split)
+    dataset = {"class_names": CLASSES, "splits": images}
+    artifacts.record(directory, artifacts.EXTRACTION, {"id": "benchmark", "dataset": dataset})
+
+    started = time.monotonic()
+    command = [sys.executable, "src/clustering.py", "--feature-dir", str(directory)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    gigabytes = peak / (1e9 if sys.platform == "darwin" else 1e9 / 1024)
+    print(f"stage: {seconds:.0f} s (target 180), peak memory {gigabytes:.1f} GB (target 6)")
+    return seconds <= 180 and gigabytes <= 6
+
+
+def clustered(out_ND: np.ndarray, seed: int, stream: int, block: int = 4096) -> np.ndarray:
+    """Fill with what a ReLU network might give, and return the class (N,) of each row.
+
+    Ten overlapping classes in a space of 128 dimensions, a random map to D, ReLU, some noise.
+    """
+    shared = np.random.default_rng(seed)
+    centers = shared.normal(size=(len(CLASSES), 128)).astype(np.float32)
+    spread = np.geomspace(1, 0.1, 128, dtype=np.float32)
+    lift = shared.normal(size=(128, out_ND.shape[1])).astype(np.float32)
+    own = np.random.default_rng([seed, stream])
+    labels = own.integers(len(CLASSES), size=len(out_ND))
+    for start in range(0, len(out_ND), block):
+        rows = slice(start, start + block)
+        z = centers[labels[rows]] * 0.5 + own.normal(size=(len(out_ND[rows]), 128))
+        x = (z.astype(np.float32) * spread) @ lift
+        x += 0.1 * own.standard_normal(x.shape, dtype=np.float32)
+        out_ND[rows] = np.maximum(x, 0)
+    return labels
+
+
+def silhouette(config: BenchmarkConfig) -> bool:
+    rng = np.random.default_rng(config.seed)
+    clusters = rng.integers(10, size=config.silhouette_samples)
+    x = rng.normal(size=(10, 100))[clusters] + rng.normal(size=(len(clusters), 100))
+    x = x.astype(np.float32)
+    started = time.monotonic()
+    ours = silhouette_samples(x, clusters)
+    middle = time.monotonic()
+    theirs = metrics.silhouette_samples(x, clusters)
+    ratio = (time.monotonic() - middle) / (middle - started)
+    error = np.abs(ours - theirs).max()
+    print(
+        f"silhouette of {len(x):,} x 100: {middle - started:.2f} s, {ratio:.1f} times faster than "
+        f"scikit-learn (target 4), largest difference {error:.1e} (target 1e-4)"
+    )
+    return ratio >= 4 and error <= 1e-4
+
+
+def pca(config: BenchmarkConfig) -> bool:
+    x = np.empty((config.train, config.dimensions), np.float32)
+    clustered(x, config.seed, stream=1)
+    started = time.monotonic()
+    ours = fit_pca(x, 100, normalize=True)
+    middle = time.monotonic()
+    theirs = PCA(100, svd_solver="full").fit(normalized(x).astype(np.float64))
+    ratio = (time.monotonic() - middle) / (middle - started)
+    angle = subspace_angles(
+        ours.components_PD.T.astype(np.float64), np.asarray(theirs.components_).T
+    ).max()
+    error = np.abs(ours.variance_ratio_P - theirs.explained_variance_ratio_).max()
+    print(
+        f"PCA of {len(x):,} x {x.shape[1]:,}: {middle - started:.2f} s, {ratio:.1f} times faster "
+        f"than a full SVD, subspace angle {angle:.1e} (target 1e-3), largest difference of a "
+        f"variance ratio {error:.1e} (target 1e-4)"
+    )
+    return bool(angle <= 1e-3 and error <= 1e-4)
+
+
+if __name__ == "__main__":
+    run_script(main, BenchmarkConfig)

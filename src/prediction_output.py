@@ -1,0 +1,230 @@
+"""Predictions for people and programs: table, CSV and JSON lines, a montage, sorted folders."""
+
+import csv
+import filecmp
+import io
+import itertools
+import json
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from src.artifacts import replacing
+
+Format = Literal["table", "csv", "json"]
+
+
+@dataclass(frozen=True)
+class Near:
+    """A cluster, the class that it was matched to, and the distance to its centroid."""
+
+    cluster: int
+    class_name: str | None
+    distance: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is said of one picture."""
+
+    path: str
+    error: str | None = None
+    """Why it could not be read; what follows is empty then."""
+    confidence: float = 0.0
+    nearest: tuple[Near, ...] = ()
+    """The three nearest clusters (fewer where there are fewer), its own first."""
+    label: str | None = None
+    """The true class, where it is known."""
+
+    @property
+    def caption(self) -> str:
+        own = self.nearest[0]
+        return f"{own.class_name or own.cluster} {self.confidence:.2f}"
+
+
+# --- text -------------------------------------------------------------------------------------
+
+_CSV_COLUMNS = (
+    "path", "cluster", "class", "confidence", "distance",
+    "second_cluster", "second_distance", "third_cluster", "third_distance", "label", "error",
+)  # fmt: skip
+
+
+def header(form: Format, path_width: int | None) -> str | None:
+    """The first line, without its line break; None for JSON."""
+    if form == "csv":
+        return _csv_line(_CSV_COLUMNS)
+    if form == "table":
+        return _table_line("picture", "cluster", "class", "confidence", "distance", path_width) + (
+            "three nearest (distance)"
+        )
+    return None
+
+
+def line(row: Row, form: Format, path_width: int | None) -> str | None:
+    """`row` as one line; None where the table has none, for what could not be read.
+
+    Args:
+        path_width: columns for the path in the table, longer ones are cut; None cuts nothing.
+    """
+    if form == "json":
+        return json.dumps(_json_object(row))
+    if form == "csv":
+        return _csv_line(_csv_values(row))
+    if row.error:
+        return None
+    own = row.nearest[0]
+    name = printable(row.path) + (f" ({row.label})" if row.label else "")
+    nearest = "  ".join(f"{near.cluster} ({near.distance:.3f})" for near in row.nearest)
+    numbers = f"{row.confidence:.3f}", f"{own.distance:.3f}"
+    return _table_line(name, str(own.cluster), own.class_name or "", *numbers, path_width) + nearest
+
+
+def _table_line(
+    path: str, cluster: str, class_name: str, confidence: str, distance: str, width: int | None
+) -> str:
+    if width and len(path) > width:
+        path = "…" + path[len(path) - width + 1 :]
+    return (
+        f"{path:<{width or 40}}  {cluster:>7}  {class_name:<12}  {confidence:>10}  {distance:>8}  "
+    )
+
+
+def printable(text: str) -> str:
+    """File names may hold line breaks and a terminal's control sequences."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _json_object(row: Row) -> dict:
+    if row.error:
+        return {"path": row.path, "error": row.error}
+    own, *_ = nearest = [
+        {"cluster": n.cluster, "class": n.class_name, "distance": _rounded(n.distance)}
+        for n in row.nearest
+    ]
+    found = {
+        "path": row.path, "cluster": own["cluster"], "class": own["class"],
+        "confidence": _rounded(row.confidence), "distance": own["distance"], "nearest": nearest,
+    }  # fmt: skip
+    return found | ({"label": row.label} if row.label is not None else {})
+
+
+def _csv_values(row: Row) -> list[object]:
+    if row.error:
+        return [row.path, *[""] * 9, row.error]
+    own = row.nearest[0]
+    others = [(n.cluster, _rounded(n.distance)) for n in row.nearest[1:]]
+    others += [("", "")] * (2 - len(others))
+    values = [row.path, own.cluster, own.class_name, _rounded(row.confidence)]
+    return [*values, _rounded(own.distance), *itertools.chain(*others), row.label, ""]
+
+
+def _csv_line(values: object) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(values)  # type: ignore[arg-type]
+    return text.getvalue()
+
+
+def _rounded(number: float) -> float:
+    return round(number, 6)
+
+
+# --- pictures ---------------------------------------------------------------------------------
+
+
+class Montage:
+    """A grid of pictures under their predictions, in the order of their clusters.
+
+    Of more than `limit` pictures it shows a uniform random sample: reservoir sampling, Vitter
+    1985, algorithm R. Only the sample is kept in memory.
+    """
+
+    def __init__(self, limit: int, side: int = 96, columns: int = 10):
+        self.limit, self.side, self.columns = limit, side, columns
+        self._tiles: list[tuple[Row, np.ndarray]] = []
+        self._seen = 0
+        self._random = random.Random(0)
+
+    def add(self, row: Row, image_3SS: np.ndarray) -> None:
+        self._seen += 1
+        if len(self._tiles) < self.limit:
+            self._tiles.append((row, image_3SS))
+        elif (place := self._random.randrange(self._seen)) < self.limit:
+            self._tiles[place] = (row, image_3SS)
+
+    def save(self, file: Path) -> None:
+        """Write it as PNG; without a picture there is nothing to write."""
+        if not self._tiles:
+            return
+        tiles = sorted(self._tiles, key=lambda t: (t[0].nearest[0].cluster, -t[0].confidence))
+        font = _font(12)
+        gap, text = 8, 16
+        columns = min(self.columns, len(tiles))
+        step_x, step_y = self.side + gap, self.side + text + gap
+        size = columns * step_x + gap, -(-len(tiles) // columns) * step_y + gap
+        sheet = Image.new("RGB", size, "white")
+        draw = ImageDraw.Draw(sheet)
+        for i, (row, image) in enumerate(tiles):
+            x, y = gap + i % columns * step_x, gap + i // columns * step_y
+            draw.text((x, y), _fitting(row.caption, font, self.side), "black", font)
+            tile = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+            sheet.paste(tile.resize((self.side, self.side)), (x, y + text))
+        with replacing(file) as temporary:
+            sheet.save(temporary, "PNG")
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib  # its font knows more alphabets than Pillow's
+
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
+    )
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """`text`, its class name cut short until the line fits; the confidence behind it stays."""
+    name, confidence = text.rsplit(" ", 1)
+    while len(name) > 1 and font.getlength(text) > width:
+        name = name[:-1]
+        text = f"{name}… {confidence}"
+    return text
+
+
+def sort_into(folder: Path, picture: Path, copy: bool) -> Path:
+    """Put a link to `picture`, or a copy, into `folder` and return its path.
+
+    Nothing is ever overwritten: a name that is taken gets a number behind it. Where the same
+    picture is there already it is left.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        name = picture.name if number == 1 else f"{picture.stem}_{number}{picture.suffix}"
+        target = folder / name
+        try:
+            if copy:
+                _copy(picture, target)
+            else:
+                target.symlink_to(picture.resolve())
+            return target
+        except FileExistsError:
+            if target.exists() and _is_same(target, picture, copy):
+                return target
+    raise AssertionError("count never ends")
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, target.open("xb") as writer:
+        try:
+            shutil.copyfileobj(reader, writer)
+        except OSError:  # a full disk leaves no half picture
+            target.unlink()
+            raise
+
+
+def _is_same(target: Path, picture: Path, copy: bool) -> bool:
+    return target.samefile(picture) or (copy and filecmp.cmp(target, picture, shallow=False))

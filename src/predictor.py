@@ -1,0 +1,248 @@
+"""New pictures to clusters: the backbone, the PCA and the centroids of one finished run.
+
+    from src.predictor import Predictor
+
+    predictor = Predictor.load("features")
+    found = predictor.predict(["a.jpg", "b.png"])      # or uint8 images (N, 3, S, S)
+    found.clusters, found.confidence, predictor.class_of(found.clusters[0])
+
+Shape letters: B images in a batch, N images, S pixels, D features, P principal components,
+K clusters.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dataset.pictures import BadPicture
+from src import artifacts, checkpoint
+from src.artifacts import (
+    CENTROIDS,
+    CLUSTER_TO_CLASS,
+    CLUSTERING,
+    EXTRACTION,
+    LABELS,
+    PCA_COMPONENTS,
+    PCA_MEAN,
+    REDUCED,
+)
+from src.cli import UserError
+from src.confidence import confidence, fit_temperature, squared_distances
+from src.encoder import TrainedBackbone, encode
+from src.models.simclr import Backbone
+from src.picture_stream import decode
+from src.runtime import DeviceName, PrecisionName, select_device, select_precision
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What `Predictor.predict` says of N pictures."""
+
+    clusters: np.ndarray
+    """int64 (N,), the nearest centroid."""
+    confidence: np.ndarray
+    """float32 (N,), from 1/K to 1; see `src/confidence.py`."""
+    distances: np.ndarray
+    """float32 (N, K), Euclidean, to every centroid in the space of the principal components."""
+
+
+class ClusterHead(nn.Module):
+    """Features to clusters, with the arithmetic of the clustering stage, in float32.
+
+    Args:
+        mean_D, components_PD, centroids_KP: what the clustering stage stored.
+        l2_normalize: whether it scaled the features to length 1 first.
+        temperature: see `src/confidence.py`.
+    """
+
+    mean: Tensor
+    components: Tensor
+    centroids: Tensor
+
+    def __init__(
+        self,
+        mean_D: np.ndarray,
+        components_PD: np.ndarray,
+        centroids_KP: np.ndarray,
+        l2_normalize: bool,
+        temperature: float,
+    ):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean_D))
+        self.register_buffer("components", torch.tensor(components_PD))
+        self.register_buffer("centroids", torch.tensor(centroids_KP))
+        self.l2_normalize = l2_normalize
+        self.temperature = temperature
+
+    def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cluster (B,) int64, confidence (B,) and distances (B, K)."""
+        x = F.normalize(features_BD, dim=1) if self.l2_normalize else features_BD
+        reduced = (x - self.mean) @ self.components.T  # (B, P)
+        squared = squared_distances(reduced, self.centroids)
+        return squared.argmin(1), confidence(squared, self.temperature), squared.sqrt()
+
+
+@dataclass(frozen=True)
+class Predictor:
+    backbone: Backbone
+    head: ClusterHead
+    """On the CPU whatever the device, so that clusters do not depend on it."""
+    dtype: torch.dtype
+    image_size: int
+    """Side S in pixels."""
+    class_names: tuple[str, ...]
+    cluster_to_class: np.ndarray
+    """int64 (K,), an index into `class_names`; -1 where no class was matched."""
+    extraction: dict
+    """What the feature extraction recorded: checkpoint, dataset, precision."""
+
+    @classmethod
+    def load(
+        cls,
+        feature_dir: str | Path = "features",
+        checkpoint_file: str | Path | None = None,
+        device: DeviceName = "auto",
+        precision: PrecisionName = "auto",
+    ) -> "Predictor":
+        """From the outputs of the clustering stage and the checkpoint that they were made with.
+
+        Args:
+            checkpoint_file: where that checkpoint is now, when it was moved.
+            precision: of the network; `auto` is the one that the features were extracted in.
+
+        Raises:
+            UserError: a file is missing or damaged, or they do not belong together.
+        """
+        directory = Path(feature_dir)
+        clustering = artifacts.recorded(directory, CLUSTERING)
+        extraction = artifacts.recorded(directory, EXTRACTION)
+        chosen = select_device(device)
+        trained = _load_backbone(directory, checkpoint_file, extraction["checkpoint"], chosen)
+        head = _load_head(directory, clustering, trained.backbone.feature_dim)
+        return cls(
+            trained.backbone,
+            head,
+            getattr(torch, extraction["precision"])
+            if precision == "auto"
+            else select_precision(precision, chosen),
+            trained.image_size,
+            tuple(extraction["dataset"]["class_names"]),
+            np.array(artifacts.load(CLUSTER_TO_CLASS, directory)),
+            extraction,
+        )
+
+    def predict(
+        self, pictures: np.ndarray | Sequence[str | Path], batch_size: int = 64
+    ) -> Predictions:
+        """Clusters of pictures, in their order.
+
+        Args:
+            pictures: paths of pictures of any size, or uint8 images (N, 3, S, S), red, green, blue.
+
+        Raises:
+            BadPicture: a file gives no picture; its path and the reason are in the message.
+            ValueError: the array has another dtype or shape.
+        """
+        if isinstance(pictures, np.ndarray):
+            _check_images(pictures, self.image_size)
+            batches = (pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size))
+        else:
+            batches = _decoded(pictures, self.image_size, batch_size)
+        none = np.empty(0, np.float32)
+        parts = [
+            Predictions(np.empty(0, np.int64), none, none.reshape(0, len(self.head.centroids)))
+        ]
+        parts += [self.predict_batch(np.ascontiguousarray(batch)) for batch in batches]
+        return Predictions(
+            np.concatenate([p.clusters for p in parts]),
+            np.concatenate([p.confidence for p in parts]),
+            np.concatenate([p.distances for p in parts]),
+        )
+
+    @torch.inference_mode()
+    def predict_batch(self, images_BCSS: np.ndarray) -> Predictions:
+        """`predict` for images that fit on the device at once."""
+        device = next(self.backbone.parameters()).device
+        features = encode(self.backbone, torch.from_numpy(images_BCSS).to(device), self.dtype)
+        cluster, confidence, distances = self.head(features.cpu())
+        return Predictions(cluster.numpy(), confidence.numpy(), distances.numpy())
+
+    def class_of(self, cluster: int) -> str | None:
+        """The class that a cluster was matched to; None without labels or without a match."""
+        index = self.cluster_to_class[cluster]
+        return self.class_names[index] if index >= 0 else None
+
+
+def _check_images(images: np.ndarray, side: int) -> None:
+    if images.dtype != np.uint8 or images.shape[1:] != (3, side, side):
+        raise ValueError(
+            f"images are {images.dtype} of shape {images.shape}, expected uint8 of shape "
+            f"(N, 3, {side}, {side})"
+        )
+
+
+def _decoded(paths: Sequence[str | Path], side: int, batch_size: int) -> Iterator[np.ndarray]:
+    decoded = decode(map(Path, paths), side, ahead=2 * batch_size)
+    while batch := list(islice(decoded, batch_size)):
+        images = []
+        for path, picture in batch:
+            if isinstance(picture, BadPicture):
+                raise BadPicture(f"{path}: {picture}")
+            images.append(picture)
+        yield np.stack(images)
+
+
+def _load_backbone(
+    directory: Path, moved_to: str | Path | None, recorded: dict, device: torch.device
+) -> TrainedBackbone:
+    """The backbone that made the features in `directory`; another one is refused."""
+    file = Path(moved_to or recorded["file"])
+    if not file.is_file():
+        raise UserError(
+            f"{file} is missing: point --checkpoint at the checkpoint that the features in "
+            f"{directory} were made with, or run python {EXTRACTION} and python {CLUSTERING} again"
+        )
+    if checkpoint.digest(file) != recorded["digest"]:
+        raise UserError(
+            f"{file} is not the checkpoint that the features in {directory} were made with "
+            f"({recorded['file']}): run python {EXTRACTION} --checkpoint {file} and python "
+            f"{CLUSTERING} again, or point --checkpoint at the right one"
+        )
+    return TrainedBackbone.load(file, file.parent, device)
+
+
+def _load_head(directory: Path, clustering: dict, feature_dim: int) -> ClusterHead:
+    arrays = [artifacts.load(a, directory) for a in (PCA_MEAN, PCA_COMPONENTS, CENTROIDS)]
+    mean, components, centroids = (np.array(array) for array in arrays)
+    to_class = artifacts.load(CLUSTER_TO_CLASS, directory)
+    fits = mean.shape == (feature_dim,) and components.shape[1:] == (feature_dim,)
+    fits = fits and centroids.shape == (len(to_class), len(components))
+    if not fits:
+        raise UserError(
+            f"the PCA and the clusters in {directory} do not fit together: run python {CLUSTERING}"
+        )
+    temperature = _temperature(directory, clustering["fit_on"], torch.tensor(centroids))
+    return ClusterHead(mean, components, centroids, clustering["normalize"], temperature)
+
+
+def _temperature(directory: Path, fit_on: str, centroids_KP: Tensor, at_most: int = 5000) -> float:
+    """Fitted on up to `at_most` images, evenly spaced, of the labelled split that named the
+    clusters, else of the split that they were fitted on. Never on the test split's labels."""
+    to_class = artifacts.load(CLUSTER_TO_CLASS, directory)
+    labelled = [
+        s for s in (fit_on, "train") if s != "test" and artifacts.exists(LABELS, directory, s)
+    ]
+    split = labelled[0] if labelled and to_class.max() >= 0 else fit_on
+    reduced = artifacts.load(REDUCED, directory, split)
+    rows = np.linspace(0, len(reduced) - 1, min(at_most, len(reduced))).astype(int)
+    reduced_NP, right = torch.tensor(reduced[rows]), None
+    if labelled and to_class.max() >= 0:
+        classes = to_class[squared_distances(reduced_NP, centroids_KP).argmin(1)]
+        right = torch.tensor(classes == artifacts.load(LABELS, directory, split)[rows])
+    return fit_temperature(reduced_NP, centroids_KP, right)

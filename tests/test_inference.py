@@ -1,0 +1,477 @@
+import csv
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from finished_run import digits_run
+from PIL import Image, ImageOps
+
+from dataset.load_dataset import load_dataset
+from dataset.pictures import BadPicture
+from src import artifacts, picture_stream
+from src.artifacts import ASSIGNMENTS, CENTROIDS, CLUSTERING, PCA_COMPONENTS, PCA_MEAN
+from src.cli import UserError
+from src.confidence import confidence, fit_temperature
+from src.inference import InferenceConfig, main
+from src.picture_stream import decode, find
+from src.prediction_output import sort_into
+from src.predictor import Predictor
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits_run(tmp_path_factory.getbasetemp())[0]
+
+
+@pytest.fixture(scope="module")
+def predictor(features: Path) -> Predictor:
+    return Predictor.load(features, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> dict[str, np.ndarray]:
+    return {name: split.images for name, split in load_dataset("digits", Path()).splits.items()}
+
+
+def save(image_3SS: np.ndarray, file: Path, **options: object) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image_3SS.transpose(1, 2, 0)).save(file, **options)  # type: ignore[arg-type]
+    return file
+
+
+def script(features: Path, *arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
+    run = subprocess.run(
+        [sys.executable, "src/inference.py", "--feature-dir", features, *map(str, arguments)],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, input=stdin, capture_output=True,
+    )  # fmt: skip
+    return run.returncode, run.stdout.decode(), run.stderr.decode()
+
+
+def rows_of(output: Path) -> list[dict]:
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+# --- the same clusters as the clustering stage ------------------------------------------------
+
+
+def test_images_written_as_png_get_the_clusters_of_the_clustering(
+    features: Path, digits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    for split, images in digits.items():
+        for i, image in enumerate(images):
+            save(image, tmp_path / split / f"{i:05d}.png")
+    out = tmp_path / "found.json"
+    code, _, errors = script(features, tmp_path / "train", tmp_path / "test", "--output", out)
+    assert code == 0, errors
+    found = [row["cluster"] for row in rows_of(out)]
+    expected = [artifacts.load(ASSIGNMENTS, features, split) for split in ("train", "test")]
+    assert found == np.concatenate(expected).tolist()
+    assert len(set(found)) == 10
+
+
+def test_batch_size_does_not_matter(predictor: Predictor, digits: dict[str, np.ndarray]) -> None:
+    images = digits["test"][:65]
+    whole, single = predictor.predict(images), predictor.predict(images, batch_size=2)
+    np.testing.assert_array_equal(whole.clusters, single.clusters)
+    np.testing.assert_allclose(whole.distances, single.distances, rtol=1e-4)
+
+
+def test_head_is_l2_then_pca_then_euclidean(predictor: Predictor, features: Path) -> None:
+    mean, components, centroids = (
+        artifacts.load(a, features).astype(np.float64)
+        for a in (PCA_MEAN, PCA_COMPONENTS, CENTROIDS)
+    )
+    x = np.random.default_rng(0).normal(size=(50, len(mean)))
+    cluster, sure, distances = (t.numpy() for t in predictor.head(torch.tensor(x).float()))
+    temperature = predictor.head.temperature
+    for i in range(len(x)):
+        z = components @ (x[i] / np.sqrt((x[i] ** 2).sum()) - mean)
+        d = np.array([np.sqrt(((z - c) ** 2).sum()) for c in centroids])
+        weights = np.exp(-(d**2 - d.min() ** 2) / temperature)
+        assert cluster[i] == d.argmin()
+        np.testing.assert_allclose(distances[i], d, rtol=1e-4)
+        np.testing.assert_allclose(sure[i], weights.max() / weights.sum(), rtol=1e-3)
+
+
+# --- confidence -------------------------------------------------------------------------------
+
+
+def test_confidence_grows_towards_the_own_centroid() -> None:
+    centroids = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 9.0]])
+    points = torch.stack([torch.linspace(0, 4, 41), torch.zeros(41)], 1)
+    squared = torch.cdist(points, centroids).square()
+    for temperature in (1e-4, 1.0, 1e4):
+        sure = confidence(squared, temperature)
+        assert (sure >= 1 / 3).all()
+        assert (sure <= 1).all()
+        assert (sure[:20].diff() <= 0).all()  # away from the first centroid, up to the border
+        assert (sure[21:].diff() >= 0).all()  # and on to the second
+    assert confidence(squared, 1.0)[20] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_temperature_is_found_back_from_labels() -> None:
+    rng = torch.Generator().manual_seed(0)
+    centroids = torch.randn(5, 3, generator=rng) * 2
+    points = centroids[torch.randint(5, (20000,), generator=rng)]
+    points = points + torch.randn(points.shape, generator=rng) * 1.5
+    sure = confidence(torch.cdist(points, centroids).square(), 3.0)
+    right = torch.rand(len(sure), generator=rng) < sure  # as right as a temperature of 3 says
+    assert fit_temperature(points, centroids, right) == pytest.approx(3.0, rel=0.15)
+
+
+def test_temperature_without_labels_is_the_posterior_of_two_gaussians() -> None:
+    rng = torch.Generator().manual_seed(0)
+    centroids = torch.tensor([[0.0, 0, 0], [10, 0, 0]])
+    spread = torch.tensor([1.5, 7.0, 0.1])  # only the spread between the two decides
+    points = centroids.repeat(5000, 1) + torch.randn(10000, 3, generator=rng) * spread
+    assert fit_temperature(points, centroids, None) == pytest.approx(2 * 1.5**2, rel=0.05)
+
+
+# --- odd and broken pictures ------------------------------------------------------------------
+
+
+def _bomb(side: int = 60_000) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(bytes(side + 1) * 100))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+
+
+def write_odd_files(folder: Path, image_3SS: np.ndarray) -> dict[str, str]:
+    """Every kind of file with its outcome: "same" as the image itself, "read", or the reason."""
+    rgb = Image.fromarray(image_3SS.transpose(1, 2, 0))
+    grey = np.asarray(rgb.convert("L"))
+    black = Image.merge("RGBA", [Image.new("L", rgb.size)] * 3 + [Image.fromarray(255 - grey)])
+    inverse = [Image.fromarray(255 - grey)] * 3
+    wide = Image.new("RGB", (96, 32), "red")
+    wide.paste(rgb, (32, 0))
+    turned = rgb.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to view
+    other = ImageOps.invert(rgb)
+    same = {
+        "rgb.png": (rgb, {}),
+        "grey.png": (rgb.convert("L"), {}),
+        "palette.png": (rgb.convert("P", palette=Image.Palette.ADAPTIVE), {}),
+        "grey16.png": (Image.fromarray(grey.astype(np.uint16) * 257), {}),
+        "grey16.tif": (Image.fromarray(grey.astype(np.uint16) * 257), {}),
+        "opaque.png": (rgb.convert("RGBA"), {}),
+        "transparent.png": (black, {}),  # hidden black under alpha, on white it is the image
+        "cmyk.tif": (Image.merge("CMYK", [*inverse, Image.new("L", rgb.size)]), {}),
+        "pages.tiff": (rgb, {"save_all": True, "append_images": [other]}),
+        "frames.gif": (rgb.convert("L"), {"save_all": True, "append_images": [other.convert("L")]}),
+        "lossless.webp": (rgb, {"lossless": True}),
+        "plain.bmp": (rgb, {}),
+        "plain.ppm": (rgb, {}),
+        "UPPER.PNG": (rgb, {}),
+        "exif.png": (turned, {"exif": exif}),
+        "wide.png": (wide, {}),
+        "ünïcode 画.png": (rgb, {}),
+    }
+    read = {
+        "photo.jpg": rgb.resize((640, 480)),
+        "grey.jpeg": rgb.convert("L"),
+        "cmyk.jpg": rgb.convert("CMYK"),
+        "bilevel.png": rgb.convert("1"),
+        "float.tif": Image.fromarray(grey.astype(np.float32) / 7),
+        "one_pixel.png": rgb.crop((9, 9, 10, 10)),
+        "needle.png": rgb.resize((1, 900)),
+    }
+    for name, (picture, options) in same.items():
+        picture.save(folder / name, **options)
+    for name, picture in read.items():
+        picture.save(folder / name)
+    rgb.save(folder / "png_named.jpg", "PNG")
+    broken = {
+        "empty.png": (b"", "empty file"),
+        "text.png": (b"I am a text, not a picture.\n" * 9, "not a picture"),
+        "page.jpg": (b"<html><body>404 Not Found</body></html>", "not a picture"),
+        "drawing.png": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a picture"),
+        "pickle.png": (b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.", "not a picture"),
+        "noise.jpg": (np.random.default_rng(0).bytes(4000), "not a picture"),
+        "cut.jpg": ((folder / "photo.jpg").read_bytes()[:2000], "damaged"),
+        "cut.png": ((folder / "rgb.png").read_bytes()[:200], "damaged"),
+        "bomb.png": (_bomb(), "more than 89 million"),
+        "phone.heic": (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"),
+    }
+    for name, (content, _) in broken.items():
+        (folder / name).write_bytes(content)
+    (folder / "nowhere.png").symlink_to(folder / "gone.png")
+    os.mkfifo(folder / "pipe.png")
+    outcomes = {
+        **dict.fromkeys(same, "same"),
+        "png_named.jpg": "same",
+        **dict.fromkeys(read, "read"),
+    }
+    outcomes |= {name: reason for name, (_, reason) in broken.items()}
+    return outcomes | {"nowhere.png": "no such file", "pipe.png": "neither a file nor a folder"}
+
+
+def test_every_odd_or_broken_file_has_its_stated_outcome(
+    features: Path, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    image = digits["test"][3]
+    outcomes = write_odd_files(tmp_path, image)
+    assert len(outcomes) >= 37
+    code, out, errors = script(features, tmp_path, tmp_path / "gone.png", "--json")
+    assert code == 3
+    rows = {Path(row["path"]).name: row for row in map(json.loads, out.splitlines())}
+    assert set(rows) == set(outcomes) | {"gone.png"}
+    expected = predictor.predict(image[None])
+    for name, outcome in (outcomes | {"gone.png": "no such file"}).items():
+        row = rows[name]
+        if outcome in ("same", "read"):
+            assert "error" not in row, row
+            assert 0.1 <= row["confidence"] <= 1
+        else:
+            assert outcome in row["error"], row
+            assert f"{name}: {row['error']}" in errors
+        if outcome == "same":
+            assert row["cluster"] == expected.clusters[0], row
+            assert row["distance"] == pytest.approx(expected.distances.min(), rel=1e-3), row
+    assert list(rows)[:-1] == sorted(outcomes)
+    assert not (ROOT / "pwned").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_file_and_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir(mode=0)
+    (tmp_path / "file.png").touch(mode=0)
+    found = [(p.name, str(e)) for p, e in decode(find([str(tmp_path)]), 8, ahead=2)]
+    assert found == [("file.png", "permission denied"), ("folder", "permission denied")]
+
+
+# --- finding them -----------------------------------------------------------------------------
+
+
+def test_folders_patterns_and_missing_names(
+    digits: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b/2.png", "b/1.PNG", "b/deep/3.jpg", "a[1].png", ".hidden.png", "b/.git/x.png"):
+        save(digits["test"][0], Path(name))
+    Path("b/notes.txt").touch()
+    Path("bare").mkdir()
+
+    def names(*given: str, leave_out: Path | None = None) -> list[str]:
+        return [str(path) for path in find(given, leave_out)]
+
+    assert names("b") == ["b/1.PNG", "b/2.png", "b/deep/3.jpg"]
+    assert names(".") == ["a[1].png", *names("b")]
+    assert names(".", leave_out=Path("b").resolve()) == ["a[1].png"]
+    assert names("a[1].png") == ["a[1].png"]  # a name that looks like a pattern
+    assert names("**/*.png") == ["a[1].png", "b/2.png"]
+    assert names("b*") == [*names("b"), "bare"]
+    assert names("*.gif", "gone.png") == ["*.gif", "gone.png"]
+    reasons = {str(path): str(reason) for path, reason in decode(find(["*.gif", "bare"]), 8, 1)}
+    assert reasons == {"*.gif": "no such file or directory", "bare": "no pictures in this folder"}
+
+
+def test_paths_on_standard_input_and_csv(
+    features: Path, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    odd_name = tmp_path / 'with "quotes", and\tmore.png'
+    files = [save(image, tmp_path / f"{i}.png") for i, image in enumerate(digits["test"][:3])]
+    save(digits["test"][3], odd_name)
+    listed = "\r\n".join([*map(str, files), "", str(odd_name), str(tmp_path / "gone.png")])
+    code, out, _ = script(features, "-", "--csv", stdin=listed.encode())
+    assert code == 3
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["path"] for row in rows] == [
+        *map(str, files),
+        str(odd_name),
+        f"{tmp_path}/gone.png",
+    ]
+    expected = predictor.predict(digits["test"][:4])
+    assert rows[4]["error"] == "no such file or directory"
+    assert rows[4]["cluster"] == ""
+    for row, cluster, distances in zip(rows, expected.clusters, expected.distances, strict=False):
+        near = np.argsort(distances)
+        assert int(row["cluster"]) == cluster == near[0]
+        assert row["class"] == predictor.class_of(cluster)
+        assert [int(row["second_cluster"]), int(row["third_cluster"])] == near[1:3].tolist()
+        assert float(row["third_distance"]) == pytest.approx(distances[near[2]], abs=1e-4)
+
+
+def test_no_more_than_a_window_is_decoded_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(picture_stream, "_load", lambda path, size: asked.append(path) or path)
+    given = (tmp_path / str(i) for i in range(1000))
+    stream = decode(given, 8, ahead=5)
+    for consumed in range(1, 101):
+        assert next(stream)[1].name == str(consumed - 1)  # type: ignore[union-attr]
+        assert len(asked) <= consumed + 5
+    stream.close()  # type: ignore[attr-defined]
+    assert len(asked) <= 105
+
+
+# --- what it writes ---------------------------------------------------------------------------
+
+
+def test_demonstration_without_pictures(
+    features: Path, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path, capsys
+) -> None:
+    montage = tmp_path / "montage.png"
+    config = InferenceConfig(feature_dir=features, sample=12, montage=montage, device="cpu")
+    assert main(config) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("picture")
+    assert len(lines) == 13
+    assert lines[-1].startswith("test[358]")
+    cluster = predictor.predict(digits["test"][-1:]).clusters[0]
+    assert lines[-1].split()[2] == str(cluster)
+    with Image.open(montage) as grid:
+        assert grid.size == (10 * 104 + 8, 2 * 120 + 8)
+        assert np.asarray(grid).std() > 30
+
+
+def test_montage_shows_a_sample_of_many(
+    features: Path, digits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    for i in range(30):
+        save(digits["test"][i], tmp_path / "in" / f"{i}.png")
+    montage, out = tmp_path / "montage.png", tmp_path / "x.csv"
+    code = main(
+        InferenceConfig(
+            (str(tmp_path / "in"),), montage=montage, montage_size=4, output=out,
+            feature_dir=features, device="cpu", batch_size=7,
+        )
+    )  # fmt: skip
+    assert code == 0
+    with Image.open(montage) as grid:
+        assert grid.size == (4 * 104 + 8, 120 + 8)
+    assert len(out.read_text().splitlines()) == 31
+
+
+def test_sorting_never_overwrites(
+    features: Path, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    image = digits["test"][0]
+    first = save(image, tmp_path / "a" / "x.png")
+    second = save(image, tmp_path / "b" / "x.png")
+    sorted_into = tmp_path / "sorted"
+    config = InferenceConfig(
+        (str(tmp_path),), sort_into=sorted_into, feature_dir=features, device="cpu"
+    )
+    for _ in range(2):  # the second time everything is there already, and is not read again
+        assert main(config) == 0
+        cluster = predictor.predict(image[None]).clusters[0]
+        folder = sorted_into / f"{cluster:02d}-{predictor.class_of(cluster)}"
+        assert [p.name for p in sorted_into.rglob("*.png")] == ["x.png", "x_2.png"] or sorted(
+            p.name for p in sorted_into.rglob("*.png")
+        ) == ["x.png", "x_2.png"]
+        assert (folder / "x.png").resolve() == first
+        assert (folder / "x_2.png").resolve() == second
+
+
+def test_copies_never_overwrite(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_text("same" if name == "c" else name)
+    folder = tmp_path / "sorted"
+    folder.mkdir()
+    (folder / "x.png").write_text("precious")
+    for name in ("a", "b", "a"):
+        sort_into(folder, tmp_path / name / "x.png", copy=True)
+    assert {p.name: p.read_text() for p in folder.iterdir()} == {
+        "x.png": "precious", "x_2.png": "a", "x_3.png": "b",
+    }  # fmt: skip
+    assert not (folder / "x_2.png").is_symlink()
+
+
+def test_bad_flags_are_one_line(features: Path, tmp_path: Path) -> None:
+    for flags, message in (
+        ({"json": True, "csv": True}, "exclude"),
+        ({"montage": Path("m.jpg")}, "PNG"),
+        ({"sort_into": tmp_path}, "needs pictures"),
+        ({"output": tmp_path}, "is a folder"),
+        ({"batch_size": 0}, "above 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(InferenceConfig(feature_dir=features, **flags))
+
+
+# --- from Python ------------------------------------------------------------------------------
+
+
+def test_arrays_and_paths_give_the_same(
+    predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    images = digits["test"][:5]
+    files = [save(image, tmp_path / f"{i}.png") for i, image in enumerate(images)]
+    from_files, from_arrays = predictor.predict(files, batch_size=2), predictor.predict(images)
+    np.testing.assert_array_equal(from_files.clusters, from_arrays.clusters)
+    np.testing.assert_allclose(from_files.distances, from_arrays.distances, rtol=1e-4)
+    nothing = predictor.predict([])
+    assert (nothing.clusters.shape, nothing.distances.shape) == ((0,), (0, 10))
+    with pytest.raises(ValueError, match="expected uint8"):
+        predictor.predict(images.astype(np.float32))
+    with pytest.raises(ValueError, match=r"\(N, 3, 32, 32\)"):
+        predictor.predict(images[:, :, :16])
+    with pytest.raises(BadPicture, match=r"gone\.png: no such file"):
+        predictor.predict([*files, tmp_path / "gone.png"])
+
+
+# --- what does not belong together ------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(tmp_path: Path, features: Path) -> Path:
+    """The features, to be damaged; unchanged files are links."""
+    directory = tmp_path / "features"
+    directory.mkdir()
+    for file in features.iterdir():
+        (directory / file.name).symlink_to(file)
+    manifest = (features / artifacts.MANIFEST).read_text()
+    (directory / artifacts.MANIFEST).unlink()
+    (directory / artifacts.MANIFEST).write_text(manifest)
+    return directory
+
+
+def test_another_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
+    recorded = Path(artifacts.recorded(copied, artifacts.EXTRACTION)["checkpoint"]["file"])
+    moved = tmp_path / "moved.pt"
+    moved.symlink_to(recorded)
+    Predictor.load(copied, moved, "cpu")
+    other = tmp_path / "other.pt"
+    other.write_bytes(recorded.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=r"is not the checkpoint.*feature_extraction\.py"):
+        Predictor.load(copied, other, "cpu")
+    with pytest.raises(UserError, match=r"is missing.*--checkpoint"):
+        Predictor.load(copied, tmp_path / "gone.pt", "cpu")
+
+
+def test_clusters_of_other_features_are_refused(copied: Path) -> None:
+    part = artifacts.recorded(copied, CLUSTERING)
+    artifacts.record(copied, CLUSTERING, part | {"features": "others"})
+    with pytest.raises(UserError, match=r"belong to other features.*clustering\.py"):
+        Predictor.load(copied, device="cpu")
+
+
+def test_centroids_of_another_pca_are_refused(copied: Path) -> None:
+    artifacts.save(CENTROIDS, copied, np.zeros((10, 19)))
+    with pytest.raises(UserError, match=r"do not fit together.*clustering\.py"):
+        Predictor.load(copied, device="cpu")
+
+
+def test_before_the_clustering_it_says_what_to_run(tmp_path: Path) -> None:
+    code, out, errors = script(tmp_path / "nothing", "x.png")
+    assert (code, out) == (2, "")
+    assert len(errors.splitlines()) == 1
+    assert "src/feature_extraction.py" in errors
