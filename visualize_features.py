@@ -102,7 +102,7 @@ def draw(
     if not labelled:
         print("note: no image has a label: no confusion matrix, no classes in the map")
     for split, scores in labelled.items():
-        title = f"{split}: {scores['hungarian_accuracy']:.1%} right"
+        title = f"{split}, % of each class (accuracy {scores['hungarian_accuracy']:.1%})"
         counts = np.array(scores["confusion"])
         yield f"confusion_{split}", figures.confusion_matrix(counts, results.class_names, title)
     fit_on = results.clustering["fit_on"]

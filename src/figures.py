@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.offsetbox import AnchoredText
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -72,25 +72,23 @@ def training_curves(records: Sequence[dict[str, Any]]) -> Figure:
         ("Spread of the projections", "standard deviation", {"projection_std": ""}),
         ("Rank of the projections", "effective rank", {"projection_rank": ""}),
     ]  # fmt: skip
-    there = [
-        (title, unit, drawn)
-        for title, unit, names in panels
-        if (
-            drawn := {
-                label: line for n, label in names.items() if len((line := curve(records, n))[0])
-            }
-        )
-    ]
+    there = []
+    for title, unit, names in panels:
+        drawn = {label: curve(records, name) for name, label in names.items()}
+        if drawn := {label: line for label, line in drawn.items() if line[0]}:
+            there.append((title, unit, drawn))
+    last = max(record["epoch"] for record in records)
     rows = -(-len(there) // 3)
     figure = Figure(figsize=(WIDTH, 2.2 * rows))
     axes = figure.subplots(rows, 3, squeeze=False).flat
     for ax, (title, unit, drawn) in zip(axes, there, strict=False):
         _lines(ax, drawn, many=title == "Loss")
         ax.set(title=title, xlabel="epoch", ylabel=unit)
+        ax.set_xlim(0, last * 1.02)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         if title == "Accuracy":
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+            ax.yaxis.set_major_formatter(FuncFormatter(_percent))
     for ax in list(axes)[len(there) :]:
         ax.remove()
     return figure
@@ -143,7 +141,7 @@ def pca_variance(ratio_P: np.ndarray) -> Figure:
 
 
 def _percent(value: float, _: int) -> str:
-    return f"{value * 100:g} %"
+    return f"{value * 100:.6g}%"
 
 
 def projection_map(
@@ -156,40 +154,54 @@ def projection_map(
 ) -> Figure:
     """The points coloured by cluster and, where any has a class, by class beside it.
 
-    Clusters and classes stand as text at the median of their points: up to twenty of them.
+    The number of each cluster stands at the median of its points.
     """
     has_classes = bool((labels >= 0).any())
-    figure = Figure(figsize=(WIDTH, 3.9 if has_classes else 6))
+    figure = Figure(figsize=(WIDTH, 4.5 if has_classes else 7))
     axes = figure.subplots(1, 2 if has_classes else 1, squeeze=False)[0]
-    numbers = [name.split(" ")[0] for name in cluster_names]
-    _scatter(axes[0], xy_N2, clusters, numbers, f"{method}, coloured by cluster")
+    _scatter(axes[0], xy_N2, clusters, len(cluster_names), f"{method}, coloured by cluster")
+    for k in np.unique(clusters):
+        x, y = np.median(xy_N2[clusters == k], axis=0)
+        halo = [withStroke(linewidth=2.5, foreground="white")]
+        text = axes[0].text(x, y, str(k), ha="center", va="center", path_effects=halo)
+        text.set(fontsize=9, fontweight="bold", in_layout=False)
+    _legend(axes[0], cluster_names)
     if has_classes:
-        _scatter(axes[1], xy_N2, labels, class_names, f"{method}, coloured by class")
+        _scatter(axes[1], xy_N2, labels, len(class_names), f"{method}, coloured by class")
+        unknown = int((labels < 0).sum())
+        _legend(axes[1], class_names, f"no class ({unknown:,})" if unknown else None)
     return figure
 
 
-def _scatter(
-    ax: Axes, xy_N2: np.ndarray, groups: np.ndarray, names: Sequence[str], title: str
-) -> None:
-    known = groups >= 0
-    size = float(np.clip(9000 / len(groups), 0.4, 12))
-    palette = np.array(colours(len(names)))
-    grey = xy_N2[~known]
-    dots = {"s": size, "linewidths": 0, "rasterized": len(groups) > 5000}
-    ax.scatter(grey[:, 0], grey[:, 1], color=UNKNOWN, alpha=0.35, **dots)
-    order = np.random.default_rng(0).permutation(np.flatnonzero(known))  # no group on top
-    ax.scatter(xy_N2[order, 0], xy_N2[order, 1], c=palette[groups[order]], alpha=0.7, **dots)
-    for group in np.unique(groups[known]) if len(names) <= 20 else []:
-        x, y = np.median(xy_N2[groups == group], axis=0)
-        halo = [withStroke(linewidth=2.5, foreground="white")]
-        text = ax.text(x, y, str(names[group]), ha="center", va="center", path_effects=halo)
-        text.set(fontsize=8, fontweight="bold", in_layout=False)
-    ax.set(title=title, xticks=[], yticks=[], aspect="equal")
-    ax.set_adjustable("datalim")
+def _scatter(ax: Axes, xy_N2: np.ndarray, groups: np.ndarray, count: int, title: str) -> None:
+    """Groups of -1 lie below all others, in grey; the others in random order, none on top."""
+    known = np.random.default_rng(0).permutation(np.flatnonzero(groups >= 0))
+    grey = np.flatnonzero(groups < 0)
+    for rows, colour, alpha in (
+        (grey, UNKNOWN, 0.3),
+        (known, np.array(colours(count))[groups[known]], 0.8),
+    ):
+        size = float(np.clip(25_000 / max(len(rows), 1), 0.5, 10))
+        ax.scatter(
+            xy_N2[rows, 0], xy_N2[rows, 1], s=size, c=colour, alpha=alpha, linewidths=0,
+            rasterized=len(rows) > 2000,
+        )  # fmt: skip
+    ax.set(title=title, xticks=[], yticks=[], box_aspect=1)
+    ax.set_aspect("equal", adjustable="datalim")
     ax.spines[:].set_visible(False)
-    if len(grey):
-        note = f"grey: {len(grey):,} without a class"
-        ax.add_artist(AnchoredText(note, "lower left", frameon=False, prop={"size": 7}))
+
+
+def _legend(ax: Axes, names: Sequence[str], unknown: str | None = None) -> None:
+    """Below the map, where there are few enough names to read."""
+    if len(names) > 20:
+        return
+    entries = [*zip(colours(len(names)), names, strict=True)]
+    entries += [(UNKNOWN, unknown)] if unknown else []
+    dots = [Line2D([], [], linestyle="", marker="o", color=colour) for colour, _ in entries]
+    ax.legend(
+        dots, [name for _, name in entries], loc="upper center", bbox_to_anchor=(0.5, 0),
+        ncols=4, markerscale=0.8, handletextpad=0.1, columnspacing=0.8, fontsize=7.5,
+    )  # fmt: skip
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
@@ -197,15 +209,19 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
 
     A column beyond the classes holds the images of clusters that have no class.
     """
-    side = float(np.clip(1.6 + 0.42 * len(class_names), 3.2, 12))
-    figure = Figure(figsize=(side + 0.6, side))
+    side = float(np.clip(1.2 + 0.36 * len(class_names), 2.8, 12))
+    figure = Figure(figsize=(side, side))
     ax = figure.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     columns = [*class_names, "no class"][: counts.shape[1]]
-    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_xticks(range(len(columns)), columns)
+    if max(map(len, columns)) > 3:
+        ax.tick_params(axis="x", rotation=45)
+        for label in ax.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(class_names)), class_names)
     ax.tick_params(length=0)
     ax.set(xlabel="class of the cluster", ylabel="class of the image", title=title)
@@ -275,43 +291,41 @@ def cluster_pictures(
         titles: what stands above the left and the right half.
     """
     count = max(max(len(left), len(right)) for _, left, right in rows)
-    cell = WIDTH / (2 * count + 2.6)
-    figure = Figure(figsize=(WIDTH, cell * len(rows) * 1.06 + 0.4))
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr]
-    grid = figure.subplots(
-        len(rows), 2 * count + 1, squeeze=False,
-        gridspec_kw={"width_ratios": [1] * count + [0.25] + [1] * count},
-    )  # fmt: skip
-    for ax in grid.flat:
-        ax.set_axis_off()
-    for (name, left, right), line in zip(rows, grid, strict=True):
-        for images, axes in ((left, line), (right, line[count + 1 :])):
-            for image, ax in zip(images, axes, strict=False):
-                ax.imshow(image, interpolation="antialiased")
-        line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, ha="right", va="center")
-    for title, ax in zip(titles, (grid[0][0], grid[0][count + 1]), strict=True):
-        ax.set_title(title)
+    longest = max(len(name) for name, _, _ in rows)
+    margin, top, gap = 0.12 + 0.065 * min(longest, 24), 0.3, 0.3  # inches, inches, pictures
+    cell = (WIDTH - margin) / (2 * count + gap)
+    high = cell * len(rows)
+    figure = Figure(figsize=(WIDTH, high + top), layout="none")
+    share = high / (high + top)
+    ax = figure.add_axes((margin / WIDTH, 0, 1 - margin / WIDTH, share))
+    for y, (name, left, right) in enumerate(rows):
+        for start, images in ((0, left), (count + gap, right)):
+            for x, image in enumerate(images):
+                box = (start + x + 0.03, start + x + 0.97, y + 0.97, y + 0.03)
+                ax.imshow(image, extent=box, interpolation="antialiased")
+        short = name if len(name) <= 24 else name[:23] + "…"
+        ax.text(-0.12, y + 0.5, short, ha="right", va="center")
+    for start, title in zip((0, count + gap), titles, strict=True):
+        ax.text(start, -0.12, title, fontsize=10, fontweight="bold")
+    ax.set(xlim=(0, 2 * count + gap), ylim=(len(rows), 0))
+    ax.set_axis_off()
     return figure
 
 
 def cluster_scan(scan: dict[str, Any]) -> Figure:
     """What a scan over the number of clusters found, and what it picked."""
     panels = {
-        "silhouette": "silhouette (higher is better)",
-        "davies_bouldin": "Davies-Bouldin (lower is better)",
-        "stability": "stability (ARI of reruns)",
+        "silhouette": ("Silhouette", "higher is better"),
+        "davies_bouldin": ("Davies-Bouldin index", "lower is better"),
+        "stability": ("Stability", "adjusted Rand index of reruns"),
     }
     there = [name for name in panels if any(v is not None for v in scan.get(name, ()))]
-    figure = Figure(figsize=(WIDTH, 2.6))
+    figure = Figure(figsize=(WIDTH, 2.4))
     for ax, name in zip(figure.subplots(1, len(there), squeeze=False)[0], there, strict=True):
         values = np.array(scan[name], float)  # None becomes NaN, a gap in the line
-        ax.plot(scan["clusters"], values, color=BLUE, marker="o", markersize=3)
         ax.axvline(scan["picked"], color=ORANGE, linestyle=(0, (4, 3)), linewidth=1.2)
-        ax.set(title=panels[name].split(" (")[0].capitalize(), xlabel="clusters",
-               ylabel=panels[name])  # fmt: skip
+        ax.plot(scan["clusters"], values, color=BLUE, marker="o", markersize=3)
+        title, unit = panels[name]
+        ax.set(title=title, ylabel=unit, xlabel=f"clusters (picked: {scan['picked']})")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    figure.axes[0].annotate(
-        f"picked: {scan['picked']}", (scan["picked"], 1), (4, -9), color="#8a5f00",
-        xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
-    )  # fmt: skip
     return figure

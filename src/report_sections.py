@@ -31,7 +31,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     }
     columns = {"images": "images"} | COLUMNS
     if any("transferred_accuracy" in scores for scores in metrics["splits"].values()):
-        columns["transferred_accuracy"] = "named on " + str(metrics["kmeans"]["named_on"])
+        columns["transferred_accuracy"] = "accuracy, named on " + str(metrics["kmeans"]["named_on"])
     rows = [
         [kind, split, *(_cell(column, splits[split].get(column)) for column in columns)]
         for split in metrics["splits"]
@@ -120,6 +120,8 @@ def _chart(title: str, lines: dict[str, tuple[list[float], list[float]]], percen
         keep = np.linspace(0, len(xs) - 1, min(len(xs), 400)).astype(int)
         points = " ".join(f"{across(xs[i])},{up(ys[i])}" for i in keep)
         parts.append(f'<polyline class="line-{number}" points="{points}"/>')
+        end = f'cx="{across(xs[-1])}" cy="{up(ys[-1])}"'
+        parts.append(f'<circle class="line-{number}" {end} r="3"/>')
     last = next(iter(lines.values()))[1][-1]
     labels = " ".join(
         f'<span class="key-{number}">{escape(label)}</span>'

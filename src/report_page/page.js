@@ -34,11 +34,11 @@ let sheetsLeft = data.sheets;
 function loadSheets() { // after the first draw: decoding takes longer than all the rest
   for (let s = 0; s < data.sheets; s++) {
     const image = new Image();
-    image.onload = () => { sheets[s] = image; sheetsLeft--; waiting.splice(0).forEach((draw) => draw()); request(); };
+    image.onload = () => { sheets[s] = image; sheetsLeft--; waiting = waiting.filter((draw) => !draw()); request(); };
     image.src = URL.createObjectURL(new Blob([bytes(`sheet-${s}`)], { type: "image/webp" }));
   }
 }
-const waiting = []; // drawings to repeat once a sheet is decoded
+let waiting = []; // drawings to repeat once their sheet is decoded; true when done
 
 function paint(context, i, x, y, size) {
   const place = tileOf[i], perSheet = data.columns ** 2, sheet = sheets[Math.floor(place / perSheet)];
@@ -53,9 +53,8 @@ function portrait(canvas, i) {
   if (canvas.hidden) return;
   canvas.width = canvas.height = data.tile;
   canvas.dataset.image = i;
-  if (!paint(canvas.getContext("2d"), i, 0, 0, data.tile)) {
-    waiting.push(() => { if (canvas.dataset.image === String(i)) paint(canvas.getContext("2d"), i, 0, 0, data.tile); });
-  }
+  const draw = () => canvas.dataset.image !== String(i) || paint(canvas.getContext("2d"), i, 0, 0, data.tile);
+  if (!draw()) waiting.push(draw);
 }
 
 function thumb(i) {
@@ -162,7 +161,7 @@ function disc(radius) { // offsets and coverage of an antialiased disc
 function draw() {
   const { of, list, unknown } = inks(), zoomed = view.scale / fitScale();
   const back = hex(getComputedStyle(document.documentElement).getPropertyValue("--stage").trim());
-  const radius = Math.min(9, Math.max(0.7, Math.min(3.2, 260 / Math.sqrt(count))) * zoomed ** 0.35) * pixel;
+  const radius = Math.min(9, Math.max(0.7, Math.min(3.2, 210 / Math.sqrt(count))) * zoomed ** 0.35) * pixel;
   const image = context.createImageData(wide, high), pixels = image.data, stamp = disc(radius);
   new Uint32Array(pixels.buffer).fill((255 << 24) | (back[2] << 16) | (back[1] << 8) | back[0]);
   const inside = [], edge = Math.ceil(radius);
