@@ -135,7 +135,7 @@ DIGITS: dict[str, Any] = {
     "batch_size": 128,
     "epochs": 24,
     "warmup_epochs": 4.0,
-    "checkpoint_every": 4,
+    "checkpoint_every": 12,
     "monitor_every": 4,
     "log_every": 10,
 }
