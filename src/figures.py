@@ -157,7 +157,7 @@ def projection_map(
     The number of each cluster stands at the median of its points.
     """
     has_classes = bool((labels >= 0).any())
-    figure = Figure(figsize=(WIDTH, 4.5 if has_classes else 7))
+    figure = Figure(figsize=(WIDTH, 4.25 if has_classes else 7))
     axes = figure.subplots(1, 2 if has_classes else 1, squeeze=False)[0]
     _scatter(axes[0], xy_N2, clusters, len(cluster_names), f"{method}, coloured by cluster")
     for k in np.unique(clusters):

@@ -339,7 +339,7 @@ function group(title, key, entries, palette, action) {
     box.onchange = () => { on[key][box.checked ? "add" : "delete"](value); applyFilters(); };
     boxes.push({ box, key, value });
     const swatch = make("span", { className: "swatch" });
-    if (palette) swatch.style.background = value < 0 ? data.unknownColour : palette[value];
+    if (palette) swatch.style.setProperty("--colour", value < 0 ? data.unknownColour : palette[value]);
     const text = action ? make("button", { type: "button", className: "name", textContent: name, title: `Gallery of ${name}`, onclick: () => action(value) })
       : make("label", { className: "name", textContent: name, htmlFor: box.id });
     return make("div", { className: "row" }, box, ...(palette ? [swatch] : []), text, make("span", { className: "count", textContent: total.toLocaleString("en") }));
@@ -356,7 +356,7 @@ function tally(values, value) { let n = 0; for (const v of values) n += v === va
 function buildFilters() {
   if (data.splits.length > 1) group("Split", "split", data.splits.map((name, s) => [s, name, tally(split, s)]));
   group("Cluster", "cluster", data.clusters.map((name, k) => [k, name, tally(cluster, k)]), data.clusterColours, openGallery);
-  $("#wrong-row").hidden = !hasLabels;
+  $("#wrong-row").hidden = $("#dashed").hidden = !hasLabels;
   if (!hasLabels) return;
   const known = data.classes.map((name, c) => [c, name, tally(label, c)]), unknown = tally(label, -1);
   group("Class", "label", unknown ? [...known, [-1, "unknown", unknown]] : known, data.classColours);
