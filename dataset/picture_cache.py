@@ -82,7 +82,8 @@ def _open(pixels: Path, pictures: Pictures, size: int) -> tuple[np.ndarray, dict
         shape = (len(pictures.files) - len(broken), 3, size, size)
         if shape[0] == 0:
             return np.empty(shape, np.uint8), broken
-        images = np.load(pixels, mmap_mode="r", allow_pickle=False)
+        # Copy-on-write: torch warns of arrays that it may not write to.
+        images = np.load(pixels, mmap_mode="c", allow_pickle=False)
     except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):
         return None
     return (images, broken) if images.shape == shape and images.dtype == np.uint8 else None

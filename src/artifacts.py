@@ -40,7 +40,6 @@ class Artifact:
 FEATURES = Artifact("{split}_features.npy", np.float32, "ND", EXTRACTION)
 UNTRAINED_FEATURES = Artifact("untrained_{split}_features.npy", np.float32, "ND", EXTRACTION)
 LABELS = Artifact("{split}_labels.npy", np.int64, "N", EXTRACTION)
-UNTRAINED_FEATURES = Artifact("untrained_{split}_features.npy", np.float32, "ND", EXTRACTION)
 
 REDUCED = Artifact("{split}_pca.npy", np.float32, "NP", CLUSTERING)
 PCA_MEAN = Artifact("pca_mean.npy", np.float32, "D", CLUSTERING)

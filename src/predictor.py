@@ -232,17 +232,21 @@ def _load_head(directory: Path, clustering: dict, feature_dim: int) -> ClusterHe
 
 
 def _temperature(directory: Path, fit_on: str, centroids_KP: Tensor, at_most: int = 5000) -> float:
-    """Fitted on up to `at_most` images, evenly spaced, of the labelled split that named the
-    clusters, else of the split that they were fitted on. Never on the test split's labels."""
-    to_class = artifacts.load(CLUSTER_TO_CLASS, directory)
-    labelled = [
-        s for s in (fit_on, "train") if s != "test" and artifacts.exists(LABELS, directory, s)
-    ]
-    split = labelled[0] if labelled and to_class.max() >= 0 else fit_on
-    reduced = artifacts.load(REDUCED, directory, split)
-    rows = np.linspace(0, len(reduced) - 1, min(at_most, len(reduced))).astype(int)
-    reduced_NP, right = torch.tensor(reduced[rows]), None
-    if labelled and to_class.max() >= 0:
-        classes = to_class[squared_distances(reduced_NP, centroids_KP).argmin(1)]
-        right = torch.tensor(classes == artifacts.load(LABELS, directory, split)[rows])
-    return fit_temperature(reduced_NP, centroids_KP, right)
+    """Fitted on up to `at_most` images, evenly spaced, of the split whose labels named the
+    clusters; where no labels did, of the split that the clusters were fitted on."""
+    metrics = artifacts.read_json(directory / artifacts.METRICS, CLUSTERING)
+    named_on = metrics["kmeans"]["named_on"]
+    all_reduced = artifacts.load(REDUCED, directory, named_on or fit_on)
+    if named_on is None:
+        rows = _evenly(np.arange(len(all_reduced)), at_most)
+        return fit_temperature(torch.tensor(all_reduced[rows]), centroids_KP, None)
+    labels = artifacts.load(LABELS, directory, named_on)
+    rows = _evenly(np.flatnonzero(labels >= 0), at_most)
+    reduced_NP = torch.tensor(all_reduced[rows])
+    named = artifacts.load(CLUSTER_TO_CLASS, directory)
+    classes = named[squared_distances(reduced_NP, centroids_KP).argmin(1)]
+    return fit_temperature(reduced_NP, centroids_KP, torch.tensor(classes == labels[rows]))
+
+
+def _evenly(rows: np.ndarray, at_most: int) -> np.ndarray:
+    return rows[np.linspace(0, len(rows) - 1, min(at_most, len(rows))).astype(int)]

@@ -131,11 +131,12 @@ DIGITS: dict[str, Any] = {
     "shear": 15.0,
     "shift": 0.1,
     "zoom": 0.2,
+    "temperature": 0.5,
     "batch_size": 128,
-    "epochs": 30,
+    "epochs": 24,
     "warmup_epochs": 4.0,
-    "checkpoint_every": 10,
-    "monitor_every": 10,
+    "checkpoint_every": 12,
+    "monitor_every": 4,
     "log_every": 10,
 }
 

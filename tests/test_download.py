@@ -526,9 +526,9 @@ def test_a_finished_folder_is_recognised_within_a_second(
             file.truncate(images * IMAGE)  # sparse: no gigabytes are written
         if name != "unlabeled":
             (folder / f"{name}_y.bin").write_bytes(b"\1" * images)
-    start = time.perf_counter()
+    start = time.process_time()  # not the wall's, which other processes stretch
     main(DownloadConfig(data_dir=tmp_path))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     said = capsys.readouterr().out
     assert said == f"{folder} holds 100,000 unlabeled, 5,000 train, 8,000 test images\n"
 

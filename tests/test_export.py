@@ -1,0 +1,130 @@
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from finished_run import digits_run, finish
+
+from dataset.load_dataset import load_dataset
+from src import artifacts, export
+from src.artifacts import CLUSTER_TO_CLASS
+from src.cli import RunError, UserError
+from src.export import ExportConfig, main
+from src.predictor import Predictor
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run and its exported model, as a person makes it."""
+    directory, _ = digits_run(tmp_path_factory.getbasetemp())
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "src/export.py", "--feature-dir", directory],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "of 256 test images ONNX Runtime puts 256" in done.stdout
+    assert done.stderr == ""
+    return directory
+
+
+@pytest.fixture(scope="module")
+def file(features: Path) -> Path:
+    return features / artifacts.MODEL
+
+
+def session(file: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+
+def test_the_same_as_pytorch_on_every_digit(features: Path, file: Path) -> None:
+    predictor = Predictor.load(features, device="cpu", precision="fp32")
+    runtime = session(file)
+    images = np.concatenate([s.images for s in load_dataset("digits", Path()).splits.values()])
+    found = [runtime.run(None, {"images": images[i : i + 100]}) for i in range(0, len(images), 100)]
+    cluster, confidence, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    expected = predictor.predict(images)
+    assert (cluster == expected.clusters).mean() >= 0.999
+    np.testing.assert_allclose(distances, expected.distances, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(confidence, expected.confidence, rtol=1e-2)
+    assert len(np.unique(cluster)) == 10
+
+
+def test_signature_and_metadata(features: Path, file: Path) -> None:
+    runtime = session(file)
+    (images,) = runtime.get_inputs()
+    assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", ["N", 3, 32, 32])
+    assert [(o.name, o.type, o.shape) for o in runtime.get_outputs()] == [
+        ("cluster", "tensor(int64)", ["N"]),
+        ("confidence", "tensor(float)", ["N"]),
+        ("distances", "tensor(float)", ["N", 10]),
+    ]
+    said = runtime.get_modelmeta().custom_metadata_map
+    assert json.loads(said["class_names"]) == [str(i) for i in range(10)]
+    to_class = artifacts.load(CLUSTER_TO_CLASS, features)
+    assert json.loads(said["cluster_to_class"]) == to_class.tolist()
+    assert (said["image_size"], said["opset"]) == ("32", "18")
+    assert said["features"] == artifacts.recorded(features, artifacts.EXTRACTION)["id"]
+
+
+def test_one_clean_file(file: Path) -> None:
+    assert not [p.name for p in file.parent.iterdir() if "onnx" in p.name and p != file]
+    assert str(ROOT).encode() not in file.read_bytes()
+    model = onnx.load(file)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", export.OPSET)]
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert kinds["Conv"] == 20  # ResNet-18: 17 in the stem and the blocks, 3 in the shortcuts
+    assert kinds["BatchNormalization"] == kinds["Mul"] == 0  # folded into the convolutions
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_any_batch_size(file: Path, batch: int) -> None:
+    images = load_dataset("digits", Path()).splits["test"].images[:batch]
+    cluster, _, distances = session(file).run(None, {"images": images})
+    np.testing.assert_array_equal(np.asarray(cluster), np.asarray(distances).argmin(1))
+
+
+def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_path: Path) -> None:
+    checkpoint = Path(artifacts.recorded(features, artifacts.EXTRACTION)["checkpoint"]["file"])
+    finish(tmp_path, checkpoint, normalize=False, whiten=True, clusters="13", components=7)
+    main(ExportConfig(tmp_path))
+    images = load_dataset("digits", Path()).splits["test"].images[:200]
+    runtime = session(tmp_path / artifacts.MODEL)
+    cluster, _, distances = runtime.run(None, {"images": images})
+    predictor = Predictor.load(tmp_path, device="cpu", precision="fp32")
+    np.testing.assert_array_equal(cluster, predictor.predict(images).clusters)
+    assert np.asarray(distances).shape == (200, 13)
+    to_class = json.loads(runtime.get_modelmeta().custom_metadata_map["cluster_to_class"])
+    assert to_class.count(-1) == 3
+    assert predictor.class_of(to_class.index(-1)) is None
+
+
+def test_a_model_that_disagrees_is_not_written(
+    features: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = file.read_bytes()
+    predictor = Predictor.load(features, device="cpu", precision="fp32")
+    predictor.head.centroids += 0.5  # the exported model is made of these, the other is not
+    wrong = export.to_onnx(predictor)
+    monkeypatch.setattr(export, "to_onnx", lambda _: wrong)
+    with pytest.raises(RunError, match="no file was written"):
+        main(ExportConfig(features))
+    assert file.read_bytes() == before
+
+
+def test_images_that_are_gone_are_named(features: Path, tmp_path: Path) -> None:
+    manifest = artifacts.read_json(features / artifacts.MANIFEST, "")
+    manifest[artifacts.EXTRACTION]["dataset"]["name"] = "stl10"
+    for source in features.iterdir():
+        if source.name != artifacts.MANIFEST:
+            (tmp_path / source.name).symlink_to(source)
+    artifacts.write_json(tmp_path / artifacts.MANIFEST, manifest)
+    with pytest.raises(UserError, match="--check-images 0"):
+        main(ExportConfig(tmp_path, data_dir=tmp_path))
