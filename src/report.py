@@ -20,6 +20,7 @@ from src.runtime import progress
 from src.thumbnails import COLUMNS, Sheets, make_sheets
 
 PARTS = Path(__file__).parent / "report_page"
+SCRIPTS = ("data.js", "map.js", "panels.js")
 NEIGHBOURS = 12
 
 
@@ -47,7 +48,7 @@ def write_report(file: Path, page: Page) -> Path:
     near = nearest(page.results.x_NP, shown, NEIGHBOURS)
     slots = {
         "style": (PARTS / "page.css").read_text(encoding="utf-8"),
-        "script": (PARTS / "page.js").read_text(encoding="utf-8"),
+        "script": "\n".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "metrics": metrics_table(page.results.metrics),
         "training": training_charts(page.records),
         "made": how_made(page.results),
