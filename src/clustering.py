@@ -122,6 +122,7 @@ def _check(config: ClusteringConfig) -> None:
     ):
         if value < least:
             raise UserError(f"{flag} {value}: it must be at least {least}")
+    candidates(config.clusters, classes=0)  # refuses what is no number, range or auto
 
 
 def load_features(directory: Path, extraction: dict[str, Any]) -> Splits:

@@ -104,7 +104,7 @@ def test_a_damaged_file_is_named_with_the_command_that_mends_it(
 SCRIPTS = sorted(
     str(file.relative_to(ROOT))
     for file in (*ROOT.glob("*.py"), *ROOT.glob("src/*.py"), *ROOT.glob("dataset/*.py"))
-    if "run_script(main" in file.read_text()
+    if '__name__ == "__main__"' in file.read_text()
 )
 
 
