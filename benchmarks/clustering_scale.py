@@ -121,7 +121,9 @@ def pca(config: BenchmarkConfig) -> bool:
     middle = time.monotonic()
     theirs = PCA(100, svd_solver="full").fit(normalized(x).astype(np.float64))
     ratio = (time.monotonic() - middle) / (middle - started)
-    angle = subspace_angles(ours.components_PD.T.astype(np.float64), theirs.components_.T).max()
+    angle = subspace_angles(
+        ours.components_PD.T.astype(np.float64), np.asarray(theirs.components_).T
+    ).max()
     error = np.abs(ours.variance_ratio_P - theirs.explained_variance_ratio_).max()
     print(
         f"PCA of {len(x):,} x {x.shape[1]:,}: {middle - started:.2f} s, {ratio:.1f} times faster "

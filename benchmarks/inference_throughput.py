@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 from PIL import Image
 
-from dataset.load_dataset import load_dataset
+from dataset.load_dataset import reload_dataset
 from src import artifacts
 from src.cli import UserError, run_script
 from src.encoder import encode_into
@@ -41,8 +41,7 @@ def main(config: BenchmarkConfig) -> None:
     predictor = Predictor.load(config.feature_dir, device="cpu")
     predictor_fp32 = Predictor.load(config.feature_dir, device="cpu", precision="fp32")
     recorded = predictor.extraction["dataset"]
-    data_dir = config.data_dir or Path(recorded["data_dir"])
-    dataset = load_dataset(recorded["name"], data_dir, recorded["image_size"])
+    dataset = reload_dataset(recorded, config.data_dir)
     if "train" not in dataset.splits:
         raise UserError("this benchmark needs a train split")
     images = np.ascontiguousarray(dataset.splits["train"].images[: config.pictures])

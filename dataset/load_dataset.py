@@ -7,19 +7,17 @@ never copied whole.
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from dataset.folder import class_of, find_pictures
+from dataset.picture_cache import load_pictures
+from dataset.stl10 import STL10_FOLDER, STL10_IMAGE_SIZE, load_stl10, load_stl10_classes
+from src.artifacts import digest
 from src.cli import UserError
 
 DatasetName = Literal["stl10", "digits", "folder"]
-
-STL10_FOLDER = "stl10_binary"
-STL10_IMAGE_SIZE = 96
-STL10_CLASSES = (
-    "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,45 +37,82 @@ class Dataset:
     """At least one of "unlabeled", "train", "test", in this order."""
     class_names: tuple[str, ...]
     fingerprint: str
-    """Changes when the data changes. Taken from every label and a sample of the pixels."""
+    """Changes when the data changes. Taken from every label, a sample of the pixels, and the
+    name and size of every file of a folder."""
 
     @property
     def image_size(self) -> int:
         return next(iter(self.splits.values())).images.shape[-1]
 
 
-def load_dataset(name: DatasetName, data_dir: Path, image_size: int | None = None) -> Dataset:
+def load_dataset(
+    name: DatasetName,
+    data_dir: Path,
+    image_size: int | None = None,
+    cache_dir: Path | None = None,
+) -> Dataset:
     """The splits that are there.
 
     Args:
         name: which dataset.
-        data_dir: for `stl10` the folder that holds `stl10_binary/`, for `folder` the pictures.
+        data_dir: for `stl10` the folder that holds `stl10_binary/`, for `folder` the pictures,
+            laid out as `dataset.folder` says.
         image_size: side S in pixels to which a folder's pictures are brought (96 by default);
             the other datasets have a size of their own.
+        cache_dir: where the decoded pictures of a folder are kept; by default in the folder.
 
     Raises:
-        UserError: there is no image, or a file has the wrong size.
+        UserError: there is no image, a file has the wrong size, or the cache cannot be written.
     """
+    files = ""
     if name == "digits":
         splits, class_names = _digits()
     elif name == "stl10":
         splits, class_names = _stl10(data_dir / STL10_FOLDER)
     else:
-        splits, class_names = _folder(data_dir, image_size or STL10_IMAGE_SIZE)
-    return Dataset(name, splits, class_names, _fingerprint(splits, class_names))
+        splits, class_names, files = _folder(data_dir, image_size or STL10_IMAGE_SIZE, cache_dir)
+    return Dataset(name, splits, class_names, _fingerprint(splits, class_names, files))
+
+
+def reload_dataset(recorded: dict[str, Any], data_dir: Path | None = None) -> Dataset:
+    """The dataset that an earlier stage recorded in the manifest.
+
+    Args:
+        recorded: the manifest's part about the dataset.
+        data_dir: where the images are now, when they were moved.
+
+    Raises:
+        UserError: they are not there, or are others.
+    """
+    where = data_dir or Path(recorded["data_dir"])
+    cache_dir = Path(recorded["cache_dir"]) if recorded["cache_dir"] else None
+    dataset = load_dataset(recorded["name"], where, recorded["image_size"], cache_dir)
+    if dataset.fingerprint != recorded["fingerprint"]:
+        raise UserError(
+            f"{where} holds other images than the features came from: "
+            "run python src/feature_extraction.py again"
+        )
+    return dataset
 
 
 def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
-    """scikit-learn's 1,797 handwritten digits, 8x8 enlarged to 32x32; every fifth is for test."""
+    """scikit-learn's 1,797 handwritten digits; every fifth is for test.
+
+    8x8 enlarged to 24x24 in the middle of 32x32, so that a view may shift and turn a digit
+    without cutting a stroke.
+    """
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     grey = [
-        np.asarray(Image.fromarray(np.uint8(image * (255 / 16))).resize((32, 32), Image.Resampling.BICUBIC))
+        np.asarray(
+            Image.fromarray(np.uint8(image * (255 / 16))).resize((24, 24), Image.Resampling.BICUBIC)
+        )
         for image in digits.images
     ]
-    images = np.repeat(np.stack(grey)[:, None], 3, axis=1)
+    framed = np.pad(np.stack(grey), ((0, 0), (4, 4), (4, 4)))
+    images = np.repeat(framed[:, None], 3, axis=1)
     labels = digits.target.astype(np.int64)
     is_test = np.arange(len(labels)) % 5 == 4
     splits = {
@@ -88,55 +123,47 @@ def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
 
 
 def _stl10(folder: Path) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """The official binaries (Coates et al. 2011): column-major uint8, labels from 1 to 10."""
-    splits = {}
-    for name in ("unlabeled", "train", "test"):
-        if (folder / f"{name}_X.bin").exists():
-            images = _stl10_images(folder / f"{name}_X.bin")
-            labels = None
-            if (folder / f"{name}_y.bin").exists():
-                labels = _stl10_labels(folder / f"{name}_y.bin", len(images))
-            splits[name] = Split(images, labels)
+    splits = {name: Split(images, labels) for name, (images, labels) in load_stl10(folder).items()}
     if not splits:
         raise UserError(
             f"no STL-10 images in {folder}: run python dataset/download_dataset.py, or point "
             "--data-dir at the directory that holds stl10_binary/"
         )
-    names = folder / "class_names.txt"
-    class_names = tuple(names.read_text().split()) if names.exists() else STL10_CLASSES
-    return splits, class_names
+    return splits, load_stl10_classes(folder)
 
 
-def _stl10_images(file: Path) -> np.ndarray:
-    side = STL10_IMAGE_SIZE
-    size, image_bytes = file.stat().st_size, 3 * side * side
-    if size == 0 or size % image_bytes:
-        raise UserError(
-            f"{file} has {size:,} bytes, not a positive multiple of {image_bytes:,} "
-            f"(3 x {side} x {side}): it is not whole, get it again"
-        )
-    columns_first = np.memmap(file, np.uint8, "r").reshape(-1, 3, side, side)
-    return columns_first.transpose(0, 1, 3, 2)
+def _folder(
+    data_dir: Path, size: int, cache_dir: Path | None
+) -> tuple[dict[str, Split], tuple[str, ...], str]:
+    """Splits, class names, and a digest of every file's name and size."""
+    found = find_pictures(data_dir)
+    class_names = tuple(sorted(set().union(*(pictures.classes for pictures in found.values()))))
+    index = {name: label for label, name in enumerate(class_names)}
+    splits = {}
+    for split, pictures in found.items():
+        images, names = load_pictures(pictures, size, cache_dir)
+        labels = None
+        if pictures.labelled:
+            labels = np.array([index[class_of(name)] for name in names], np.int64)
+        if names:
+            splits[split] = Split(images, labels, names)
+    if not splits:
+        raise UserError(f"none of the pictures in {data_dir} can be decoded")
+    files = [(name, size) for pictures in found.values() for name, size, _ in pictures.files]
+    return splits, class_names, digest(files)
 
 
-def _stl10_labels(file: Path, images: int) -> np.ndarray:
-    labels = np.fromfile(file, np.uint8)
-    if len(labels) != images:
-        raise UserError(f"{file} has {len(labels):,} labels for {images:,} images")
-    if labels.min() < 1 or labels.max() > 10:
-        raise UserError(
-            f"{file} has labels from {labels.min()} to {labels.max()}; STL-10's are 1 to 10"
-        )
-    return labels.astype(np.int64) - 1
-
-
-def _fingerprint(splits: dict[str, Split], class_names: tuple[str, ...], sample: int = 64) -> str:
+def _fingerprint(
+    splits: dict[str, Split], class_names: tuple[str, ...], files: str, sample: int = 64
+) -> str:
     """A digest of shapes, names, labels and up to `sample` evenly spaced images of each split."""
-    sha = hashlib.sha256(repr(class_names).encode())
+    sha = hashlib.sha256(f"{class_names}{files}".encode())
     for name, split in splits.items():
         count = len(split.images)
         sha.update(f"{name}{split.images.shape}{split.names}".encode())
-        sha.update(split.images[np.linspace(0, count - 1, min(sample, count)).astype(int)].tobytes())
+        sha.update(
+            split.images[np.linspace(0, count - 1, min(sample, count)).astype(int)].tobytes()
+        )
         if split.labels is not None:
             sha.update(split.labels.tobytes())
     return sha.hexdigest()[:16]

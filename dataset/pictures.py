@@ -138,7 +138,7 @@ def _grey(values: np.ndarray, is_16_bit: bool) -> np.ndarray:
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
         values = np.where(np.isfinite(values), values, low)
     scale = 255 / (high - low) if high > low else 0.0
-    return np.uint8(np.rint((values.astype(np.float64) - low) * scale))
+    return np.rint((values.astype(np.float64) - low) * scale).astype(np.uint8)
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

@@ -113,7 +113,7 @@ def create(
     with replacing(path(artifact, directory, split)) as temporary:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=artifact.dtype, shape=shape)
         # A map on a full disk dies of SIGBUS when written: reserve the blocks first.
-        with open(temporary, "r+b") as file:
+        with temporary.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
         yield array
         array.flush()
@@ -128,7 +128,7 @@ def replacing(file: Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        os.replace(temporary, file)
+        temporary.replace(file)
         sync(file.parent)
     finally:
         temporary.unlink(missing_ok=True)

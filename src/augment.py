@@ -12,7 +12,7 @@ differences, each measured in `tests/test_augment.py`:
   the rows and one for the columns. Blur thus comes before colour; the two commute but for clamping.
 - The chain of colour operations is one 3x3 matrix on the pixel and one on the view's mean
   colour, clamped once at its end instead of after each operation.
-- Hue turns the colour in the YIQ plane instead of HSV's.
+- Hue turns the colour around the grey axis of the RGB cube, a matrix, instead of in HSV.
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,6 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
 _GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
-_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-_RGB_FROM_YIQ = torch.linalg.inv(_YIQ)
 
 
 def normalize(images_NCSS: Tensor) -> Tensor:
@@ -55,6 +53,16 @@ class ViewSettings:
     """Probability of a Gaussian blur: sigma 0.1 to 2 pixels, kernel a tenth of the side."""
     rotation: float = 0.0
     """Largest rotation to either side, in degrees."""
+    shear: float = 0.0
+    """Largest slant to either side, in degrees."""
+    shift: float = 0.0
+    """Largest shift along each axis, as a part of the side."""
+    zoom: float = 0.0
+    """Largest change of size, each way: 0.1 is 1/1.1 to 1.1."""
+
+    @property
+    def is_affine(self) -> bool:
+        return any((self.rotation, self.shear, self.shift, self.zoom))
 
 
 class ViewParameters(NamedTuple):
@@ -70,23 +78,21 @@ class ViewParameters(NamedTuple):
     """Colour: what multiplies a pixel's colour ..."""
     mean_N33: Tensor
     """... and what multiplies the view's mean colour (contrast); the sum is the new colour."""
-    angle_N: Tensor
-    """Rotation in radians; of shape (0,) when nothing is rotated."""
+    affine_N23: Tensor
+    """From a view's coordinates to the image's, both -1 to 1; (0, 2, 3) when there is no
+    rotation, shear, shift or zoom."""
 
 
 def draw(settings: ViewSettings, views: int, side: int, rng: torch.Generator) -> ViewParameters:
     """Random parameters for `views` views of images with `side` pixels a side, on the CPU."""
     pixel, mean = _draw_colour(settings, views, rng)
-    angle = (torch.rand(views, generator=rng) * 2 - 1) * torch.pi / 180 * settings.rotation
-    if settings.rotation == 0:
-        angle = torch.empty(0)
     return ViewParameters(
         box_N4=_draw_box(views, side, settings.crop_min, rng),
         flip_N=(torch.rand(views, generator=rng) < settings.flip).float(),
         kernel_NT=_draw_blur(views, side, settings.blur, rng),
         pixel_N33=pixel,
         mean_N33=mean,
-        angle_N=angle,
+        affine_N23=_draw_affine(settings, views, rng),
     )
 
 
@@ -98,8 +104,9 @@ def make_views(images_NCSS: Tensor, parameters: ViewParameters) -> Tensor:
     side = images_NCSS.shape[-1]
     top, left, height, width = parameters.box_N4.unbind(1)
     x = images_NCSS.float()
-    if len(parameters.angle_N):
-        x = _rotate(x, parameters.angle_N)
+    if len(parameters.affine_N23):
+        grid = F.affine_grid(parameters.affine_N23, list(x.shape), align_corners=False)
+        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     rows = _crop_matrix(top, height, side)  # (N, S out, S in)
     columns = _crop_matrix(left, width, side)
     columns = torch.where(parameters.flip_N[:, None, None] > 0, columns.flip(1), columns)
@@ -167,12 +174,18 @@ def _blur_matrix(kernel_NT: Tensor, side: int) -> Tensor:
     return matrix.reshape(-1, side, side)
 
 
-def _rotate(x_NCSS: Tensor, angle_N: Tensor) -> Tensor:
-    """Turn each image around its centre; what comes from outside repeats the border."""
-    cos, sin, zero = angle_N.cos(), angle_N.sin(), torch.zeros_like(angle_N)
-    matrix = torch.stack([cos, -sin, zero, sin, cos, zero], 1).reshape(-1, 2, 3)
-    grid = F.affine_grid(matrix, list(x_NCSS.shape), align_corners=False)
-    return F.grid_sample(x_NCSS, grid, padding_mode="border", align_corners=False)
+def _draw_affine(settings: ViewSettings, views: int, rng: torch.Generator) -> Tensor:
+    """Rotation, slant, shift and zoom, each uniform to either side, as matrices (N, 2, 3)."""
+    if not settings.is_affine:
+        return torch.empty(0, 2, 3)
+    angle, slant, shift_x, shift_y, zoom = torch.rand(5, views, generator=rng) * 2 - 1
+    angle = angle * settings.rotation * torch.pi / 180
+    slant = torch.tan(slant * settings.shear * torch.pi / 180)
+    scale = (1 + settings.zoom) ** zoom
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    rows = [cos, cos * slant - sin, 2 * settings.shift * shift_x,
+            sin, sin * slant + cos, 2 * settings.shift * shift_y]  # fmt: skip
+    return torch.stack(rows, 1).reshape(-1, 2, 3)
 
 
 # --- colour -----------------------------------------------------------------------------------
@@ -211,13 +224,15 @@ def _draw_colour(settings: ViewSettings, views: int, rng: torch.Generator) -> tu
 
 
 def _hue_matrix(turn_N: Tensor) -> Tensor:
-    """Rotation of the chroma plane by `turn` (1 is the full circle), as RGB matrices (N, 3, 3)."""
-    angle = -2 * torch.pi * turn_N  # torchvision's positive turn goes red to green; YIQ's back
-    rotation = torch.zeros(len(turn_N), 3, 3)
-    rotation[:, 0, 0] = 1
-    rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
-    rotation[:, 1, 2], rotation[:, 2, 1] = -angle.sin(), angle.sin()
-    return _RGB_FROM_YIQ @ rotation @ _YIQ
+    """Rotation around the grey axis by `turn` (1 is the full circle), as RGB matrices (N, 3, 3).
+
+    Nearer to HSV's hue than rotating the chroma of YIQ: on STL-10 at a tenth of the circle it is
+    off by 4.3/255 on average against 7.5/255.
+    """
+    angle = 2 * torch.pi * turn_N[:, None, None]
+    across = torch.eye(3) - 1 / 3  # projects onto the plane of equal brightness
+    turned = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
+    return 1 / 3 + angle.cos() * across + angle.sin() * turned
 
 
 def _recolour(x_NCSS: Tensor, pixel_N33: Tensor, mean_N33: Tensor) -> Tensor:

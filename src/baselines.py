@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.load_dataset import load_dataset
+from dataset.load_dataset import reload_dataset
 from src import artifacts
 from src.artifacts import EXTRACTION, UNTRAINED_FEATURES
 from src.cli import UserError
@@ -33,13 +33,7 @@ def load_baselines(
 
 def _raw_pixels(recorded: dict[str, Any], splits: list[str]) -> dict[str, np.ndarray]:
     """uint8 (N, 3 S S)."""
-    data_dir = Path(recorded["data_dir"])
-    dataset = load_dataset(recorded["name"], data_dir, recorded["image_size"])
-    if dataset.fingerprint != recorded["fingerprint"]:
-        raise UserError(
-            f"the images in {data_dir} are not those that the features came from: "
-            f"run python {EXTRACTION} again"
-        )
+    dataset = reload_dataset(recorded)
     images = {split: dataset.splits[split].images for split in splits}
     return {split: np.ascontiguousarray(x).reshape(len(x), -1) for split, x in images.items()}
 

@@ -7,7 +7,6 @@ from a stranger can carry wrong numbers but cannot run code.
 
 import contextlib
 import hashlib
-import os
 import pickle
 import re
 import sys
@@ -55,7 +54,7 @@ def save(file: Path, state: dict[str, Any]) -> None:
     try:
         with replacing(file) as temporary:
             torch.save({"format": FORMAT, **state}, temporary)
-            _verify(temporary)
+            load(temporary)
     except (OSError, RuntimeError, BadCheckpoint) as error:
         raise RunError(
             f"{file} could not be written ({_reason(error)}); the checkpoints before it are intact"
@@ -71,7 +70,7 @@ def load(file: Path) -> dict[str, Any]:
     """
     if not file.exists():
         raise BadCheckpoint(f"{file} is missing: run python src/train.py first")
-    _verify(file)
+    _check_sums(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -119,14 +118,14 @@ def prune(directory: Path, current: Path, keep: int | None) -> None:
 
 
 def set_aside(directory: Path) -> Path | None:
-    """Move an earlier run's files into a folder of their own; returns it, None if there were none."""
+    """Move an earlier run's files into a folder of their own; None if there were none."""
     files = listed(directory) + [p for p in [directory / METRICS_LOG] if p.exists()]
     if not files:
         return None
     aside = directory / time.strftime("before-%Y%m%d-%H%M%S")
     aside.mkdir()
     for file in files:
-        os.replace(file, aside / file.name)
+        file.replace(aside / file.name)
     return aside
 
 
@@ -157,7 +156,7 @@ def digest(file: Path) -> str:
     return sha.hexdigest()[:16]
 
 
-def _verify(file: Path) -> None:
+def _check_sums(file: Path) -> None:
     """A checkpoint is a zip archive with a checksum for every part: a flipped bit shows there,
     and nowhere else (torch.load does not look)."""
     try:

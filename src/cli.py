@@ -36,7 +36,8 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
     """
     prog = Path(sys.argv[0]).name
     try:
-        code = main(parse(config, sys.argv[1:], prog)) or 0
+        about = sys.modules[main.__module__].__doc__ or ""
+        code = main(parse(config, sys.argv[1:], prog, about)) or 0
     except UserError as error:
         code = _complain(prog, str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -52,16 +53,15 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
     sys.exit(code)
 
 
-def parse(config: type[Config], arguments: list[str], prog: str) -> Config:
+def parse(config: type[Config], arguments: list[str], prog: str, about: str) -> Config:
     """The dataclass `config` from command line arguments; exits with 2 and one line on bad ones."""
-    description = (sys.modules[config.__module__].__doc__ or "").strip()
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 config,
                 prog=prog,
-                description=description,
+                description=about.strip(),
                 args=arguments,
                 default=_default(config, arguments),
             )

@@ -63,8 +63,8 @@ def scan(
     curves: dict[str, list] = {"silhouette": [], "davies_bouldin": [], "stability": []}
     for count in progress(counts, desc="scan"):
         models = [kmeans(x, count, seed + run, restarts) for run in range(runs)]
-        best = min(models, key=lambda model: model.inertia_)
-        for name, value in internal_metrics(x, best.labels_).items():
+        best = min(models, key=lambda model: float(model.inertia_ or 0))
+        for name, value in internal_metrics(x, np.asarray(best.labels_)).items():
             curves[name].append(value)
         pairs = itertools.combinations((model.labels_ for model in models), 2)
         curves["stability"].append(float(np.mean([adjusted_rand_score(*p) for p in pairs])))

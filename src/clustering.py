@@ -27,6 +27,8 @@ from src.evaluation import COLUMNS, class_table, summary_table
 from src.protocol import Protocol, Splits
 from src.reduction import PCA
 from src.runtime import git_commit, versions
+from src.tracking import Tracker
+from src.wandb_run import WandbMode
 
 LOW_VARIANCE = 0.95
 
@@ -44,8 +46,7 @@ class ClusteringConfig:
     whiten: bool = False
     """Give every component the same variance."""
     clusters: str | None = None
-    """A number, a range such as 5:20 to pick the best from, or auto for 2:20; None is one per
-    class, or 10 where there are no classes."""
+    """A number, a range such as 5:20 to pick from, or auto (2:20); None is one per class, or 10."""
     restarts: int = 20
     """K-means starts, of which the best is kept."""
     seeds: int | None = None
@@ -54,6 +55,10 @@ class ClusteringConfig:
     """Also cluster raw pixels, and the features of the untrained network, in the same way."""
     seed: int = 0
     """Of K-means."""
+    wandb: WandbMode = "auto"
+    """Weights & Biases; auto is online with a key and a server that answers, else offline."""
+    wandb_dir: Path = Path("wandb")
+    """Where Weights & Biases keeps its files."""
 
 
 def main(config: ClusteringConfig) -> None:
@@ -89,7 +94,7 @@ def main(config: ClusteringConfig) -> None:
         "clusters": count,
         "fit_on": fit_on,
         "named_on": protocol.named_on,
-        "inertia": float(model.inertia_),
+        "inertia": float(model.inertia_ or 0),
         "restarts": config.restarts,
     }
     metrics["splits"] = protocol.score(reduced, clusters, named_K)
@@ -104,6 +109,7 @@ def main(config: ClusteringConfig) -> None:
     artifacts.write_json(directory / artifacts.METRICS, metrics)
     record(config, extraction["id"], fit_on, count)
     report(metrics)
+    track(config, extraction, metrics)
     print(f"wrote {directory / artifacts.METRICS} and the clusters beside it")
 
 
@@ -229,21 +235,39 @@ def record(config: ClusteringConfig, features_id: str, fit_on: str, count: int) 
         "whiten": config.whiten,
         "fit_on": fit_on,
         "clusters": count,
-        "config": asdict(config) | {"feature_dir": str(config.feature_dir)},
+        "config": plain(config),
         "commit": git_commit(),
         "versions": versions(),
     }
     artifacts.record(config.feature_dir, CLUSTERING, part)
 
 
-def tracked(metrics: dict[str, Any]) -> dict[str, float]:
-    """The numbers of every split for an experiment tracker, such as "test/nmi"."""
-    return {
-        f"{split}/{name}": value
-        for split, scores in metrics["splits"].items()
-        for name, value in scores.items()
-        if isinstance(value, float)
-    }
+def track(config: ClusteringConfig, extraction: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """Mirror the metrics to W&B, in the group of the training that the features came from."""
+    if config.wandb == "disabled":
+        return
+    with Tracker(
+        config.wandb,
+        config.wandb_dir,
+        group=extraction["tracking"]["group"],
+        job_type="clustering",
+        config=plain(config) | {"dataset_fingerprint": extraction["dataset"]["fingerprint"]},
+    ) as tracker:
+        for split, scores in metrics["splits"].items():
+            tracker.log(scores, split)
+            rows = [
+                [name, *values.values()] for name, values in scores.get("per_class", {}).items()
+            ]
+            if rows:
+                tracker.table(f"{split}/classes", ["class", "precision", "recall", "f1"], rows)
+        tracker.log(metrics["kmeans"], "kmeans")
+        for component, cumulative in enumerate(metrics["pca"]["cumulative"], start=1):
+            tracker.log({"component": component, "cumulative": cumulative}, "pca")
+
+
+def plain(config: ClusteringConfig) -> dict[str, Any]:
+    """The flags as built-in types."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
 
 
 def report(metrics: dict[str, Any]) -> None:

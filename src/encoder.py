@@ -73,6 +73,11 @@ class TrainedBackbone:
     tracking: dict[str, str | None]
     file: Path
 
+    @property
+    def cache_dir(self) -> Path | None:
+        """Where the decoded pictures of a folder were kept in training."""
+        return Path(self.config["cache_dir"]) if self.config["cache_dir"] else None
+
     @classmethod
     def load(cls, file: Path | None, directory: Path, device: torch.device) -> "TrainedBackbone":
         """From the checkpoint `file`, or from the newest whole one in `directory`.
@@ -80,15 +85,12 @@ class TrainedBackbone:
         Raises:
             UserError: there is none that can be used.
         """
-        if file is not None:
-            found = file, checkpoint.load(file)
-        else:
-            found = checkpoint.newest(directory)
+        found = (file, checkpoint.load(file)) if file is not None else checkpoint.newest(directory)
         if found is None:
             raise UserError(f"no checkpoint in {directory}: run python src/train.py first")
         file, state = found
         config = state["config"]
-        model = SimCLR(config["arch"], small_images=config["small_images"])
+        model = SimCLR(config["arch"], config["small_images"], bn=config["bn"])
         model.load_state_dict(state["model"])
         backbone = model.backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(

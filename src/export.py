@@ -30,7 +30,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from dataset.load_dataset import load_dataset
+from dataset.load_dataset import reload_dataset
 from src import artifacts
 from src.augment import normalize
 from src.cli import RunError, UserError, run_script
@@ -133,11 +133,7 @@ def _compare(file: Path, predictor: Predictor, config: ExportConfig) -> str:
     """
     recorded = predictor.extraction["dataset"]
     try:
-        dataset = load_dataset(
-            recorded["name"],
-            config.data_dir or Path(recorded["data_dir"]),
-            recorded["image_size"],
-        )
+        dataset = reload_dataset(recorded, config.data_dir)
     except UserError as error:
         raise UserError(f"{error}; or leave the comparison out: --check-images 0") from None
     split = list(dataset.splits)[-1]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dataset.load_dataset import Dataset, load_dataset
+from dataset.load_dataset import Dataset, Split, load_dataset
 from src import artifacts, checkpoint
 from src.artifacts import FEATURES, LABELS, UNTRAINED_FEATURES, Artifact
 from src.cli import UserError, run_script
@@ -38,6 +38,8 @@ class ExtractionConfig:
     """Where the features go."""
     data_dir: Path | None = None
     """Where the images are; None takes the place that they were trained from."""
+    cache_dir: Path | None = None
+    """Where the decoded pictures of a folder are kept; None takes the place used in training."""
     untrained: bool = False
     """Also extract with the untrained network of epoch 0, for the baselines of the clustering."""
     device: DeviceName = "auto"
@@ -55,7 +57,8 @@ def main(config: ExtractionConfig) -> None:
     dtype = select_precision(config.precision, device)
     trained = TrainedBackbone.load(config.checkpoint, config.checkpoint_dir, device)
     data_dir = config.data_dir or Path(trained.config["data_dir"])
-    dataset = load_dataset(trained.config["dataset"], data_dir, trained.image_size)
+    cache_dir = config.cache_dir or trained.cache_dir
+    dataset = load_dataset(trained.config["dataset"], data_dir, trained.image_size, cache_dir)
     if dataset.fingerprint != trained.dataset["fingerprint"]:
         print(f"note: the images in {data_dir} are not those that {trained.file} was trained on")
 
@@ -64,11 +67,11 @@ def main(config: ExtractionConfig) -> None:
     for name, split in dataset.splits.items():
         if split.labels is not None:
             artifacts.save(LABELS, directory, split.labels, name)
-    extract(trained, dataset, FEATURES, config, dtype)
+    extract(trained, dataset.splits, FEATURES, config, dtype)
     if config.untrained:
-        untrained = checkpoint.file_name(0)
-        start = TrainedBackbone.load(config.checkpoint_dir / untrained, directory, device)
-        extract(start, dataset, UNTRAINED_FEATURES, config, dtype)
+        file = trained.file.with_name(checkpoint.file_name(0))
+        untrained = TrainedBackbone.load(file, config.checkpoint_dir, device)
+        extract(untrained, compared(dataset), UNTRAINED_FEATURES, config, dtype)
 
     part = {
         "checkpoint": {
@@ -80,6 +83,7 @@ def main(config: ExtractionConfig) -> None:
         "dataset": {
             "name": dataset.name,
             "data_dir": str(data_dir),
+            "cache_dir": cache_dir and str(cache_dir),
             "image_size": dataset.image_size,
             "fingerprint": dataset.fingerprint,
             "class_names": list(dataset.class_names),
@@ -88,21 +92,29 @@ def main(config: ExtractionConfig) -> None:
         "precision": str(dtype).removeprefix("torch."),
         "tracking": trained.tracking,
     }
-    part["id"] = artifacts.digest([part["checkpoint"]["digest"], part["dataset"], part["precision"]])
+    part["id"] = artifacts.digest(
+        [part["checkpoint"]["digest"], part["dataset"], part["precision"]]
+    )
     artifacts.record(
         directory, artifacts.EXTRACTION, part | {"commit": git_commit(), "versions": versions()}
     )
 
 
+def compared(dataset: Dataset) -> dict[str, Split]:
+    """The splits that baselines are shown on: those with labels, and train; else all."""
+    splits = {n: s for n, s in dataset.splits.items() if s.labels is not None or n == "train"}
+    return splits or dataset.splits
+
+
 def extract(
     trained: TrainedBackbone,
-    dataset: Dataset,
+    splits: dict[str, Split],
     artifact: Artifact,
     config: ExtractionConfig,
     dtype: torch.dtype,
 ) -> None:
     """Write the features of every split straight into their files."""
-    for name, split in dataset.splits.items():
+    for name, split in splits.items():
         shape = (len(split.images), trained.backbone.feature_dim)
         started = time.monotonic()
         with artifacts.create(artifact, config.feature_dir, shape, name) as out:

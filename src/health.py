@@ -52,10 +52,10 @@ def score_features(features_ND: np.ndarray, labels_N: np.ndarray, seed: int) -> 
     """
     unit = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True).clip(1e-12)
     half = len(unit) // 2
-    clusters = kmeans(unit, len(np.unique(labels_N)), seed=seed, restarts=3).labels_
+    found = kmeans(unit, len(np.unique(labels_N)), seed=seed, restarts=3)
     return {
         "knn_accuracy": knn_accuracy(unit[:half], labels_N[:half], unit[half:], labels_N[half:]),
-        "kmeans_accuracy": hungarian_accuracy(labels_N, clusters),
+        "kmeans_accuracy": hungarian_accuracy(labels_N, np.asarray(found.labels_)),
     }
 
 
@@ -85,7 +85,7 @@ class Observer:
 
     def __call__(self, model: SimCLR, epoch: int, last: bool) -> dict[str, float]:
         seen = probe(model, self.views, self.dtype)
-        if self.labelled is not None and (last or epoch % self.every == 0):
+        if self.labelled and self.labelled.labels is not None and (last or epoch % self.every == 0):
             features = encode_all(model.backbone, self.labelled.images, self.dtype)
             seen |= score_features(features, self.labelled.labels, self.seed)
         return seen

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from dataset.load_dataset import load_dataset
+from dataset.load_dataset import reload_dataset
 from dataset.pictures import BadPicture
 from src import artifacts
 from src.cli import UserError, run_script
@@ -185,8 +185,7 @@ def _demonstration(
 ) -> tuple[Generator[Picture, None, None], int]:
     """Evenly spaced images of the test split, or of the best that is there."""
     recorded = predictor.extraction["dataset"]
-    data_dir = config.data_dir or Path(recorded["data_dir"])
-    dataset = load_dataset(recorded["name"], data_dir, recorded["image_size"])
+    dataset = reload_dataset(recorded, config.data_dir)
     name = next(s for s in ("test", "train", "unlabeled") if s in dataset.splits)
     split = dataset.splits[name]
     chosen = np.linspace(0, len(split.images) - 1, min(config.sample, len(split.images)))

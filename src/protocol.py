@@ -15,6 +15,7 @@ from src.reduction import PCA, fit_pca
 Splits = dict[str, np.ndarray]
 """An array for each split."""
 
+WIDEST_PCA = 6_000  # the time of an exact PCA grows with the cube of the smaller side
 OVER_SEEDS = ("hungarian_accuracy", "transferred_accuracy", "nmi", "ari")
 
 
@@ -37,8 +38,15 @@ class Protocol:
         return next((split for split in order if split in self.labels), None)
 
     def reduce(self, features: Splits) -> tuple[PCA, Splits]:
-        """PCA of features (N, D), and the coordinates (N, P) of all splits."""
-        pca = fit_pca(features[self.fit_on], self.components, self.normalize, self.whiten)
+        """PCA of features (N, D), and the coordinates (N, P) of all splits.
+
+        Raw pixels of very many images are the one case where PCA sees only a part of them.
+        """
+        x = features[self.fit_on]
+        if min(x.shape) > WIDEST_PCA:
+            print(f"note: PCA of {x.shape[1]:,} dimensions is fitted on {WIDEST_PCA:,} images")
+            x = x[np.linspace(0, len(x) - 1, WIDEST_PCA).astype(int)]
+        pca = fit_pca(x, self.components, self.normalize, self.whiten)
         return pca, {split: pca.transform(x, self.normalize) for split, x in features.items()}
 
     def cluster(self, reduced: Splits, count: int, seed: int) -> tuple[KMeans, Splits]:

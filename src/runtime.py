@@ -122,6 +122,6 @@ def git_commit() -> str | None:
 def versions() -> dict[str, str]:
     return {
         "python": sys.version.split()[0],
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
     }

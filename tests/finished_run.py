@@ -11,6 +11,7 @@ from src.augment import normalize
 from src.clustering import ClusteringConfig
 from src.feature_extraction import ExtractionConfig
 from src.models.simclr import SimCLR, calibrate_batch_norm
+from src.recipe import TrainConfig, plain
 
 
 def write_checkpoint(
@@ -20,21 +21,17 @@ def write_checkpoint(
     dataset = load_dataset(name, data_dir)  # type: ignore[arg-type]
     torch.manual_seed(0)
     model = SimCLR(arch, small_images)  # type: ignore[arg-type]
-    for bn in model.backbone.batch_norms():
-        torch.nn.init.uniform_(bn.weight, 0.5, 1)  # with 0 every residual branch is silent
     images = next(iter(dataset.splits.values())).images[:128]
     calibrate_batch_norm(
         model.backbone, [normalize(torch.from_numpy(np.ascontiguousarray(images)))]
     )
-    config = {
-        "dataset": name, "data_dir": str(data_dir), "arch": arch, "small_images": small_images,
-    }  # fmt: skip
+    config = TrainConfig(name, data_dir, arch=arch, small_images=small_images)  # type: ignore[arg-type]
     described = {
         "fingerprint": dataset.fingerprint,
         "image_size": dataset.image_size,
         "class_names": list(dataset.class_names),
     }
-    state = {"model": model.state_dict(), "epoch": 0, "config": config, "dataset": described}
+    state = {"model": model.state_dict(), "epoch": 0, "config": plain(config), "dataset": described}
     file.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(file, state | {"tracking": {}})
     return dataset
@@ -52,5 +49,5 @@ def digits_run(parent: Path) -> tuple[Path, Path]:
 def finish(directory: Path, file: Path, **clustering_flags: object) -> None:
     """Extraction and clustering with the checkpoint `file`."""
     feature_extraction.main(ExtractionConfig(file, feature_dir=directory, device="cpu"))
-    flags = {"components": 20, "restarts": 3} | clustering_flags
+    flags = {"components": 20, "restarts": 3, "wandb": "disabled"} | clustering_flags
     clustering.main(ClusteringConfig(feature_dir=directory, **flags))  # type: ignore[arg-type]

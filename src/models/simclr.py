@@ -3,8 +3,7 @@
 Shape letters: B images in a batch, 2B views, C channels, H x W pixels, D features, d projections.
 
 Sources: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual
-Representations" (method: section 2, Algorithm 1); He et al. 2016 (ResNet); Goyal et al. 2017,
-section 5.1 (the last batch-norm scale of every residual block starts at zero).
+Representations" (method: section 2, Algorithm 1); He et al. 2016 (ResNet).
 """
 
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 Architecture = Literal["resnet18", "resnet50"]
+BatchNorm = Literal["frozen", "train"]
 
 
 def nt_xent(views_2Bd: Tensor, temperature: float) -> Tensor:
@@ -40,18 +40,46 @@ def nt_xent(views_2Bd: Tensor, temperature: float) -> Tensor:
         return F.cross_entropy(logits, positives)
 
 
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that is frozen for good after a warm-up: scale and shift learn on, the running
+    statistics never change again.
+
+    Frozen statistics say nothing about the weights of later on. So that activations cannot drift
+    away from them, the weights of the convolution in front are standardised on the way (Qiao et
+    al. 2019, "Weight Standardization"; by length as in Brock et al. 2021, "Characterizing signal
+    propagation"): every filter keeps mean 0 and length 1.
+    """
+
+    frozen = False
+
+    def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
+        return super().train(mode and not self.frozen)  # type: ignore[return-value]
+
+
 def _conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
-    """`bn(conv(x))`. Frozen batch norm is one affine map per channel, so it folds into the
-    convolution: no second pass over the activations, forward or backward, none kept for it."""
+    """`bn(conv(x))`. With fixed statistics batch norm is one affine map per channel and folds
+    into the convolution: no second pass over the activations, forward or backward."""
+    weight = conv.weight
+    if isinstance(bn, FrozenBatchNorm2d):
+        weight = standardized(weight)
     if bn.training:
-        return bn(conv(x))
+        return bn(conv._conv_forward(x, weight, None))
     scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)  # type: ignore[operator]
     shift = bn.bias - bn.running_mean * scale  # type: ignore[operator]
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return conv._conv_forward(x, weight * scale[:, None, None, None], shift)
+
+
+def standardized(weight_OIHW: Tensor) -> Tensor:
+    """Every output channel's filter with mean 0 and Euclidean length 1."""
+    centred = weight_OIHW - weight_OIHW.mean((1, 2, 3), keepdim=True)
+    return centred / (centred.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
 
 
 class _BasicBlock(BasicBlock):
+    bn1: nn.BatchNorm2d
+    bn2: nn.BatchNorm2d
+    downsample: nn.Sequential | None
+
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(_conv_bn(x, self.conv1, self.bn1), inplace=True)
         y = _conv_bn(y, self.conv2, self.bn2)
@@ -59,6 +87,11 @@ class _BasicBlock(BasicBlock):
 
 
 class _Bottleneck(Bottleneck):
+    bn1: nn.BatchNorm2d
+    bn2: nn.BatchNorm2d
+    bn3: nn.BatchNorm2d
+    downsample: nn.Sequential | None
+
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(_conv_bn(x, self.conv1, self.bn1), inplace=True)
         y = F.relu(_conv_bn(y, self.conv2, self.bn2), inplace=True)
@@ -67,40 +100,34 @@ class _Bottleneck(Bottleneck):
 
 
 def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:
-    return x if downsample is None else _conv_bn(x, downsample[0], downsample[1])
+    return x if downsample is None else _conv_bn(x, *downsample)  # type: ignore[arg-type]
 
 
 class Backbone(ResNet):
-    """torchvision's ResNet without its classifier: same parameter names, same numbers.
+    """torchvision's ResNet without its classifier, under the same parameter names.
 
     Args:
         arch: `resnet18` (D = 512) or `resnet50` (D = 2048).
         small_images: a 3x3 stride-1 stem without max pooling, for images of about 32 pixels
             (Chen et al. 2020, appendix B.9).
-        frozen_bn: batch norm keeps to its running statistics while training as well, and they
-            never change; its scale and shift stay trainable. `calibrate_batch_norm` sets the
-            statistics once before.
+        bn: `frozen`, see `FrozenBatchNorm2d`, or `train`, ordinary batch norm.
     """
 
-    def __init__(self, arch: Architecture, small_images: bool = False, frozen_bn: bool = True):
+    bn1: nn.BatchNorm2d
+    feature_dim: int
+
+    def __init__(self, arch: Architecture, small_images: bool = False, bn: BatchNorm = "frozen"):
+        norm = FrozenBatchNorm2d if bn == "frozen" else nn.BatchNorm2d
         if arch == "resnet18":
-            super().__init__(_BasicBlock, [2, 2, 2, 2], zero_init_residual=True)
+            super().__init__(_BasicBlock, [2, 2, 2, 2], norm_layer=norm)
         else:
-            super().__init__(_Bottleneck, [3, 4, 6, 3], zero_init_residual=True)
-        self.feature_dim = self.fc.in_features
+            super().__init__(_Bottleneck, [3, 4, 6, 3], norm_layer=norm)
+        self.feature_dim = {"resnet18": 512, "resnet50": 2048}[arch]
         self.fc = nn.Identity()  # type: ignore[assignment]
         if small_images:
             self.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
             self.maxpool = nn.Identity()  # type: ignore[assignment]
-        self.frozen_bn = frozen_bn
-
-    def train(self, mode: bool = True) -> "Backbone":
-        super().train(mode)
-        if self.frozen_bn:
-            for bn in self.batch_norms():
-                bn.eval()
-        return self
 
     def batch_norms(self) -> list[nn.BatchNorm2d]:
         return [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -120,7 +147,7 @@ class SimCLR(nn.Module):
         small_images: see `Backbone`.
         hidden_dim: width of the head's hidden layer.
         projection_dim: d, the width of the projections that NT-Xent sees.
-        frozen_bn: see `Backbone`.
+        bn: see `Backbone`.
     """
 
     def __init__(
@@ -129,10 +156,10 @@ class SimCLR(nn.Module):
         small_images: bool = False,
         hidden_dim: int = 512,
         projection_dim: int = 128,
-        frozen_bn: bool = True,
+        bn: BatchNorm = "frozen",
     ):
         super().__init__()
-        self.backbone = Backbone(arch, small_images, frozen_bn)
+        self.backbone = Backbone(arch, small_images, bn)
         self.head = nn.Sequential(
             nn.Linear(self.backbone.feature_dim, hidden_dim),
             nn.ReLU(inplace=True),
@@ -145,24 +172,32 @@ class SimCLR(nn.Module):
         return self.head(self.backbone(x_BCHW))
 
 
+def freeze_batch_norm(backbone: Backbone, frozen: bool = True) -> None:
+    """From here on, training leaves the running statistics alone; ordinary batch norm stays so."""
+    for bn in backbone.batch_norms():
+        if isinstance(bn, FrozenBatchNorm2d):
+            bn.frozen = frozen
+    backbone.train(backbone.training)
+
+
 @torch.no_grad()
 def calibrate_batch_norm(backbone: Backbone, batches: Iterable[Tensor]) -> None:
     """Set every batch norm's running statistics to the average over `batches`.
 
     Each layer is normalised by its own batch statistics on the way, so the layers behind it see
-    inputs of the right scale. Without this, a frozen network at random initialisation multiplies
-    its activations from block to block until the loss stays at chance.
+    inputs of the right scale.
 
     Args:
         backbone: its running statistics are replaced; nothing else changes.
         batches: normalised images (B, 3, H, W).
     """
+    was_training = backbone.training
     for bn in backbone.batch_norms():
         bn.reset_running_stats()
         bn.momentum = None  # cumulative average instead of an exponential one
-        bn.train()
+        nn.BatchNorm2d.train(bn)  # frozen ones as well
     for x_BCHW in batches:
         backbone(x_BCHW)
     for bn in backbone.batch_norms():
         bn.momentum = 0.1
-    backbone.train(backbone.training)
+    backbone.train(was_training)

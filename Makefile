@@ -1,0 +1,62 @@
+# Every target sets itself up: it needs make and Python 3.10 or newer, nothing else.
+PYTHON ?= python3
+DATASET ?= digits
+FLAGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# digits lands where the scripts look by default; any other dataset gets folders of its own.
+PLACE := $(if $(filter digits,$(DATASET)),,/$(DATASET))
+CHECKPOINTS := --checkpoint-dir checkpoints$(PLACE)
+FEATURES := --feature-dir features$(PLACE)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test faults lint format bench sync clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "make run DATASET=stl10          the same stages on STL-10 (downloads 2.6 GB)"
+	@echo "make run FLAGS='--epochs 4'     more flags for the training"
+
+run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten digits, minutes)
+	$(PY) src/train.py --dataset $(DATASET) $(CHECKPOINTS) $(FLAGS)
+	$(PY) src/feature_extraction.py --untrained $(CHECKPOINTS) $(FEATURES)
+	$(PY) src/clustering.py --baselines $(FEATURES)
+	$(PY) src/inference.py $(FEATURES)
+	$(PY) visualize_features.py $(CHECKPOINTS) $(FEATURES)
+
+test: $(VENV)/installed-dev  ## the tests: CPU, no network, a few minutes
+	$(PY) -m pytest
+
+faults: $(VENV)/installed-dev  ## the long fault tests: kill the training again and again
+	$(PY) -m pytest tests/test_faults.py -m "faults or not faults"
+
+lint: $(VENV)/installed-dev  ## ruff, format check, type check
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+format: $(VENV)/installed-dev  ## mend what ruff can mend
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(VENV)/installed-dev  ## side-by-side speed measurements
+	$(PY) benchmarks/train_throughput.py
+	$(PY) benchmarks/extract_throughput.py
+
+sync: $(VENV)/installed  ## send offline Weights & Biases runs to the server
+	$(PY) src/sync_wandb.py
+
+clean:  ## remove the virtual environment
+	rm -rf $(VENV)
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(PY) -m pip install --quiet -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,99 @@
+"""Which pictures a folder holds, and what the places they lie in say about splits and classes.
+
+    <folder>/train/<class>/...      labelled, a class per folder; `test` likewise
+    <folder>/train/*.jpg            `train` without labels; `test` likewise
+    <folder>/unlabeled/...          without labels
+    <folder>/...                    where none of the three exists: one split "unlabeled"
+
+Where one of the three exists, nothing beside them is read. Classes, `unlabeled` and a plain folder
+may nest as they like; links are followed. Hidden files, hidden folders and files without a
+picture's suffix are passed over.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset.pictures import IMAGE_SUFFIXES
+from src.artifacts import SPLITS
+from src.cli import UserError
+
+Found = tuple[str, int, int]
+"""A picture's name relative to the folder, its bytes, and when it changed, in nanoseconds."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The picture files of one split."""
+
+    root: Path
+    split: str
+    files: tuple[Found, ...]
+    """Sorted by name."""
+    labelled: bool
+    """Whether names are <split>/<class>/..."""
+
+    @property
+    def classes(self) -> set[str]:
+        return {class_of(name) for name, _, _ in self.files} if self.labelled else set()
+
+
+def class_of(name: str) -> str:
+    return name.split("/")[1]
+
+
+def find_pictures(root: Path) -> dict[str, Pictures]:
+    """The splits of a folder; those without a picture are left out.
+
+    Raises:
+        UserError: there is no picture, or a split has pictures both in class folders and beside
+            them.
+    """
+    if not root.is_dir():
+        raise UserError(f"--data-dir {root} is not a directory")
+    splits = [name for name in SPLITS if (root / name).is_dir()]
+    if splits:
+        candidates = [_split(root, name) for name in splits]
+    else:
+        files = sorted(_scan(str(root), ""))
+        candidates = [Pictures(root, "unlabeled", tuple(files), labelled=False)]
+    found = {pictures.split: pictures for pictures in candidates if pictures.files}
+    if not found:
+        where = " or ".join(str(root / name) for name in splits) or str(root)
+        raise UserError(
+            f"no pictures in {where} (files named .jpg, .png, .webp, .tif and the like)"
+        )
+    return found
+
+
+def _split(root: Path, split: str) -> Pictures:
+    files = sorted(_scan(str(root / split), f"{split}/"))
+    loose = [name for name, _, _ in files if name.count("/") == 1]
+    labelled = split != "unlabeled" and len(loose) < len(files)
+    if labelled and loose:
+        raise UserError(
+            f"{root / split} has class folders and {len(loose):,} pictures beside them, such as "
+            f"{loose[0]}: move these into a class, or into {root / 'unlabeled'}"
+        )
+    return Pictures(root, split, tuple(files), labelled)
+
+
+def _scan(folder: str, prefix: str, above: frozenset[str] = frozenset()) -> Iterator[Found]:
+    here = os.path.realpath(folder)
+    if here in above:  # a link that leads back up
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _scan(entry.path, f"{prefix}{entry.name}/", above | {here})
+            elif _is_picture(entry):
+                status = entry.stat()
+                yield prefix + entry.name, status.st_size, status.st_mtime_ns
+
+
+def _is_picture(entry: os.DirEntry[str]) -> bool:
+    _, dot, suffix = entry.name.rpartition(".")
+    return (dot + suffix).lower() in IMAGE_SUFFIXES and entry.is_file()

@@ -1,0 +1,331 @@
+"""Every figure of a run: pure functions from numbers to matplotlib figures.
+
+None of them touches a display, a file or matplotlib's global state beyond `styled`.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from src.palette import BASE, UNKNOWN, colours
+
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.edgecolor": "#55595f",
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e8eb",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#55595f",
+    "ytick.color": "#55595f",
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # text stays text, which journals ask for
+    "text.parse_math": False,  # a class may be called $x$
+}
+
+BLUE, ORANGE, GREEN, PINK = BASE[:4]
+WIDTH = 7.2
+"""Inches: two columns of a paper."""
+CLUSTER_ROWS = 30
+"""The picture figure shows the largest clusters, up to this many."""
+
+
+def styled() -> AbstractContextManager[None]:
+    """Figures must be made and saved inside this context."""
+    return mpl.rc_context(STYLE)  # type: ignore[arg-type]
+
+
+def training_curves(records: Sequence[dict[str, Any]]) -> Figure:
+    """Loss, learning rate, accuracy and health by epoch, from the records of `metrics.jsonl`."""
+    panels = [
+        ("Loss", "NT-Xent loss", {"loss": "each step", "epoch loss": "epoch mean"}),
+        ("Learning rate", "learning rate", {"learning_rate": ""}),
+        ("Accuracy", "accuracy", {"knn_accuracy": "k-NN", "kmeans_accuracy": "K-means"}),
+        ("Gradients and activations", "norm or RMS",
+         {"gradient_norm": "gradient norm", "activation_rms": "activation RMS"}),
+        ("Spread of the projections", "standard deviation", {"projection_std": ""}),
+        ("Rank of the projections", "effective rank", {"projection_rank": ""}),
+    ]  # fmt: skip
+    there = []
+    for title, unit, names in panels:
+        drawn = {label: curve(records, name) for name, label in names.items()}
+        if drawn := {label: line for label, line in drawn.items() if line[0]}:
+            there.append((title, unit, drawn))
+    last = max(record["epoch"] for record in records)
+    rows = -(-len(there) // 3)
+    figure = Figure(figsize=(WIDTH, 2.2 * rows))
+    axes = figure.subplots(rows, 3, squeeze=False).flat
+    for ax, (title, unit, drawn) in zip(axes, there, strict=False):
+        _lines(ax, drawn, many=title == "Loss")
+        ax.set(title=title, xlabel="epoch", ylabel=unit)
+        ax.set_xlim(0, last * 1.02)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if title == "Accuracy":
+            ax.yaxis.set_major_formatter(FuncFormatter(_percent))
+    for ax in list(axes)[len(there) :]:
+        ax.remove()
+    return figure
+
+
+def curve(records: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """The epochs and values of a quantity; "epoch loss" is the mean over epochs, and what is in
+    both kinds of record is taken from the steps."""
+    kind, field = ("epoch", "loss") if name == "epoch loss" else (None, name)
+    if kind is None:
+        kind = "step" if any(r["kind"] == "step" and field in r for r in records) else "epoch"
+    found = [r for r in records if r["kind"] == kind and r.get(field) is not None]
+    return [r["epoch"] for r in found], [r[field] for r in found]
+
+
+def _lines(ax: Axes, drawn: dict[str, tuple[list[float], list[float]]], many: bool) -> None:
+    for number, (label, (x, y)) in enumerate(drawn.items()):
+        faint = many and number == 0 and len(drawn) > 1
+        ax.plot(
+            x, y, label=label, color=(BLUE, ORANGE)[number],
+            alpha=0.4 if faint else 1, linewidth=1 if faint else None,
+            marker="o" if len(x) < 40 and not faint else "", markersize=2.5,
+        )  # fmt: skip
+    if len(drawn) > 1:
+        ax.legend()
+
+
+def pca_variance(ratio_P: np.ndarray) -> Figure:
+    """The share of the variance that each principal component explains, and their sum."""
+    figure = Figure(figsize=(WIDTH, 2.6))
+    left, right = figure.subplots(1, 2)
+    component = np.arange(1, len(ratio_P) + 1)
+    left.plot(component, ratio_P, color=BLUE, marker="o", markersize=2)
+    left.set(title="Each component", ylabel="explained variance", yscale="log")
+    left.yaxis.set_major_formatter(FuncFormatter(_percent))
+    left.yaxis.set_minor_formatter("")
+    total = np.cumsum(ratio_P)
+    right.fill_between(component, total, color=BLUE, alpha=0.15, linewidth=0)
+    right.plot(component, total, color=BLUE)
+    right.annotate(
+        f"{total[-1]:.1%} with {len(total)}", (component[-1], total[-1]),
+        (-4, -14), textcoords="offset points", ha="right",
+    )  # fmt: skip
+    right.set(title="Together", ylabel="explained variance", ylim=(0, 1.02))
+    right.yaxis.set_major_formatter(FuncFormatter(_percent))
+    for ax in (left, right):
+        ax.set_xlabel("principal component")
+        ax.set_xlim(min(1, len(total) - 1), len(total) + 0.5)
+    return figure
+
+
+def _percent(value: float, _: int) -> str:
+    return f"{value * 100:.6g}%"
+
+
+def projection_map(
+    xy_N2: np.ndarray,
+    clusters: np.ndarray,
+    cluster_names: Sequence[str],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    method: str,
+) -> Figure:
+    """The points coloured by cluster and, where any has a class, by class beside it.
+
+    The number of each cluster stands at the median of its points.
+    """
+    has_classes = bool((labels >= 0).any())
+    figure = Figure(figsize=(WIDTH, 4.5 if has_classes else 7))
+    axes = figure.subplots(1, 2 if has_classes else 1, squeeze=False)[0]
+    _scatter(axes[0], xy_N2, clusters, len(cluster_names), f"{method}, coloured by cluster")
+    for k in np.unique(clusters):
+        x, y = np.median(xy_N2[clusters == k], axis=0)
+        halo = [withStroke(linewidth=2.5, foreground="white")]
+        text = axes[0].text(x, y, str(k), ha="center", va="center", path_effects=halo)
+        text.set(fontsize=9, fontweight="bold", in_layout=False)
+    _legend(axes[0], cluster_names)
+    if has_classes:
+        _scatter(axes[1], xy_N2, labels, len(class_names), f"{method}, coloured by class")
+        unknown = int((labels < 0).sum())
+        _legend(axes[1], class_names, f"no class ({unknown:,})" if unknown else None)
+    return figure
+
+
+def _scatter(ax: Axes, xy_N2: np.ndarray, groups: np.ndarray, count: int, title: str) -> None:
+    """Groups of -1 lie below all others, in grey; the others in random order, none on top."""
+    known = np.random.default_rng(0).permutation(np.flatnonzero(groups >= 0))
+    grey = np.flatnonzero(groups < 0)
+    for rows, colour, alpha in (
+        (grey, UNKNOWN, 0.3),
+        (known, np.array(colours(count))[groups[known]], 0.8),
+    ):
+        size = float(np.clip(25_000 / max(len(rows), 1), 0.5, 10))
+        ax.scatter(
+            xy_N2[rows, 0], xy_N2[rows, 1], s=size, c=colour, alpha=alpha, linewidths=0,
+            rasterized=len(rows) > 2000,
+        )  # fmt: skip
+    ax.set(title=title, xticks=[], yticks=[], box_aspect=1)
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.spines[:].set_visible(False)
+
+
+def _legend(ax: Axes, names: Sequence[str], unknown: str | None = None) -> None:
+    """Below the map, where there are few enough names to read."""
+    if len(names) > 20:
+        return
+    entries = [*zip(colours(len(names)), names, strict=True)]
+    entries += [(UNKNOWN, unknown)] if unknown else []
+    dots = [Line2D([], [], linestyle="", marker="o", color=colour) for colour, _ in entries]
+    ax.legend(
+        dots, [name for _, name in entries], loc="upper center", bbox_to_anchor=(0.5, 0),
+        ncols=4, markerscale=0.8, handletextpad=0.1, columnspacing=0.8, fontsize=7.5,
+    )  # fmt: skip
+
+
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
+    """Rows are classes, columns what their clusters are named after, in percent of the row.
+
+    A column beyond the classes holds the images of clusters that have no class.
+    """
+    side = float(np.clip(1.2 + 0.36 * len(class_names), 2.8, 12))
+    figure = Figure(figsize=(side, side))
+    ax = figure.subplots()
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    columns = [*class_names, "no class"][: counts.shape[1]]
+    ax.set_xticks(range(len(columns)), columns)
+    if max(map(len, columns)) > 3:
+        ax.tick_params(axis="x", rotation=45)
+        for label in ax.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(class_names)), class_names)
+    ax.tick_params(length=0)
+    ax.set(xlabel="class of the cluster", ylabel="class of the image", title=title)
+    if len(class_names) <= 25:
+        for row, column in np.ndindex(*share.shape):
+            if counts[row, column]:
+                ink = "white" if share[row, column] > 0.55 else "#333333"
+                text = f"{share[row, column] * 100:.0f}"
+                ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
+    return figure
+
+
+def silhouette_profile(
+    scores: np.ndarray, clusters: np.ndarray, cluster_names: Sequence[str]
+) -> Figure:
+    """The silhouette of every image, sorted, one band a cluster, and the mean (Rousseeuw 1987)."""
+    figure = Figure(figsize=(WIDTH * 0.62, float(np.clip(1 + 0.3 * len(cluster_names), 3, 12))))
+    ax = figure.subplots()
+    gap, start, ticks = max(1, len(scores) // 100), 0, []
+    for k, colour in enumerate(colours(len(cluster_names))):
+        own = np.sort(scores[clusters == k])
+        ax.fill_betweenx(start + np.arange(len(own)), own, color=colour, linewidth=0, step="mid")
+        ticks.append(start + len(own) / 2)
+        start += len(own) + gap
+    ax.axvline(scores.mean(), color="black", linestyle=(0, (4, 3)), linewidth=1)
+    ax.annotate(
+        f"mean {scores.mean():.3f}", (float(scores.mean()), 1), (4, 4),
+        xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
+    )  # fmt: skip
+    ax.set_yticks(ticks, cluster_names)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(visible=False, axis="y")
+    ax.set(xlabel="silhouette", ylabel="cluster", ylim=(start, -gap))
+    return figure
+
+
+def cluster_sizes(sizes: dict[str, np.ndarray], cluster_names: Sequence[str]) -> Figure:
+    """How many images each cluster holds, stacked by split."""
+    figure = Figure(figsize=(WIDTH * 0.62, float(np.clip(1 + 0.24 * len(cluster_names), 2.4, 12))))
+    ax = figure.subplots()
+    start = np.zeros(len(cluster_names))
+    for (split, counts), colour in zip(sizes.items(), (BLUE, "#8cc3e6", ORANGE), strict=False):
+        ax.barh(range(len(counts)), counts, 0.75, left=start, color=colour, label=split)
+        start += counts
+    for k, total in enumerate(start):
+        ax.annotate(f"{total:,.0f}", (total, k), (3, 0), textcoords="offset points",
+                    va="center", fontsize=7.5)  # fmt: skip
+    ax.set_yticks(range(len(cluster_names)), cluster_names)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(visible=False, axis="y")
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.set(xlabel="images", ylabel="cluster", ylim=(len(cluster_names) - 0.4, -0.6))
+    ax.margins(x=0.1)
+    if len(sizes) > 1:
+        figure.legend(loc="outside upper right", ncols=len(sizes))
+    return figure
+
+
+def cluster_pictures(
+    rows: Sequence[tuple[str, np.ndarray, np.ndarray]], titles: tuple[str, str]
+) -> Figure:
+    """A row of pictures for each cluster.
+
+    Args:
+        rows: name, and two uint8 (n, S, S, 3): the pictures left and right of the gap.
+        titles: what stands above the left and the right half.
+    """
+    count = max(max(len(left), len(right)) for _, left, right in rows)
+    longest = max(len(name) for name, _, _ in rows)
+    margin, top, gap = 0.12 + 0.065 * min(longest, 24), 0.3, 0.3  # inches, inches, pictures
+    cell = (WIDTH - margin) / (2 * count + gap)
+    high = cell * len(rows)
+    figure = Figure(figsize=(WIDTH, high + top), layout="none")  # type: ignore[arg-type]
+    share = high / (high + top)
+    ax = figure.add_axes((margin / WIDTH, 0, 1 - margin / WIDTH, share))
+    for y, (name, left, right) in enumerate(rows):
+        for start, images in ((0, left), (count + gap, right)):
+            for x, image in enumerate(images):
+                box = (start + x + 0.03, start + x + 0.97, y + 0.97, y + 0.03)
+                ax.imshow(image, extent=box, interpolation="antialiased")
+        short = name if len(name) <= 24 else name[:23] + "…"
+        ax.text(-0.12, y + 0.5, short, ha="right", va="center")
+    for start, title in zip((0, count + gap), titles, strict=True):
+        ax.text(start, -0.12, title, fontsize=10, fontweight="bold")
+    ax.set(xlim=(0, 2 * count + gap), ylim=(len(rows), 0))
+    ax.set_axis_off()
+    return figure
+
+
+def cluster_scan(scan: dict[str, Any]) -> Figure:
+    """What a scan over the number of clusters found, and what it picked."""
+    panels = {
+        "silhouette": ("Silhouette", "higher is better"),
+        "davies_bouldin": ("Davies-Bouldin index", "lower is better"),
+        "stability": ("Stability", "adjusted Rand index of reruns"),
+    }
+    there = [name for name in panels if any(v is not None for v in scan.get(name, ()))]
+    figure = Figure(figsize=(WIDTH, 2.4))
+    for ax, name in zip(figure.subplots(1, len(there), squeeze=False)[0], there, strict=True):
+        values = np.array(scan[name], float)  # None becomes NaN, a gap in the line
+        ax.axvline(scan["picked"], color=ORANGE, linestyle=(0, (4, 3)), linewidth=1.2)
+        ax.plot(scan["clusters"], values, color=BLUE, marker="o", markersize=3)
+        title, unit = panels[name]
+        ax.set(title=title, ylabel=unit, xlabel=f"clusters (picked: {scan['picked']})")
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return figure

@@ -1,0 +1,60 @@
+"""`metrics.jsonl`: one JSON object a line for every logged step and epoch, the source of truth."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from src.artifacts import replacing
+
+Record = dict[str, Any]
+
+
+class MetricsLog:
+    """Appends records to `file`; each line reaches the operating system before `write` returns.
+
+    Args:
+        file: the log, made with its directory where missing.
+        keep_until_step: the step of the checkpoint the run starts from. Records of later steps
+            are taken out, as the run is about to write them again; 0 starts a new file.
+    """
+
+    def __init__(self, file: Path, keep_until_step: int) -> None:
+        self.earlier = read_metrics(file) if keep_until_step else []
+        """Every record an earlier run left here, those that were taken out as well."""
+        kept = [record for record in self.earlier if record["step"] <= keep_until_step]
+        with replacing(file) as temporary:
+            temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+        self._file = file.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        """Append `record`; a number that is NaN or infinite becomes null."""
+        self._file.write(_line(record))
+        self._file.flush()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def read_metrics(file: Path) -> list[Record]:
+    """The records in `file`, none where it is missing; a line torn by a kill is left out."""
+    if not file.exists():
+        return []
+    records = []
+    for line in file.read_bytes().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return [record for record in records if isinstance(record, dict) and "step" in record]
+
+
+def _line(record: Record) -> str:
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"

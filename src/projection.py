@@ -1,0 +1,86 @@
+"""Two dimensions to look at: PCA, t-SNE or UMAP of the reduced features."""
+
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+
+from src.cli import UserError
+from src.runtime import progress
+
+ProjectionName = Literal["pca", "tsne", "umap"]
+
+TITLES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
+
+FIT_POINTS = 20_000
+"""t-SNE and UMAP arrange at most this many points; the others join their neighbours."""
+INPUTS = 50
+"""Principal components that t-SNE and UMAP see, as van der Maaten & Hinton 2008 take 30."""
+
+
+def project(x_NP: np.ndarray, method: ProjectionName, seed: int) -> np.ndarray:
+    """A map of the points, float32 (N, 2), centred on their median.
+
+    `pca` takes the first two components as they are. Beyond `FIT_POINTS` the others arrange a
+    random sample, and every other point stands at the median of its five nearest neighbours in it.
+
+    Raises:
+        UserError: `umap` and umap-learn is not installed.
+    """
+    if method == "pca" or len(x_NP) < 10:
+        xy = np.zeros((len(x_NP), 2))
+        xy[:, : x_NP.shape[1]] = x_NP[:, :2]
+    else:
+        x = np.asarray(x_NP[:, :INPUTS], np.float32)
+        rng = np.random.default_rng(seed)
+        fitted = np.sort(rng.permutation(len(x))[:FIT_POINTS])
+        arrange = _tsne if method == "tsne" else _umap
+        xy = np.empty((len(x), 2))
+        xy[fitted] = arrange(x[fitted], seed)
+        others = np.setdiff1d(np.arange(len(x)), fitted)
+        if len(others):
+            near = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(x[fitted])
+            xy[others] = np.median(xy[fitted][near.kneighbors(x[others])[1]], axis=1)
+    return (xy - np.median(xy, axis=0)).astype(np.float32)
+
+
+def _tsne(x: np.ndarray, seed: int) -> np.ndarray:
+    """openTSNE (Polička et al. 2024) with FFT-accelerated gradients (Linderman et al. 2019), or
+    scikit-learn's, which takes about three times as long, where it is not installed."""
+    perplexity: Any = min(30, (len(x) - 1) / 3)
+    if find_spec("openTSNE") is None:
+        from sklearn.manifold import TSNE
+
+        return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(x)
+    from openTSNE import TSNE
+
+    bar = progress(total=500, desc="t-SNE")
+    done = []
+
+    def report(iteration: int, error: float, embedding: np.ndarray) -> None:
+        done.append(iteration)
+        bar.update(50)
+
+    model = TSNE(
+        perplexity=perplexity,
+        n_iter=250,  # after 250 of early exaggeration; 250 more move little and double the time
+        n_jobs=-1,
+        random_state=seed,
+        callbacks=report,
+        callbacks_every_iters=50,
+        # Exact neighbours where they are cheap; the approximate index fails on tiny sets.
+        neighbors="exact" if len(x) < 2000 else "auto",
+    )
+    embedding = np.asarray(model.fit(x))
+    bar.close()
+    return embedding
+
+
+def _umap(x: np.ndarray, seed: int) -> np.ndarray:
+    if find_spec("umap") is None:
+        raise UserError("--projection umap needs one more package: pip install umap-learn")
+    from umap import UMAP  # type: ignore[import-not-found]
+
+    neighbours = min(15, len(x) - 1)
+    return UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(x)  # type: ignore[return-value]

@@ -1,0 +1,172 @@
+"""The recipe of a training run: every flag of src/train.py, and each dataset's own defaults."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dataset.load_dataset import DatasetName
+from src.augment import ViewSettings
+from src.batches import Placement
+from src.cli import UserError
+from src.models.simclr import Architecture, BatchNorm
+from src.runtime import DeviceName, PrecisionName
+from src.wandb_run import WandbMode
+
+SplitName = Literal["unlabeled", "train", "test"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    dataset: DatasetName = "stl10"
+    """Which images; each dataset brings defaults of its own (--dataset NAME --help shows them)."""
+    data_dir: Path = Path("dataset")
+    """For stl10 the folder that holds stl10_binary/, for folder the pictures."""
+    checkpoint_dir: Path = Path("checkpoints")
+    """Where checkpoints and metrics.jsonl go, and where a run is resumed from."""
+    train_on: tuple[SplitName, ...] = ("unlabeled", "train")
+    """Splits to learn from, those that are there. Their labels are never used."""
+    image_size: int = 96
+    """Side in pixels to which the pictures of a folder are brought."""
+    cache_dir: Path | None = None
+    """Where the decoded pictures of a folder are kept; None is beside them."""
+
+    arch: Architecture = "resnet50"
+    """Backbone."""
+    small_images: bool = False
+    """A stem without downsampling, for images of about 32 pixels."""
+    bn: BatchNorm = "frozen"
+    """Batch norm: statistics frozen for good after the warm-up (with standardised weights), or
+    those of every batch."""
+
+    crop_min: float = 0.08
+    """Smallest part of an image that a view shows."""
+    flip: float = 0.5
+    """Probability that a view is mirrored."""
+    jitter: float = 0.5
+    """Strength of the colour jitter."""
+    grey: float = 0.2
+    """Probability that a view has no colour."""
+    blur: float = 0.5
+    """Probability that a view is blurred."""
+    rotation: float = 0.0
+    """Largest rotation of a view, in degrees."""
+    shear: float = 0.0
+    """Largest slant of a view, in degrees."""
+    shift: float = 0.0
+    """Largest shift of a view, as a part of its side."""
+    zoom: float = 0.0
+    """Largest change of a view's size: 0.1 is 1/1.1 to 1.1."""
+
+    temperature: float = 0.2
+    """NT-Xent's tau."""
+    epochs: int = 24
+    """Passes over the images. Raised on a finished run, training goes on along the longer
+    schedule."""
+    batch_size: int = 256
+    """Images whose views are each other's negatives."""
+    accumulate: int = 1
+    """Batches per optimizer step. It averages gradients; the negatives stay those of one batch."""
+    learning_rate: float = 1e-3
+    """AdamW's peak learning rate at 256 images a step; scaled by the square root of the images."""
+    weight_decay: float = 1e-4
+    """AdamW's decoupled weight decay; none on biases and batch norm."""
+    warmup_epochs: float = 2.0
+    """Epochs of linear warm-up before the cosine; batch norm is frozen when they end."""
+    clip_norm: float = 1.0
+    """Longest gradient; a longer one is scaled down."""
+
+    device: DeviceName = "auto"
+    """Where to compute."""
+    precision: PrecisionName = "auto"
+    """Mixed precision; auto is bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto is on for CUDA."""
+    images: Placement = "auto"
+    """Keep the images on the device or stream them; auto decides from its free memory."""
+    deterministic: bool = False
+    """Deterministic algorithms on a GPU, for bit-identical resuming there; a CPU always is."""
+    seed: int = 0
+    """Decides the initial weights, the order of the images and every view."""
+
+    checkpoint_every: int = 4
+    """Epochs between checkpoints."""
+    keep: int | None = None
+    """How many checkpoints to keep; None keeps them all."""
+    fresh: bool = False
+    """Start over; an earlier run's files are moved into a folder of their own."""
+    log_every: int = 100
+    """Steps between logged training losses."""
+    monitor_every: int = 4
+    """Epochs between k-NN and K-means scores on 2,000 labelled images, where there are labels."""
+    wandb: WandbMode = "auto"
+    """Weights & Biases; auto is online with a key and a server that answers, else offline."""
+    wandb_dir: Path = Path("wandb")
+    """Where Weights & Biases keeps its files."""
+
+    @classmethod
+    def for_dataset(cls, dataset: DatasetName | None, **changes: Any) -> "TrainConfig":
+        """The defaults for a dataset."""
+        own = DIGITS if dataset == "digits" else {}
+        return cls(**{**own, **({"dataset": dataset} if dataset else {}), **changes})
+
+    @property
+    def views(self) -> ViewSettings:
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(ViewSettings)}
+        return ViewSettings(**own)
+
+    @property
+    def images_per_step(self) -> int:
+        return self.batch_size * self.accumulate
+
+
+DIGITS: dict[str, Any] = {
+    "image_size": 32,
+    "arch": "resnet18",
+    "crop_min": 1.0,
+    "flip": 0.0,
+    "jitter": 0.6,
+    "grey": 0.0,
+    "rotation": 20.0,
+    "shear": 15.0,
+    "shift": 0.1,
+    "zoom": 0.2,
+    "temperature": 0.5,
+    "batch_size": 128,
+    "epochs": 24,
+    "warmup_epochs": 4.0,
+    "checkpoint_every": 12,
+    "monitor_every": 4,
+    "log_every": 10,
+}
+
+FREE_TO_CHANGE = {
+    *("data_dir", "cache_dir", "checkpoint_dir", "wandb", "wandb_dir", "fresh", "keep"),
+    *("device", "compile", "images", "deterministic"),
+    *("epochs", "checkpoint_every", "log_every", "monitor_every"),
+}
+"""Flags that may differ when a run is resumed: they do not change what is computed in a step."""
+
+
+def check(config: TrainConfig) -> None:
+    positive = ("temperature", "epochs", "batch_size", "accumulate", "learning_rate", "clip_norm",
+                "checkpoint_every", "log_every", "monitor_every", "image_size")  # fmt: skip
+    for name in positive:
+        if not getattr(config, name) > 0:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0")
+    for name in ("flip", "grey", "blur"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"--{name} is a probability: 0 to 1")
+    if not 0 < config.crop_min <= 1:
+        raise UserError("--crop-min must be above 0 and at most 1")
+    if config.keep is not None and config.keep < 1:
+        raise UserError("--keep must be at least 1")
+    if config.batch_size < 2:
+        raise UserError("--batch-size must be at least 2: an image needs others to differ from")
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """The flags as built-in types, as they go into a checkpoint."""
+    flags = dataclasses.asdict(config)
+    paths = {name: str(value) for name, value in flags.items() if isinstance(value, Path)}
+    return {**flags, **paths, "train_on": list(config.train_on)}

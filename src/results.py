@@ -1,0 +1,125 @@
+"""What a finished run left in `features/`, every image of every split one after another."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.load_dataset import Dataset
+from src import artifacts
+from src.cli import UserError
+
+
+@dataclass(frozen=True)
+class Results:
+    """Shape letters: N images of all splits together, P principal components, K clusters."""
+
+    split_names: list[str]
+    splits: np.ndarray
+    """int (N,), the index into `split_names`; images of one split stand together, in order."""
+    x_NP: np.ndarray
+    """float32 (N, P)."""
+    clusters: np.ndarray
+    """int64 (N,)."""
+    labels: np.ndarray
+    """int64 (N,), -1 where nobody knows the class."""
+    centroids_KP: np.ndarray
+    class_of_cluster: np.ndarray
+    """int64 (K,), -1 where a cluster has no class."""
+    variance_ratio: np.ndarray
+    """float32 (P,)."""
+    class_names: list[str]
+    metrics: dict[str, Any]
+    extraction: dict[str, Any]
+    """What the extraction recorded of itself: checkpoint, dataset, commit, versions."""
+    clustering: dict[str, Any]
+    distance: np.ndarray
+    """float32 (N,), to the centroid of the image's own cluster."""
+    margin: np.ndarray
+    """float32 (N,), from 0, halfway to the next cluster, to 1, on the own centroid."""
+
+    @property
+    def cluster_names(self) -> list[str]:
+        """The number of each cluster, with its class where it has one."""
+        classes = [self.class_names[c] if c >= 0 else None for c in self.class_of_cluster]
+        return [f"{k} · {name}" if name else str(k) for k, name in enumerate(classes)]
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """bool (N,): the image has a class, and its cluster is named after another or none."""
+        return (self.labels >= 0) & (self.class_of_cluster[self.clusters] != self.labels)
+
+    def rows(self, split: str) -> np.ndarray:
+        return np.flatnonzero(self.splits == self.split_names.index(split))
+
+    def offset(self, split: str) -> int:
+        return int(self.rows(split)[0])
+
+
+def load_results(directory: Path) -> Results:
+    """Raises UserError where extraction or clustering has not run, or do not fit together."""
+    extraction = artifacts.recorded(directory, artifacts.EXTRACTION)
+    clustering = artifacts.recorded(directory, artifacts.CLUSTERING)
+    names = list(extraction["dataset"]["splits"])
+    parts = [_load_split(directory, name) for name in names]
+    x_NP, clusters, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    centroids_KP = artifacts.load(artifacts.CENTROIDS, directory)
+    distance, margin = _distances(x_NP, clusters, centroids_KP)
+    return Results(
+        split_names=names,
+        splits=np.repeat(np.arange(len(names)), [len(part[0]) for part in parts]),
+        x_NP=x_NP,
+        clusters=clusters,
+        labels=labels,
+        centroids_KP=centroids_KP,
+        class_of_cluster=artifacts.load(artifacts.CLUSTER_TO_CLASS, directory),
+        variance_ratio=artifacts.load(artifacts.PCA_VARIANCE_RATIO, directory),
+        class_names=extraction["dataset"]["class_names"],
+        metrics=artifacts.read_json(directory / artifacts.METRICS, artifacts.CLUSTERING),
+        extraction=extraction,
+        clustering=clustering,
+        distance=distance,
+        margin=margin,
+    )
+
+
+def _load_split(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x = artifacts.load(artifacts.REDUCED, directory, split)
+    clusters = artifacts.load(artifacts.ASSIGNMENTS, directory, split)
+    labels = np.full(len(x), -1)
+    if artifacts.exists(artifacts.LABELS, directory, split):
+        labels = artifacts.load(artifacts.LABELS, directory, split)
+    if not len(x) == len(clusters) == len(labels):
+        raise UserError(
+            f"{directory} holds {len(x):,} reduced features, {len(clusters):,} clusters and "
+            f"{len(labels):,} labels of {split}: run python {artifacts.CLUSTERING} again"
+        )
+    return x, clusters, labels
+
+
+def _distances(
+    x_NP: np.ndarray, clusters: np.ndarray, centroids_KP: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distance to the own centroid, and 1 - own / nearest other: both float32 (N,)."""
+    squared = [((x_NP - centroid) ** 2).sum(axis=1) for centroid in centroids_KP]
+    distance_KN = np.sqrt(np.stack(squared))
+    each = np.arange(len(clusters))
+    own = distance_KN[clusters, each]
+    if len(distance_KN) == 1:
+        return own, np.ones_like(own)
+    distance_KN[clusters, each] = np.inf
+    other = distance_KN.min(axis=0)
+    return own, 1 - np.divide(own, other, out=np.ones_like(own), where=other > 0)
+
+
+def pictures(results: Results, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """uint8 (len(rows), S, S, 3): the images behind `rows`, in their order."""
+    size = dataset.image_size
+    out = np.empty((len(rows), size, size, 3), np.uint8)
+    for index, name in enumerate(results.split_names):
+        at = np.flatnonzero(results.splits[rows] == index)
+        if len(at):
+            images = dataset.splits[name].images[rows[at] - results.offset(name)]
+            out[at] = images.transpose(0, 2, 3, 1)
+    return out

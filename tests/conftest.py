@@ -1,0 +1,63 @@
+"""A small data set in STL-10's own format, and scripts run as a person runs them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+Script = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def write_stl10(folder: Path, split: str, count: int, labelled: bool) -> None:
+    """Noisy pictures of ten classes, each a colour and a direction; column-major, labels from 1."""
+    rng = np.random.default_rng(len(split))
+    labels = np.arange(count) % 10
+    y, x = np.mgrid[:96, :96] / 96
+    images = np.empty((count, 3, 96, 96))
+    for image, label in zip(images, labels, strict=True):
+        angle = np.pi * label / 10 + rng.normal(0, 0.05)
+        stripes = np.sin(20 * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform(0, 6))
+        colour = 0.5 + 0.5 * np.cos(2 * np.pi * (label / 10 + np.array([0, 1 / 3, 2 / 3])))
+        image[:] = colour[:, None, None] * (140 + 80 * stripes) + rng.normal(0, 15, (3, 96, 96))
+    columns_first = images.clip(0, 255).astype(np.uint8).transpose(0, 1, 3, 2)
+    columns_first.tofile(folder / f"{split}_X.bin")
+    if labelled:
+        (labels + 1).astype(np.uint8).tofile(folder / f"{split}_y.bin")
+
+
+@pytest.fixture(scope="session")
+def stl10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `--data-dir`: 20 unlabeled, 40 train and 20 test images."""
+    directory = tmp_path_factory.mktemp("data")
+    folder = directory / "stl10_binary"
+    folder.mkdir()
+    write_stl10(folder, "unlabeled", 20, labelled=False)
+    write_stl10(folder, "train", 40, labelled=True)
+    write_stl10(folder, "test", 20, labelled=True)
+    return directory
+
+
+def environment() -> dict[str, str]:
+    """Without the machine's own Weights & Biases settings."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    return {**kept, "PYTHONWARNINGS": "error::DeprecationWarning:__main__"}
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """Run `script("src/train.py", "--epochs", 1)` in an empty directory, with its own outputs."""
+
+    def run(
+        name: str, *arguments: object, cwd: Path = tmp_path
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, ROOT / name, *map(str, arguments)],
+            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+
+    return run

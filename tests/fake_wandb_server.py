@@ -1,0 +1,106 @@
+"""A W&B server on 127.0.0.1 that speaks just enough for a run to start and to upload."""
+
+import contextlib
+import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+VIEWER = {"id": "VXNlcjox", "entity": "someone", "username": "someone", "flags": "{}"}
+STARTED = '{"t": {}}'  # by which W&B tells that a run has begun
+PROJECT = {"id": "UDox", "name": "project", "entity": {"id": "RTox", "name": "someone"}}
+
+
+class FakeServer:
+    """Answers until `stop`. `rows` are the history rows that were uploaded, `reply` with "errors"
+    in it is the answer to every query from then on."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.reply: dict[str, Any] = {}
+        self.bucket: dict[str, Any] | None = None
+        self.summary = "{}"
+        self._connections: list[socket.socket] = []
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                fake._connections.append(self.connection)
+
+            def do_GET(self) -> None:
+                self._answer({})
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+                self._answer(fake.answer(self.path, body))
+
+            def _answer(self, content: Any) -> None:
+                text = json.dumps(content).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def answer(self, path: str, body: bytes) -> Any:
+        content = json.loads(body) if body else {}
+        if path.endswith("/file_stream"):
+            files = content.get("files", {})
+            sent = files.get("wandb-history.jsonl", {}).get("content", [])
+            self.rows += [json.loads(line) for line in sent]
+            for line in files.get("wandb-summary.json", {}).get("content", []):
+                self.summary = line
+            return {}
+        if "errors" in self.reply:
+            return self.reply
+        query = content.get("query", "")
+        if "viewer" in query:
+            return {"data": {"viewer": VIEWER}}
+        if "RunResumeStatus" in query:
+            return {"data": {"model": PROJECT | {"bucket": self.resume_status()}}}
+        if "upsertBucket" in query:
+            name = content["variables"]["name"]
+            bucket = {"id": "UjE=", "name": name, "displayName": name, "project": PROJECT}
+            bucket |= {"config": "{}", "historyLineCount": len(self.rows), "sweepName": None}
+            self.bucket = bucket
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
+        if "createRunFiles" in query:
+            files = {"runID": "UjE=", "uploadHeaders": [], "files": []}
+            return {"data": {"createRunFiles": files}}
+        return {"data": {}}
+
+    def resume_status(self) -> dict[str, Any] | None:
+        """How far the run got, for one that continues it; None before it began."""
+        if self.bucket is None:
+            return None
+        tail = [json.dumps(row) for row in self.rows[-1:]]
+        status = {"historyLineCount": len(self.rows), "historyTail": json.dumps(tail)}
+        status |= {"logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]"}
+        status |= {"summaryMetrics": self.summary, "tags": [], "notes": "", "wandbConfig": STARTED}
+        return self.bucket | status
+
+    def __enter__(self) -> "FakeServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Go away in the middle: refuse new connections, cut those that are open."""
+        self._server.shutdown()
+        self._server.socket.close()
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)

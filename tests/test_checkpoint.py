@@ -1,0 +1,163 @@
+"""Checkpoints under attack: truncated, flipped, empty, foreign, hostile; a full disk; two runs."""
+
+import os
+import pickle
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from src import checkpoint
+from src.checkpoint import BadCheckpoint
+from src.cli import RunError, UserError
+
+STATE = {"epoch": 3, "step": 30, "model": {"w": torch.arange(5000.0)}, "config": {"a": [1, "b"]}}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    file = tmp_path / checkpoint.file_name(3)
+    checkpoint.save(file, STATE)
+    return file
+
+
+def test_comes_back_as_it_was(saved: Path) -> None:
+    state = checkpoint.load(saved)
+    assert torch.equal(state["model"]["w"], STATE["model"]["w"])
+    assert state["config"] == STATE["config"]
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+@pytest.mark.parametrize("tenth", range(10))
+def test_truncated(saved: Path, tenth: int) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[: len(content) * tenth // 10])
+    with pytest.raises(BadCheckpoint, match=r"empty|truncated"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("tenth", range(10))
+def test_one_flipped_bit(saved: Path, tenth: int) -> None:
+    """In the tensor's bytes, where loading it would go unnoticed."""
+    content = bytearray(saved.read_bytes())
+    start = content.index(STATE["model"]["w"].numpy().tobytes())
+    content[start + 2000 * tenth + 7] ^= 4
+    saved.write_bytes(content)
+    with pytest.raises(BadCheckpoint, match="damaged"):
+        checkpoint.load(saved)
+
+
+class Hostile:
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.file}",)
+
+
+def test_hostile_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    file, trace = tmp_path / checkpoint.file_name(1), tmp_path / "ran"
+    torch.save({"format": checkpoint.FORMAT, "model": Hostile(trace)}, file)
+    with pytest.raises(BadCheckpoint, match="refused"):
+        checkpoint.load(file)
+    file.write_bytes(pickle.dumps(Hostile(trace)))
+    with pytest.raises(BadCheckpoint):
+        checkpoint.load(file)
+    assert not trace.exists()
+
+
+def test_foreign_checkpoint_is_named(tmp_path: Path) -> None:
+    file = tmp_path / checkpoint.file_name(1)
+    torch.save({"state_dict": {"w": torch.zeros(3)}}, file)
+    with pytest.raises(BadCheckpoint, match="not a checkpoint of this project"):
+        checkpoint.load(file)
+
+
+def test_newest_whole_one_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [checkpoint.file_name(*at) for at in [(2, None), (10, None), (10, 205), (11, None)]]
+    for i, name in enumerate(names):
+        checkpoint.save(tmp_path / name, {**STATE, "step": i})
+    assert [p.name for p in checkpoint.listed(tmp_path)] == names
+    (tmp_path / names[3]).write_bytes(b"")
+    (tmp_path / "simclr_epoch_latest.pt").write_text("not ours to look at")
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found[1]["step"] == 2
+    assert names[3] in capsys.readouterr().err
+
+
+def test_none_usable_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path) is None
+    (tmp_path / checkpoint.file_name(4)).write_bytes(b"PK")
+    with pytest.raises(UserError, match="--fresh"):
+        checkpoint.newest(tmp_path)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), torch.tensor([1.0, float("inf")])])
+def test_nothing_that_is_not_finite_is_saved(saved: Path, bad: object) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(RunError, match=r"model\.head|head"):
+        checkpoint.save(saved, {**STATE, "model": {"layers": [{"head": bad}]}})
+    assert saved.read_bytes() == before
+
+
+def test_keeps_the_last_and_the_untrained_network(tmp_path: Path) -> None:
+    for epoch in (0, 4, 8, 12):
+        checkpoint.save(tmp_path / checkpoint.file_name(epoch), STATE)
+    checkpoint.save(tmp_path / checkpoint.file_name(13, 99), STATE)
+    newest = tmp_path / checkpoint.file_name(16)
+    checkpoint.save(newest, STATE)
+    checkpoint.prune(tmp_path, newest, keep=2)
+    left = [p.name for p in checkpoint.listed(tmp_path)]
+    assert left == [checkpoint.file_name(epoch) for epoch in (0, 12, 16)]
+
+
+def test_full_disk_leaves_the_old_one(saved: Path) -> None:
+    """A limit on the size of files stands in for the disk's end."""
+    before = saved.read_bytes()
+    code = f"""
+import resource, signal, torch
+from pathlib import Path
+from src import checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    checkpoint.save(Path({str(saved)!r}), {{"model": torch.zeros(100_000)}})
+except checkpoint.RunError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "could not be written" in run.stdout
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100_000
+
+
+def test_only_one_trainer_at_a_time(tmp_path: Path) -> None:
+    hold = f"""
+import time
+from pathlib import Path
+from src import checkpoint
+with checkpoint.locked(Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError, match="another training run"), checkpoint.locked(tmp_path):
+            pass
+        other.kill()
+    with checkpoint.locked(tmp_path):  # a killed trainer leaves no stale lock
+        pass
+
+
+def test_set_aside_keeps_everything(saved: Path) -> None:
+    (saved.parent / checkpoint.METRICS_LOG).write_text("{}\n")
+    aside = checkpoint.set_aside(saved.parent)
+    assert aside is not None
+    assert {p.name for p in aside.iterdir()} == {saved.name, checkpoint.METRICS_LOG}
+    assert checkpoint.set_aside(saved.parent) is None

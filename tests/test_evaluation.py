@@ -1,0 +1,184 @@
+import itertools
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+from sklearn import metrics as sk
+
+from src.evaluation import (
+    contingency,
+    effective_rank,
+    external_metrics,
+    hungarian_accuracy,
+    hungarian_match,
+    internal_metrics,
+    kmeans,
+    knn_accuracy,
+    majority_match,
+    summary_table,
+)
+from src.silhouette import silhouette_samples
+
+
+@pytest.mark.parametrize(("classes", "n_clusters"), [(4, 4), (3, 5), (5, 3)])
+def test_hungarian_match_is_the_best_of_all_namings(classes: int, n_clusters: int) -> None:
+    rng = np.random.default_rng(classes)
+    labels, clusters = rng.integers(classes, size=60), rng.integers(n_clusters, size=60)
+    names = list(range(classes)) + [-1] * n_clusters
+    best = max(
+        np.mean(np.array(naming)[clusters] == labels)
+        for naming in set(itertools.permutations(names, n_clusters))
+    )
+    match_K = hungarian_match(labels, clusters, classes, n_clusters)
+    named = match_K[match_K >= 0]
+    assert len(set(named)) == len(named)
+    assert np.mean(match_K[clusters] == labels) == pytest.approx(best)
+    assert hungarian_accuracy(labels, clusters) == pytest.approx(best)
+
+
+def test_a_cluster_without_an_image_of_the_class_left_for_it_has_no_class() -> None:
+    labels, clusters = np.array([0, 0, 0]), np.array([0, 0, 1])
+    assert hungarian_match(labels, clusters, 2, 3).tolist() == [0, -1, -1]
+    assert majority_match(labels, clusters, 2, 3).tolist() == [0, 0, -1]
+
+
+def test_knn_agrees_with_a_naive_loop() -> None:
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(size=(50, 6)), rng.normal(size=(30, 6))
+    bank_labels, labels = rng.integers(4, size=50), rng.integers(4, size=30)
+    right = 0
+    for query, label in zip(queries, labels, strict=True):
+        cosine = bank @ query / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
+        votes = np.zeros(4)
+        for n in np.argsort(-cosine)[:7]:
+            votes[bank_labels[n]] += np.exp(cosine[n] / 0.1)
+        right += votes.argmax() == label
+    got = knn_accuracy(bank, bank_labels, queries, labels, k=7, temperature=0.1, block=8)
+    assert got == pytest.approx(right / 30)
+
+
+def test_knn_takes_a_bank_smaller_than_k() -> None:
+    bank, labels = np.eye(3), np.arange(3)
+    assert knn_accuracy(bank, labels, bank, labels, k=20) == 1.0
+
+
+@pytest.mark.parametrize("shape", [(40, 7), (7, 40)])
+def test_effective_rank_is_the_entropy_of_singular_values(shape: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).normal(size=shape) + 5
+    singular = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)
+    share = singular / singular.sum()
+    share = share[share > 1e-12]
+    assert effective_rank(x) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-6)
+
+
+def test_effective_rank_counts_equal_directions_and_collapse() -> None:
+    crosses = np.concatenate([np.eye(5), -np.eye(5)])
+    assert effective_rank(crosses) == pytest.approx(5)
+    assert effective_rank(np.full((10, 5), 0.1)) == 0.0
+
+
+@pytest.mark.parametrize("block", [7, 64, 512])
+def test_silhouette_equals_scikit_learn(block: int) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(300, 12)) + 4).astype(np.float32)
+    clusters = rng.integers(5, size=300)
+    x[10:40] = x[10]  # duplicates within and across clusters
+    clusters[7] = 9  # a cluster of one, and labels with gaps
+    got = silhouette_samples(x, clusters, block)
+    np.testing.assert_allclose(got, sk.silhouette_samples(x, clusters), atol=1e-6)
+    assert got[7] == 0
+
+
+def test_silhouette_of_tight_clusters_far_from_the_origin() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat([0, 1], 50)
+    x = 1000 + clusters[:, None] + 1e-3 * rng.normal(size=(100, 8))
+    distance = cdist(x, x)
+    same = clusters == clusters[:, None]
+    within = (distance * same).sum(axis=1) / 49
+    between = (distance * ~same).sum(axis=1) / 50
+    expected = (between - within) / np.maximum(between, within)
+    np.testing.assert_allclose(silhouette_samples(x, clusters), expected, atol=1e-6)
+
+
+def test_silhouette_of_equal_points_is_zero() -> None:
+    assert silhouette_samples(np.ones((6, 3)), np.array([0, 0, 0, 1, 1, 1])).tolist() == [0] * 6
+
+
+def test_external_metrics_equal_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(4, size=200)
+    clusters = np.where(rng.random(200) < 0.7, labels ^ 1, rng.integers(4, size=200))
+    names = ["a", "b", "c", "d"]
+    named_K = np.array([0, 1, 2, -1])
+    got = external_metrics(labels, clusters, named_K, names)
+
+    predicted = hungarian_match(labels, clusters, 4, 4)[clusters]
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, predicted)
+    for c, name in enumerate(names):
+        expected = {"precision": precision[c], "recall": recall[c], "f1": f1[c]}
+        assert got["per_class"][name] == pytest.approx(expected)
+    assert got["confusion"] == sk.confusion_matrix(labels, predicted).tolist()
+    assert got["nmi"] == pytest.approx(sk.normalized_mutual_info_score(labels, clusters))
+    assert got["ari"] == pytest.approx(sk.adjusted_rand_score(labels, clusters))
+    assert got["hungarian_accuracy"] == pytest.approx(sk.accuracy_score(labels, predicted))
+    assert got["transferred_accuracy"] == pytest.approx(np.mean(named_K[clusters] == labels))
+
+
+def test_more_clusters_than_classes() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 1])
+    clusters = np.array([0, 0, 0, 1, 2, 2, 3])
+    got = external_metrics(labels, clusters, np.full(4, -1), ["a", "b", "never seen"])
+    assert got["hungarian_accuracy"] == pytest.approx(5 / 7)
+    assert got["majority_accuracy"] == 1.0
+    assert got["transferred_accuracy"] == 0.0
+    assert got["confusion"] == [[3, 0, 0, 1], [0, 2, 0, 1], [0, 0, 0, 0]]
+    assert list(got["per_class"]) == ["a", "b"]
+
+
+def test_what_is_undefined_is_none_and_never_nan() -> None:
+    one, two = np.zeros(4, int), np.array([0, 0, 1, 1])
+    assert external_metrics(one, two, np.zeros(2, int), ["a"])["nmi"] is None
+    assert external_metrics(two, one, np.zeros(1, int), ["a", "b"])["ari"] is None
+    x = np.arange(8.0).reshape(4, 2)
+    nothing = {"silhouette": None, "davies_bouldin": None}
+    assert internal_metrics(x, one) == nothing
+    assert internal_metrics(x, np.arange(4)) == nothing
+
+
+def test_contingency_counts() -> None:
+    labels, clusters = np.array([0, 1, 1, 2]), np.array([1, 0, 0, 1])
+    assert contingency(labels, clusters, 3, 2).tolist() == [[0, 1], [2, 0], [0, 1]]
+
+
+def test_kmeans_with_fewer_distinct_points_than_clusters_leaves_some_empty() -> None:
+    x = np.repeat(np.eye(3), 5, axis=0)
+    model = kmeans(x, 5, seed=0, restarts=2)
+    assert len(np.unique(model.labels_)) == 3
+    assert model.inertia_ == pytest.approx(0, abs=1e-9)
+
+
+def test_summary_table_lines_up_and_names_both_protocols() -> None:
+    scores = {"images": 5, "hungarian_accuracy": 0.9, "transferred_accuracy": 0.8, "nmi": 0.7,
+              "ari": None, "silhouette": 0.123456, "davies_bouldin": 12.3}  # fmt: skip
+    splits = {"unlabeled": {"images": 9, "silhouette": 0.1, "davies_bouldin": 2.0}, "test": scores}
+    lines = summary_table(
+        {
+            "splits": splits,
+            "baselines": {"raw_pixels": {"splits": {"test": scores}}},
+            "kmeans": {"named_on": "train"},
+        }
+    ).splitlines()
+    assert lines[2].split() == [
+        "learned",
+        "features",
+        "test",
+        "0.900",
+        "0.700",
+        "-",
+        "0.123",
+        "12.300",
+    ]
+    assert lines[3].split()[:3] == ["raw", "pixels", "test"]
+    assert len({len(line) for line in lines[:4]}) == 1
+    assert "named on train, test has an accuracy of 0.800" in lines[-1]

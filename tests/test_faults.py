@@ -1,0 +1,161 @@
+"""Training that is killed, and the run that comes out of it compared bit by bit.
+
+The short version runs with the other tests; `make faults` kills twenty times.
+"""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, environment
+
+from src import checkpoint
+
+EPOCHS = 4
+TIMINGS = ("images_per_second", "seconds_left")
+
+
+def command(data: Path, directory: Path) -> list[str]:
+    flags = {
+        "data-dir": data, "checkpoint-dir": directory, "arch": "resnet18", "epochs": EPOCHS,
+        "batch-size": 16, "checkpoint-every": 1, "log-every": 1, "monitor-every": 2,
+        "warmup-epochs": 1, "wandb": "disabled", "device": "cpu",
+    }  # fmt: skip
+    pairs = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    return [sys.executable, str(ROOT / "src/train.py"), *pairs]
+
+
+def begin(data: Path, directory: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(data, directory), env=environment(), text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(data: Path, directory: Path) -> None:
+    process = begin(data, directory)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+
+
+def wait_for_steps(directory: Path, steps: int, process: subprocess.Popen[str]) -> None:
+    log = directory / checkpoint.METRICS_LOG
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and log.read_text().count('"kind": "step"') >= steps:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {steps} steps: {process.communicate()[1]}")
+
+
+def result(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    state = checkpoint.load(directory / checkpoint.file_name(EPOCHS))
+    lines = [json.loads(x) for x in (directory / checkpoint.METRICS_LOG).read_text().splitlines()]
+    return state, [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
+
+
+def assert_equal(ours: Any, theirs: Any, name: str = "") -> None:
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), name
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), name
+        for key in ours:
+            assert_equal(ours[key], theirs[key], f"{name}.{key}")
+    else:
+        assert ours == theirs, name
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    (state, log), (expected_state, expected_log) = result(ours), result(theirs)
+    for part in ("model", "optimizer", "scaler", "loss", "step", "totals"):
+        assert_equal(state[part], expected_state[part], part)
+    assert log == expected_log
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stl10_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("undisturbed")
+    finish(stl10_dir, directory)
+    return directory
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_the_middle_of_an_epoch(
+    stl10_dir: Path, tmp_path: Path, undisturbed: Path, number: int, code: int
+) -> None:
+    process = begin(stl10_dir, tmp_path)
+    wait_for_steps(tmp_path, 4, process)
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "the same command goes on" in out
+    assert "Traceback" not in errors
+    assert "_step_" in checkpoint.listed(tmp_path)[-1].name
+    finish(stl10_dir, tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+    assert not [p for p in checkpoint.listed(tmp_path) if "_step_" in p.name]
+
+
+def kill_and_resume(data: Path, directory: Path, times: int, seed: int) -> None:
+    """SIGKILL after a random number of steps, at a random moment of the next one."""
+    chance = random.Random(seed)
+    done = 0
+    while done < times:
+        process = begin(data, directory)
+        try:
+            wait_for_steps(directory, steps_on_disk(directory) + chance.randint(0, 2), process)
+        except AssertionError:
+            if process.returncode == 0:  # it came to its end before its death: once more
+                for file in checkpoint.listed(directory)[1:]:
+                    file.unlink()
+                continue
+            raise
+        time.sleep(chance.uniform(0, 0.6))
+        process.kill()
+        process.communicate()
+        done += 1
+
+
+def steps_on_disk(directory: Path) -> int:
+    """How many step lines a resumed run starts with."""
+    files = checkpoint.listed(directory)
+    return checkpoint.load(files[-1])["step"] if files else 0
+
+
+def test_sigkill(stl10_dir: Path, tmp_path: Path, undisturbed: Path) -> None:
+    kill_and_resume(stl10_dir, tmp_path, times=2, seed=0)
+    finish(stl10_dir, tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_sigkill_twenty_times(stl10_dir: Path, tmp_path: Path, undisturbed: Path) -> None:
+    kill_and_resume(stl10_dir, tmp_path, times=20, seed=1)
+    finish(stl10_dir, tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_killed_while_a_checkpoint_is_written(
+    stl10_dir: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    process = begin(stl10_dir, tmp_path)
+    wait_for_steps(tmp_path, 3, process)
+    deadline = time.monotonic() + 60
+    temporary = tmp_path / f".{checkpoint.file_name(2)}.tmp"
+    while not temporary.exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert temporary.exists()
+    assert not (tmp_path / checkpoint.file_name(2)).exists()
+    finish(stl10_dir, tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+    assert not list(tmp_path.glob(".*.tmp"))

@@ -1,0 +1,466 @@
+"""STL-10 by its shapes, folders of pictures and their cache, and the fingerprint of both."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset import picture_cache
+from dataset.folder import find_pictures
+from dataset.load_dataset import Dataset, load_dataset
+from dataset.picture_cache import CACHE_FOLDER, load_pictures
+from src.cli import UserError
+
+ROOT = Path(__file__).parents[1]
+IMAGE = 3 * 96 * 96
+SIZE = 16
+
+
+def picture(file: Path, level: int = 0) -> None:
+    """A picture of SIZE x SIZE whose pixels are known: a ramp that starts at `level`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels(level)).save(file)
+
+
+def pixels(level: int) -> np.ndarray:
+    return np.uint8((np.arange(SIZE * SIZE * 3) + level) % 256).reshape(SIZE, SIZE, 3)
+
+
+def expected(*levels: int) -> np.ndarray:
+    return np.stack([pixels(level) for level in levels]).transpose(0, 3, 1, 2)
+
+
+def load(folder: Path, **options: object) -> Dataset:
+    return load_dataset("folder", folder, SIZE, **options)  # type: ignore[arg-type]
+
+
+# --- STL-10 -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stl10(tmp_path: Path) -> Path:
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, images in (("train", 3), ("test", 2), ("unlabeled", 4)):
+        (folder / f"{name}_X.bin").write_bytes(rng.bytes(images * IMAGE))
+    (folder / "train_y.bin").write_bytes(bytes([1, 10, 5]))
+    (folder / "test_y.bin").write_bytes(bytes([2, 2]))
+    return tmp_path
+
+
+def test_stl10_is_column_major_and_labels_start_at_one(stl10: Path) -> None:
+    dataset = load_dataset("stl10", stl10)
+    assert list(dataset.splits) == ["unlabeled", "train", "test"]
+    assert dataset.splits["unlabeled"].labels is None
+    assert dataset.splits["train"].labels is not None
+    assert dataset.splits["train"].labels.tolist() == [0, 9, 4]
+    assert dataset.class_names[0] == "airplane"
+    raw = (stl10 / "stl10_binary" / "train_X.bin").read_bytes()
+    images = dataset.splits["train"].images
+    for image, channel, row, column in ((0, 0, 0, 1), (1, 2, 40, 7), (2, 1, 95, 0)):
+        place = image * IMAGE + channel * 96 * 96 + column * 96 + row
+        assert images[image, channel, row, column] == raw[place]
+
+
+@pytest.mark.parametrize("missing", ["train", "test", "unlabeled"])
+def test_stl10_without_a_split_or_class_names(stl10: Path, missing: str) -> None:
+    for file in (stl10 / "stl10_binary").glob(f"{missing}_?.bin"):
+        file.unlink()
+    assert set(load_dataset("stl10", stl10).splits) == {"train", "test", "unlabeled"} - {missing}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("train_X.bin", bytes(IMAGE - 1), r"train_X\.bin has 27,647 bytes, not .* 27,648"),
+        ("unlabeled_X.bin", b"", r"unlabeled_X\.bin has 0 bytes"),
+        ("test_X.bin", bytes(3 * IMAGE), r"test_y\.bin has 2 labels for 3 images"),
+        ("train_y.bin", bytes([1, 10]), r"train_y\.bin has 2 labels for 3 images"),
+        ("train_y.bin", bytes([0, 1, 2]), r"train_y\.bin has labels from 0 to 2"),
+        ("train_y.bin", bytes([11, 1, 2]), r"train_y\.bin has labels from 1 to 11"),
+        ("class_names.txt", b"cat dog", r"class_names\.txt has 2 names, not 10"),
+    ],
+)
+def test_stl10_files_that_do_not_fit(stl10: Path, file: str, content: bytes, message: str) -> None:
+    (stl10 / "stl10_binary" / file).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_dataset("stl10", stl10)
+
+
+def test_stl10_that_is_missing_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"download_dataset\.py"):
+        load_dataset("stl10", tmp_path)
+
+
+def test_opening_all_of_stl10_takes_neither_time_nor_memory(stl10: Path) -> None:
+    with (stl10 / "stl10_binary" / "unlabeled_X.bin").open("wb") as file:
+        file.truncate(100_000 * IMAGE)  # 2.8 GB, sparse
+    # In a process of its own, whose peak is not that of other tests.
+    code = (
+        "import resource, sys, time; from pathlib import Path;"
+        "from dataset.load_dataset import load_dataset;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "before, start = peak(), time.perf_counter();"
+        "d = load_dataset('stl10', Path(sys.argv[1]));"
+        "unit = 1 if sys.platform == 'darwin' else 1024;"
+        "shape = d.splits['unlabeled'].images.shape;"
+        "print(time.perf_counter() - start, (peak() - before) * unit, shape)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, stl10], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    seconds, grown, shape = run.stdout.split(maxsplit=2)
+    assert shape.strip() == "(100000, 3, 96, 96)"
+    assert float(seconds) < 1
+    assert int(grown) < 50e6
+
+
+# --- folders: layouts ---------------------------------------------------------------------------
+
+
+def test_classes_in_train_and_test_and_unlabeled(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "dog" / "b.png", 1)
+    picture(tmp_path / "train" / "dog" / "husky" / "a.png", 2)
+    picture(tmp_path / "train" / "ant" / "z.png", 3)
+    picture(tmp_path / "test" / "dog" / "c.png", 4)
+    picture(tmp_path / "test" / "zebra" / "c.PNG", 5)
+    picture(tmp_path / "unlabeled" / "deep" / "er" / "d.png", 6)
+    picture(tmp_path / "unlabeled" / "e.png", 7)
+    picture(tmp_path / "beside.png", 8)
+    (tmp_path / "train" / "empty").mkdir()
+    (tmp_path / "train" / "dog" / "notes.txt").write_text("not a picture")
+    (tmp_path / "train" / ".hidden").mkdir()
+    picture(tmp_path / "train" / ".hidden" / "f.png")
+    picture(tmp_path / "train" / "dog" / "._b.png")
+    dataset = load(tmp_path)
+    assert dataset.class_names == ("ant", "dog", "zebra")
+    train, test, unlabeled = (dataset.splits[name] for name in ("train", "test", "unlabeled"))
+    assert train.names == ("train/ant/z.png", "train/dog/b.png", "train/dog/husky/a.png")
+    assert train.labels is not None
+    assert test.labels is not None
+    assert train.labels.tolist() == [0, 1, 1]
+    assert test.labels.tolist() == [1, 2]
+    assert unlabeled.labels is None
+    np.testing.assert_array_equal(train.images, expected(3, 1, 2))
+    np.testing.assert_array_equal(test.images, expected(4, 5))
+    np.testing.assert_array_equal(unlabeled.images, expected(6, 7))
+    assert list(dataset.splits) == ["unlabeled", "train", "test"]
+    assert dataset.image_size == SIZE
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        (["a.png", "b/c.png", "b/d/e.png"], "unlabeled"),
+        (["dog/a.png", "cat/b.png"], "unlabeled"),  # folders are classes only below train and test
+        (["train/a.png", "train/b.png"], "train"),
+        (["test/a.png"], "test"),
+    ],
+)
+def test_no_labels(tmp_path: Path, names: list[str], split: str) -> None:
+    for level, name in enumerate(sorted(names)):
+        picture(tmp_path / name, level)
+    dataset = load(tmp_path)
+    assert list(dataset.splits) == [split]
+    assert dataset.splits[split].labels is None
+    assert dataset.splits[split].names == tuple(sorted(names))
+    assert dataset.class_names == ()
+    np.testing.assert_array_equal(dataset.splits[split].images, expected(*range(len(names))))
+
+
+def test_pictures_beside_classes_are_not_guessed_at(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "dog" / "a.png")
+    picture(tmp_path / "train" / "stray.png")
+    with pytest.raises(UserError, match=r"1 pictures beside them, such as train/stray\.png"):
+        load(tmp_path)
+
+
+def test_folders_without_pictures(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a directory"):
+        load(tmp_path / "none")
+    (tmp_path / "words.txt").write_text("x")
+    with pytest.raises(UserError, match="no pictures in"):
+        load(tmp_path)
+    (tmp_path / "train").mkdir()
+    picture(tmp_path / "beside.png")
+    with pytest.raises(UserError, match=r"no pictures in .*train"):
+        load(tmp_path)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere" / "a.png", 1)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "linked").symlink_to(tmp_path / "elsewhere")
+    (data / "circle").symlink_to(data)
+    (data / "nowhere.png").symlink_to(tmp_path / "gone.png")
+    assert load(data).splits["unlabeled"].names == ("linked/a.png",)
+
+
+def test_names_that_are_not_unicode(tmp_path: Path) -> None:
+    try:
+        picture(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 \xf0.png")), 9)
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    for _ in range(2):
+        np.testing.assert_array_equal(load(tmp_path).splits["unlabeled"].images, expected(9))
+
+
+# --- folders: the cache -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the pictures that are decoded, not read from the cache."""
+    names = []
+    real = picture_cache.load_picture
+
+    def spy(source: Path, size: int) -> np.ndarray:
+        names.append(source.name)
+        return real(source, size)
+
+    monkeypatch.setattr(picture_cache, "load_picture", spy)
+    return names
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for level in range(5):
+        picture(tmp_path / "pictures" / f"{level}.png", level)
+    return tmp_path / "pictures"
+
+
+def test_second_open_decodes_nothing_and_maps_the_file(folder: Path, decoded: list[str]) -> None:
+    first = load(folder)
+    assert sorted(decoded) == [f"{level}.png" for level in range(5)]
+    decoded.clear()
+    second = load(folder)
+    assert decoded == []
+    assert second.fingerprint == first.fingerprint
+    images = second.splits["unlabeled"].images
+    assert isinstance(images, np.memmap)
+    assert not images.flags.writeable
+    np.testing.assert_array_equal(images, expected(0, 1, 2, 3, 4))
+
+
+def test_every_change_of_the_folder_rebuilds(folder: Path, decoded: list[str]) -> None:
+    prints = [load(folder).fingerprint]
+
+    def reloaded(*levels: int) -> None:
+        decoded.clear()
+        dataset = load(folder)
+        assert decoded
+        np.testing.assert_array_equal(dataset.splits["unlabeled"].images, expected(*levels))
+        prints.append(dataset.fingerprint)
+
+    picture(folder / "5.png", 50)
+    reloaded(0, 1, 2, 3, 4, 50)
+    (folder / "0.png").unlink()
+    reloaded(1, 2, 3, 4, 50)
+    (folder / "1.png").rename(folder / "9.png")
+    reloaded(2, 3, 4, 50, 1)
+    Image.fromarray(pixels(77)).save(folder / "2.png", compress_level=0)  # another size
+    reloaded(77, 3, 4, 50, 1)
+    assert len(set(prints)) == len(prints)
+    status = (folder / "3.png").stat()
+    picture(folder / "3.png", 33)
+    os.utime(folder / "3.png", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    reloaded(77, 33, 4, 50, 1)
+    # What earlier states left is cleared away.
+    assert len(list((folder / CACHE_FOLDER).glob("*.pixels"))) == 1
+
+
+def test_sizes_have_caches_of_their_own(folder: Path, decoded: list[str]) -> None:
+    assert load_dataset("folder", folder, 8).splits["unlabeled"].images.shape == (5, 3, 8, 8)
+    assert load_dataset("folder", folder).image_size == 96
+    decoded.clear()
+    assert load_dataset("folder", folder, 8).splits["unlabeled"].images.shape == (5, 3, 8, 8)
+    assert decoded == []
+
+
+def test_cache_dir_keeps_folders_apart_and_theirs_untouched(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for level, name in enumerate(("one", "two")):
+        picture(tmp_path / name / "a.png", level)
+        os.utime(tmp_path / name / "a.png", ns=(1, 1))  # alike in name, size and time
+    for _ in range(2):
+        for level, name in enumerate(("one", "two")):
+            dataset = load(tmp_path / name, cache_dir=cache)
+            np.testing.assert_array_equal(dataset.splits["unlabeled"].images, expected(level))
+            assert [file.name for file in (tmp_path / name).iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("harm", ["truncate", "empty", "no record", "bad record"])
+def test_damaged_cache_is_rebuilt(folder: Path, decoded: list[str], harm: str) -> None:
+    load(folder)
+    (array,) = (folder / CACHE_FOLDER).glob("*.pixels")
+    (record,) = (folder / CACHE_FOLDER).glob("*.json")
+    if harm == "truncate":
+        os.truncate(array, array.stat().st_size - 1)
+    elif harm == "empty":
+        array.write_bytes(b"")
+    elif harm == "no record":
+        record.unlink()
+    else:
+        record.write_text('{"0.')
+    decoded.clear()
+    np.testing.assert_array_equal(load(folder).splits["unlabeled"].images, expected(0, 1, 2, 3, 4))
+    assert len(decoded) == 5
+
+
+def test_interrupted_decoding_is_not_taken_for_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = picture_cache.load_picture
+
+    def interrupted(source: Path, size: int) -> np.ndarray:
+        if source.name == "3.png":
+            raise KeyboardInterrupt
+        return real(source, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(picture_cache, "load_picture", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load(folder)
+    assert not [file.name for file in (folder / CACHE_FOLDER).iterdir() if file.name != ".lock"]
+    np.testing.assert_array_equal(load(folder).splits["unlabeled"].images, expected(0, 1, 2, 3, 4))
+
+
+def test_broken_pictures_are_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture, decoded: list[str]
+) -> None:
+    for level in range(100):
+        picture(tmp_path / "train" / ("dog" if level % 2 else "cat") / f"{level:02d}.png", level)
+    (tmp_path / "train" / "cat" / "02.png").write_bytes(b"")
+    (tmp_path / "train" / "cat" / "98.png").write_text("words")
+    whole = (tmp_path / "train" / "dog" / "51.png").read_bytes()
+    (tmp_path / "train" / "dog" / "51.png").write_bytes(whole[: len(whole) // 2])
+    good = [level for level in range(100) if level not in (2, 51, 98)]
+    order = sorted(good, key=lambda level: (level % 2, level))
+    for _ in range(2):
+        dataset = load(tmp_path)
+        train = dataset.splits["train"]
+        np.testing.assert_array_equal(train.images, expected(*order))
+        assert train.labels is not None
+        assert train.labels.tolist() == [level % 2 for level in order]
+        assert train.names is not None
+        assert [int(Path(name).stem) for name in train.names] == order
+        said = capsys.readouterr().err.splitlines()
+        left_out = [line for line in said if line.startswith("left out")]
+        assert len(left_out) == 3
+        assert left_out[0].endswith("train/cat/02.png: empty file")
+        assert "98.png: not a picture" in left_out[1]
+        assert "51.png: damaged" in left_out[2]
+    assert len(decoded) == 100  # the second time they are named from the cache
+
+
+def test_many_broken_pictures_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for index in range(40):
+        (tmp_path / f"{index}.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="none of the pictures"):
+        load(tmp_path)
+    assert "left out 40 of 40 pictures of unlabeled in all" in capsys.readouterr().err
+    picture(tmp_path / "good.png", 3)
+    np.testing.assert_array_equal(load(tmp_path).splits["unlabeled"].images, expected(3))
+    said = capsys.readouterr().err.splitlines()
+    assert len([line for line in said if line.startswith("left out")]) == 11
+
+
+def test_cache_that_cannot_be_written_names_the_flag(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="--cache-dir"):
+        load(folder, cache_dir=tmp_path / "file")
+
+
+def test_cache_without_space_names_the_flag(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = type("Usage", (), {"free": 100})
+    monkeypatch.setattr(picture_cache.shutil, "disk_usage", lambda _: full)
+    with pytest.raises(UserError, match=r"0\.0 GB free: name another place with --cache-dir"):
+        load(folder)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder_names_the_flag(folder: Path) -> None:
+    folder.chmod(0o500)
+    try:
+        with pytest.raises(UserError, match=r"permission denied.*--cache-dir"):
+            load(folder)
+    finally:
+        folder.chmod(0o700)
+
+
+def test_opening_a_cache_writes_nothing(folder: Path) -> None:
+    def state() -> dict[str, int]:
+        places = [folder, folder / CACHE_FOLDER, *(folder / CACHE_FOLDER).iterdir()]
+        return {place.name: place.stat().st_mtime_ns for place in places}
+
+    load(folder)
+    before = state()
+    load(folder)
+    assert state() == before
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    for level in range(150):
+        picture(tmp_path / "pictures" / f"{level:03d}.png", level)
+    (tmp_path / "pictures" / "100.png").write_bytes(b"")
+    pictures = find_pictures(tmp_path / "pictures")["unlabeled"]
+    one, names = load_pictures(pictures, SIZE, tmp_path / "one", workers=1)
+    many, _ = load_pictures(pictures, SIZE, tmp_path / "many", workers=5)
+    np.testing.assert_array_equal(one, many)
+    np.testing.assert_array_equal(one, expected(*(int(name[:3]) for name in names)))
+
+
+def test_ten_thousand_pictures_open_in_under_a_second(tmp_path: Path) -> None:
+    picture(tmp_path / "original.png", 1)
+    data = tmp_path / "data"
+    data.mkdir()
+    for index in range(10_000):
+        os.link(tmp_path / "original.png", data / f"{index:05d}.png")
+    load(data)
+    start = time.perf_counter()
+    dataset = load(data)
+    assert time.perf_counter() - start < 1
+    assert len(dataset.splits["unlabeled"].images) == 10_000
+
+
+# --- the fingerprint ----------------------------------------------------------------------------
+
+
+def test_fingerprint_of_stl10_follows_every_label_and_the_sampled_pixels(stl10: Path) -> None:
+    folder = stl10 / "stl10_binary"
+    prints = [load_dataset("stl10", stl10).fingerprint]
+    assert load_dataset("stl10", stl10).fingerprint == prints[0]
+    (folder / "train_y.bin").write_bytes(bytes([1, 10, 6]))
+    prints.append(load_dataset("stl10", stl10).fingerprint)
+    content = bytearray((folder / "unlabeled_X.bin").read_bytes())
+    content[-1] ^= 1
+    (folder / "unlabeled_X.bin").write_bytes(content)
+    prints.append(load_dataset("stl10", stl10).fingerprint)
+    (folder / "test_X.bin").unlink()
+    prints.append(load_dataset("stl10", stl10).fingerprint)
+    (folder / "class_names.txt").write_text("a b c d e f g h i j")
+    prints.append(load_dataset("stl10", stl10).fingerprint)
+    assert len(set(prints)) == len(prints)
+
+
+def test_fingerprint_of_a_folder_is_that_of_a_copy(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert load(copy).fingerprint == load(folder).fingerprint
+
+
+def test_fingerprint_of_a_folder_sees_a_picture_that_is_not_sampled(tmp_path: Path) -> None:
+    for level in range(200):
+        picture(tmp_path / f"{level:03d}.png", level)
+    before = load(tmp_path).fingerprint
+    Image.fromarray(pixels(9)).save(tmp_path / "101.png", compress_level=0)
+    assert load(tmp_path).fingerprint != before

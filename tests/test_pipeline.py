@@ -1,0 +1,115 @@
+"""The whole chain, run as a person runs it: one script after the other, from an empty directory."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, Script
+
+EXTERNAL = {"hungarian_accuracy", "nmi", "ari"}
+INTERNAL = {"silhouette", "davies_bouldin"}
+LATER = ("src/clustering.py", "src/inference.py", "visualize_features.py")
+
+
+def done(run: subprocess.CompletedProcess[str]) -> str:
+    assert run.returncode == 0, run.stderr
+    assert "Traceback" not in run.stderr
+    return run.stdout
+
+
+def train(script: Script, *flags: object) -> None:
+    small = ("--arch", "resnet18", "--epochs", 1, "--device", "cpu", "--wandb", "offline")
+    done(script("src/train.py", *small, *flags))
+    done(script("src/feature_extraction.py", "--untrained"))
+
+
+def test_digits(script: Script, tmp_path: Path) -> None:
+    train(script, "--dataset", "digits", "--batch-size", 256)
+    table = done(script("src/clustering.py", "--baselines", "--restarts", 3))
+    for row in ("learned features", "raw pixels", "untrained network"):
+        assert row in table
+    metrics = json.loads((tmp_path / "features/metrics.json").read_text())
+    for split, images in (("train", 1438), ("test", 359)):
+        assert metrics["splits"][split]["images"] == images
+        assert metrics["splits"][split].keys() >= EXTERNAL | INTERNAL
+    pixels = metrics["baselines"]["raw_pixels"]["splits"]["train"]["hungarian_accuracy"]
+    assert pixels == pytest.approx(0.77, abs=0.08)
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+
+    shown = done(script("src/inference.py", "--json")).splitlines()
+    clusters = np.load(tmp_path / "features/test_clusters.npy")
+    rows = np.linspace(0, 358, 20).astype(int)
+    assert [json.loads(line)["cluster"] for line in shown] == clusters[rows].tolist()
+
+    drawn = done(script("visualize_features.py", "--projection", "pca"))
+    assert "learned features" in drawn
+    assert (tmp_path / "features/report.html").stat().st_size > 100_000
+    assert len(list((tmp_path / "features/figures").glob("*.png"))) >= 6
+
+
+def test_stl10_without_a_test_split(script: Script, tmp_path: Path, stl10_dir: Path) -> None:
+    data = tmp_path / "data" / "stl10_binary"
+    data.mkdir(parents=True)
+    for file in (stl10_dir / "stl10_binary").glob("[!t]*"):
+        (data / file.name).symlink_to(file)
+    for name in ("train_X.bin", "train_y.bin"):
+        (data / name).symlink_to(stl10_dir / "stl10_binary" / name)
+    train(script, "--data-dir", data.parent, "--batch-size", 16)
+    done(script("src/clustering.py", "--components", 10, "--clusters", 10))
+    splits = json.loads((tmp_path / "features/metrics.json").read_text())["splits"]
+    assert splits.keys() == {"unlabeled", "train"}
+    assert not EXTERNAL & splits["unlabeled"].keys()
+    assert splits["unlabeled"].keys() >= INTERNAL
+    assert np.load(tmp_path / "features/unlabeled_pca.npy").shape == (20, 10)
+    assert np.load(tmp_path / "features/train_features.npy").shape == (40, 512)
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (("src/train.py", "--dataset", "folder", "--data-dir", "nowhere"), "nowhere"),
+        (("src/train.py", "--dataset", "digits", "--batch-size", 5000), "--batch-size"),
+        (("src/train.py", "--epocs", 3), "--epocs"),
+        (("src/train.py", "--epochs", "many"), "--epochs"),
+        (("src/feature_extraction.py",), "python src/train.py"),
+        *(((later,), "python src/feature_extraction.py") for later in LATER),
+        (("src/clustering.py", "--clusters", 0), "--clusters"),
+    ],
+)
+def test_wrong_input_gets_one_line(script: Script, command: tuple, names: str) -> None:
+    run = script(*command)
+    lines = run.stderr.strip().splitlines()
+    assert run.returncode == 2
+    assert names in lines[-1]
+    assert len(lines) == 1, run.stderr
+
+
+def test_a_damaged_file_is_named_with_the_command_that_mends_it(
+    script: Script, tmp_path: Path
+) -> None:
+    features = tmp_path / "features"
+    features.mkdir()
+    part = {"id": "x", "dataset": {"splits": {"train": 3}, "class_names": []}}
+    (features / "manifest.json").write_text(json.dumps({"src/feature_extraction.py": part}))
+    (features / "train_features.npy").write_bytes(b"\x93NUMPY junk")
+    run = script("src/clustering.py")
+    assert run.returncode == 2
+    assert "train_features.npy" in run.stderr
+    assert "python src/feature_extraction.py" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+SCRIPTS = sorted(
+    str(file.relative_to(ROOT))
+    for file in (*ROOT.glob("*.py"), *ROOT.glob("src/*.py"), *ROOT.glob("dataset/*.py"))
+    if "run_script(main" in file.read_text()
+)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_needs_nothing(script: Script, name: str) -> None:
+    text = done(script(name, "--help"))
+    assert "default" in text
+    assert "python" in text

@@ -1,0 +1,212 @@
+"""The training step, its guards, and what a run writes."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src import checkpoint, health, run, train
+from src.cli import RunError, UserError
+from src.recipe import TrainConfig
+from src.run import calibrate, make_optimizer, make_scaler, set_up, start
+from src.train import learning_rate, main, train_step
+
+
+@pytest.fixture
+def config(stl10_dir: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        data_dir=stl10_dir, checkpoint_dir=tmp_path / "checkpoints", arch="resnet18", epochs=1,
+        batch_size=16, warmup_epochs=0, precision="fp32", log_every=1, wandb="disabled",
+        monitor_every=1, device="cpu",
+    )  # fmt: skip
+
+
+def records(config: TrainConfig, kind: str) -> list[dict[str, Any]]:
+    lines = (config.checkpoint_dir / checkpoint.METRICS_LOG).read_text().splitlines()
+    return [r for line in lines if (r := json.loads(line))["kind"] == kind]
+
+
+def state(config: TrainConfig, epoch: int) -> dict[str, Any]:
+    return checkpoint.load(config.checkpoint_dir / checkpoint.file_name(epoch))
+
+
+def test_an_epoch_of_frozen_training(config: TrainConfig) -> None:
+    assert main(config) == 0
+    before, after = state(config, 0), state(config, 1)
+    statistics = [name for name in before["model"] if "running" in name or "num_batches" in name]
+    assert len(statistics) == 20 * 3
+    for name in statistics:
+        assert torch.equal(before["model"][name], after["model"][name]), name
+    trained = [name for name in before["model"] if name not in statistics]
+    assert not any(torch.equal(before["model"][n], after["model"][n]) for n in trained)
+    assert after["epoch"] == 1
+    assert after["config"]["temperature"] == 0.2
+    assert after["loss"] == records(config, "epoch")[0]["loss"]
+    steps = records(config, "step")
+    assert [r["step"] for r in steps] == [1, 2, 3]
+    assert after["loss"] == pytest.approx(sum(r["loss"] for r in steps) / 3)
+    epoch = records(config, "epoch")[0]
+    assert 0 < epoch["knn_accuracy"] <= 1
+    assert 0.1 <= epoch["kmeans_accuracy"] <= 1
+
+
+def test_batch_norm_is_frozen_when_the_warm_up_ends(config: TrainConfig) -> None:
+    main(replace(config, epochs=3, warmup_epochs=1, checkpoint_every=1))
+    states = [state(config, epoch)["model"] for epoch in range(4)]
+    for name in states[0]:
+        if "running" in name:
+            assert not torch.equal(states[0][name], states[1][name]), name
+            assert torch.equal(states[1][name], states[3][name]), name
+
+
+def test_labels_change_nothing(config: TrainConfig, stl10_dir: Path, tmp_path: Path) -> None:
+    other = tmp_path / "relabelled" / "stl10_binary"
+    other.mkdir(parents=True)
+    for file in (stl10_dir / "stl10_binary").iterdir():
+        content = file.read_bytes()
+        (other / file.name).write_bytes(content[::-1] if "_y" in file.name else content)
+    relabelled = replace(config, data_dir=other.parent, checkpoint_dir=tmp_path / "other")
+    main(config)
+    main(relabelled)
+    for name, tensor in state(config, 1)["model"].items():
+        assert torch.equal(tensor, state(relabelled, 1)["model"][name]), name
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.004)])
+def test_first_loss_does_not_depend_on_the_precision(
+    config: TrainConfig, precision: Any, tolerance: float
+) -> None:
+    config = replace(config, dataset="digits", batch_size=8)  # float16 is slow on a CPU
+
+    def first_loss(config: TrainConfig) -> float:
+        setup = set_up(config)
+        begun = start(setup)
+        calibrate(begun, setup, images=32)
+        return train.loss_of(begun.model, setup.batches.load(0)[0], config, setup.dtype).item()
+
+    exact = first_loss(config)
+    assert 0.5 * math.log(15) < exact < 1.5 * math.log(15)
+    assert first_loss(replace(config, precision=precision)) == pytest.approx(exact, rel=tolerance)
+
+
+def test_fp16_scales_its_gradients_and_the_others_do_not() -> None:
+    cpu = torch.device("cpu")
+    assert make_scaler(cpu, torch.float16).get_scale() > 1
+    assert make_scaler(cpu, torch.bfloat16).get_scale() == 1
+
+
+def plant_nan(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
+    real, calls = train.make_views, iter(range(10**6))
+
+    def planted(*arguments: Any) -> torch.Tensor:
+        views = real(*arguments)
+        return views * float("nan") if next(calls) in at else views
+
+    monkeypatch.setattr(train, "make_views", planted)
+
+
+def test_a_nan_is_survived(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_nan(monkeypatch, {1})
+    assert main(config) == 0
+    epoch = records(config, "epoch")[0]
+    losses = [r["loss"] for r in records(config, "step")]
+    assert epoch["skipped_steps"] == 1
+    assert losses[1] is None
+    assert epoch["loss"] == pytest.approx((losses[0] + losses[2]) / 2)
+    assert all(t.isfinite().all() for t in state(config, 1)["model"].values())
+
+
+def test_many_nans_in_a_row_stop_the_run(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_nan(monkeypatch, set(range(2, 10**4)))
+    with pytest.raises(RunError, match="not finite"):
+        main(replace(config, epochs=8, checkpoint_every=1))
+    last = checkpoint.listed(config.checkpoint_dir)[-1]
+    assert all(t.isfinite().all() for t in checkpoint.load(last)["model"].values())
+
+
+def test_accumulated_gradient_is_the_mean(config: TrainConfig) -> None:
+    """Two batches of 8 in a step: the mean of their gradients, each with its own negatives."""
+    config = replace(config, batch_size=8, accumulate=2, clip_norm=1e9)
+    setup = set_up(config)
+    batches = setup.batches.load(0)
+    assert [len(b.images_BCSS) for b in batches] == [8, 8]
+
+    def gradients(parts: list[Any]) -> list[torch.Tensor]:
+        begun = start(setup)
+        grabbed: list[torch.Tensor] = []
+        begun.optimizer.register_step_pre_hook(
+            lambda *_: grabbed.extend(p.grad.clone() for p in begun.model.parameters())
+        )
+        train_step(begun.model, begun.optimizer, begun.scaler, parts, config, setup.dtype)
+        return grabbed
+
+    both = gradients(batches)
+    for together, one, two in zip(
+        both, gradients(batches[:1]), gradients(batches[1:]), strict=True
+    ):
+        torch.testing.assert_close(together, (one + two) / 2, rtol=1e-3, atol=1e-5)
+
+
+def test_schedule_and_weight_decay() -> None:
+    rates = [learning_rate(s, 100, 10, 1.0) for s in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (s + 1) for s in range(10)])
+    assert max(rates) == 1
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[99] < 0.001
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    decayed, kept = make_optimizer(model, 0.1).param_groups
+    assert [p.shape for p in decayed["params"]] == [(3, 2)]
+    assert decayed["weight_decay"] == 0.1
+    assert kept["weight_decay"] == 0
+    assert len(kept["params"]) == 3
+
+
+def test_resuming_refuses_what_would_make_another_run(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(config)
+    with pytest.raises(UserError, match=r"--temperature 0.2 \(now 0.5\)"):
+        main(replace(config, temperature=0.5))
+    assert main(replace(config, epochs=2)) == 0
+    assert "3 of 6 steps" in capsys.readouterr().out
+    assert main(replace(config, temperature=0.5, fresh=True)) == 0
+    assert any(p.is_dir() for p in config.checkpoint_dir.iterdir())
+    assert state(config, 1)["config"]["temperature"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "--epochs"),
+        ({"batch_size": 1000}, "more than the 60 images"),
+        ({"crop_min": 0.0}, "--crop-min"),
+        ({"train_on": ("nowhere",)}, "--train-on"),
+        ({"data_dir": Path("nowhere")}, "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    config: TrainConfig, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "ensure_stl10", lambda directory: None)  # no network in tests
+    with pytest.raises(UserError, match=message):
+        main(replace(config, **changes))
+
+
+@pytest.mark.parametrize(
+    ("loss", "std", "expected"),
+    [
+        (6.23, 0.05, "random guesses"),
+        (4.0, 0.001, "hardly differ"),
+        (4.0, 0.05, None),
+        (None, 0.05, None),
+    ],
+)
+def test_collapse_is_reported(loss: float | None, std: float, expected: str | None) -> None:
+    line = health.collapse({"loss": loss, "projection_std": std}, 256, 128)
+    assert (expected in line) if expected and line else line is expected

@@ -1,0 +1,155 @@
+"""See a run: figures for a paper, and one page to explore the clusters.
+
+    python visualize_features.py
+
+Reads features/, checkpoints/metrics.jsonl and the images that the features come from. Writes
+features/figures/ and features/report.html, which opens from disk with no network at all. What is
+missing (labels, a training log, the images) is left out with a line that says so.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dataset.load_dataset import Dataset, reload_dataset
+from src import artifacts, checkpoint, figures
+from src.cli import UserError, run_script
+from src.evaluation import summary_table
+from src.metrics_log import Record, read_metrics
+from src.projection import FIT_POINTS, TITLES, ProjectionName, project
+from src.report import Page, write_report
+from src.results import Results, load_results, pictures
+from src.silhouette import silhouette_samples
+
+SILHOUETTES = 10_000
+"""Images in the silhouette figure; its bands are the same with more, its cost is quadratic."""
+PICTURES = 8
+"""Nearest and least certain pictures of each cluster."""
+
+
+@dataclass(frozen=True)
+class VisualizeConfig:
+    feature_dir: Path = Path("features")
+    """Where features and clusters are; figures and report go there too."""
+    checkpoint_dir: Path = Path("checkpoints")
+    """Where training left its log."""
+    data_dir: Path | None = None
+    """Where the images are; None takes the place that the features were extracted from."""
+    format: Literal["png", "pdf"] = "png"
+    """Of the figures: pixels, or vectors for a paper."""
+    projection: ProjectionName = "tsne"
+    """How the map comes to two dimensions; pca takes no time, umap needs umap-learn."""
+    seed: int = 0
+    """Of the map."""
+
+
+def main(config: VisualizeConfig) -> None:
+    started = time.monotonic()
+    results = load_results(config.feature_dir)
+    dataset = images_or_none(results, config)
+    records = read_metrics(config.checkpoint_dir / checkpoint.METRICS_LOG)
+    if not records:
+        print(f"note: no training log in {config.checkpoint_dir}: no training curves")
+    print(f"{TITLES[config.projection]} of {len(results.x_NP):,} images")
+    if len(results.x_NP) > FIT_POINTS and config.projection != "pca":
+        print(f"note: it arranges {FIT_POINTS:,} of them, the others join their neighbours there")
+    xy_N2 = project(results.x_NP, config.projection, config.seed)
+
+    folder = config.feature_dir / artifacts.FIGURES
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with figures.styled():
+        for name, figure in draw(results, dataset, records, xy_N2, TITLES[config.projection]):
+            with artifacts.replacing(folder / f"{name}.{config.format}") as temporary:
+                figure.savefig(temporary, format=config.format)
+            count += 1
+    page = Page(results, xy_N2, TITLES[config.projection], records, dataset, config.seed)
+    report = write_report(config.feature_dir / artifacts.REPORT, page)
+
+    print(summary_table(results.metrics))
+    print(f"wrote {count} figures to {folder} in {time.monotonic() - started:.0f} s")
+    print(f"open {report} in a browser ({report.stat().st_size / 2**20:.1f} MB)")
+
+
+def images_or_none(results: Results, config: VisualizeConfig) -> Dataset | None:
+    try:
+        return reload_dataset(results.extraction["dataset"], config.data_dir)
+    except UserError as error:
+        print(f"note: no pictures: {error}")
+        return None
+
+
+def draw(
+    results: Results, dataset: Dataset | None, records: list[Record], xy_N2: np.ndarray, method: str
+) -> Iterator[tuple[str, Figure]]:
+    """File name and figure of everything there is something to draw of."""
+    names, metrics = results.cluster_names, results.metrics
+    if records:
+        yield "training", figures.training_curves(records)
+    yield "pca_variance", figures.pca_variance(results.variance_ratio)
+    yield (
+        "map",
+        figures.projection_map(
+            xy_N2, results.clusters, names, results.labels, results.class_names, method
+        ),
+    )
+    labelled = {n: scores for n, scores in metrics["splits"].items() if "confusion" in scores}
+    if not labelled:
+        print("note: no image has a label: no confusion matrix, no classes in the map")
+    for split, scores in labelled.items():
+        title = f"{split}, % of each class (accuracy {scores['hungarian_accuracy']:.1%})"
+        counts = np.array(scores["confusion"])
+        yield f"confusion_{split}", figures.confusion_matrix(counts, results.class_names, title)
+    fit_on = results.clustering["fit_on"]
+    if (figure := silhouettes(results, fit_on)) is not None:
+        yield "silhouette", figure
+    yield (
+        "cluster_sizes",
+        figures.cluster_sizes(
+            {
+                split: np.bincount(results.clusters[results.rows(split)], minlength=len(names))
+                for split in results.split_names
+            },
+            names,
+        ),
+    )
+    if dataset is not None:
+        yield "clusters", picture_rows(results, dataset)
+    if "scan" in metrics:
+        yield "cluster_scan", figures.cluster_scan(metrics["scan"])
+
+
+def silhouettes(results: Results, split: str) -> Figure | None:
+    rows = results.rows(split)
+    rows = rows[np.linspace(0, len(rows) - 1, min(SILHOUETTES, len(rows))).astype(int)]
+    clusters = results.clusters[rows]
+    if not 1 < len(np.unique(clusters)) < len(clusters):
+        print(f"note: {split} lies in one cluster: no silhouette")
+        return None
+    scores = silhouette_samples(results.x_NP[rows], clusters)
+    return figures.silhouette_profile(scores, clusters, results.cluster_names)
+
+
+def picture_rows(results: Results, dataset: Dataset) -> Figure:
+    """The pictures nearest to each centroid, and those nearest to the border of their cluster."""
+    sizes = np.bincount(results.clusters, minlength=len(results.centroids_KP))
+    largest = np.sort(np.argsort(-sizes, kind="stable")[: figures.CLUSTER_ROWS])
+    if len(largest) < len(sizes):
+        print(f"note: pictures of the {len(largest)} largest of {len(sizes)} clusters")
+    rows = []
+    for k in largest[sizes[largest] > 0]:
+        own = np.flatnonzero(results.clusters == k)
+        nearest = own[np.argsort(results.distance[own], kind="stable")[:PICTURES]]
+        unsure = own[np.argsort(results.margin[own], kind="stable")[:PICTURES]]
+        name = results.cluster_names[k]
+        rows.append((name, *(pictures(results, dataset, r) for r in (nearest, unsure))))
+    return figures.cluster_pictures(rows, ("Nearest to the centroid", "Least certain"))
+
+
+if __name__ == "__main__":
+    run_script(main, VisualizeConfig)
