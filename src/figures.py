@@ -295,7 +295,8 @@ def cluster_pictures(
     margin, top, gap = 0.12 + 0.065 * min(longest, 24), 0.3, 0.3  # inches, inches, pictures
     cell = (WIDTH - margin) / (2 * count + gap)
     high = cell * len(rows)
-    figure = Figure(figsize=(WIDTH, high + top), layout="none")  # type: ignore[arg-type]
+    figure = Figure(figsize=(WIDTH, high + top))
+    figure.set_layout_engine("none")
     share = high / (high + top)
     ax = figure.add_axes((margin / WIDTH, 0, 1 - margin / WIDTH, share))
     for y, (name, left, right) in enumerate(rows):

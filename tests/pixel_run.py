@@ -1,0 +1,45 @@
+"""A finished run whose features are the pixels: real in every file, and made in a second."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dataset.load_dataset import Dataset, load_dataset
+from src import artifacts, clustering
+from src.clustering import ClusteringConfig
+
+
+def pixel_run(directory: Path, name: str, data_dir: Path, **clustering_flags: object) -> Dataset:
+    """Features of the images, then what `src/clustering.py` makes of them; returns the images."""
+    dataset = load_dataset(name, data_dir)  # type: ignore[arg-type]
+    for split, part in dataset.splits.items():
+        artifacts.save(artifacts.FEATURES, directory, pixels(part.images), split)
+        if part.labels is not None:
+            artifacts.save(artifacts.LABELS, directory, part.labels, split)
+    described = {
+        "name": dataset.name,
+        "data_dir": str(data_dir),
+        "cache_dir": None,
+        "image_size": dataset.image_size,
+        "fingerprint": dataset.fingerprint,
+        "class_names": list(dataset.class_names),
+        "splits": {split: len(part.images) for split, part in dataset.splits.items()},
+    }
+    checkpoint = {"file": "none.pt", "digest": "0", "epoch": 0, "config": {"arch": "pixels"}}
+    part = {"id": "pixels", "dataset": described, "checkpoint": checkpoint, "commit": "abc"}
+    artifacts.record(directory, artifacts.EXTRACTION, part | {"versions": {}})
+    flags = {"components": 20, "restarts": 2, "wandb": "disabled"} | clustering_flags
+    clustering.main(ClusteringConfig(feature_dir=directory, **flags))  # type: ignore[arg-type]
+    return dataset
+
+
+def pixels(images: np.ndarray, side: int = 8) -> np.ndarray:
+    """float32 (N, 3 * side * side): the means of square patches."""
+    n, channels, size, _ = images.shape
+    patches = images.reshape(n, channels, side, size // side, side, size // side)
+    return patches.mean(axis=(3, 5), dtype=np.float32).reshape(n, -1)
+
+
+def everything(directory: Path, artifact: artifacts.Artifact, splits: list[str]) -> np.ndarray:
+    """An array of all splits, one after another."""
+    return np.concatenate([artifacts.load(artifact, directory, split) for split in splits])

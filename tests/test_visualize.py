@@ -1,0 +1,276 @@
+"""The figures and what they are made of, against scikit-learn, naive loops and the files."""
+
+import io
+import json
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Script
+from PIL import Image
+from pixel_run import everything, pixel_run
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import NearestNeighbors
+
+from dataset.load_dataset import load_dataset
+from src import artifacts, figures, projection, thumbnails
+from src.cli import UserError
+from src.palette import BASE, colours
+from src.projection import project
+from src.report import nearest
+from src.results import load_results, pictures
+from visualize_features import silhouettes
+
+RECORDS = [
+    {"kind": "step", "step": 1, "epoch": 0.5, "loss": 5.0, "learning_rate": 0.1},
+    {"kind": "epoch", "epoch": 1, "step": 2, "loss": 4.5, "gradient_norm": None},
+    {"kind": "epoch", "epoch": 2, "step": 4, "loss": 4.0, "knn_accuracy": 0.5},
+]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("features")
+    pixel_run(directory, "digits", Path())
+    return directory
+
+
+# ---- what is drawn ------------------------------------------------------------------------------
+
+
+def test_results_agree_with_the_files(digits: Path) -> None:
+    results = load_results(digits)
+    splits = ["train", "test"]
+    x = everything(digits, artifacts.REDUCED, splits).astype(np.float64)
+    centroids = artifacts.load(artifacts.CENTROIDS, digits).astype(np.float64)
+    clusters = everything(digits, artifacts.ASSIGNMENTS, splits)
+    distances = np.linalg.norm(x[:, None] - centroids[None], axis=2)
+    own = distances[np.arange(len(x)), clusters]
+    others = np.where(np.eye(10, dtype=bool)[clusters], np.inf, distances).min(axis=1)
+    np.testing.assert_allclose(results.distance, own, rtol=1e-4)
+    np.testing.assert_allclose(results.margin, 1 - own / others, atol=1e-4)
+    assert results.margin.min() > -1e-4  # every image is in its nearest cluster
+
+    labels = everything(digits, artifacts.LABELS, splits)
+    named = artifacts.load(artifacts.CLUSTER_TO_CLASS, digits)
+    right = [named[k] == label for k, label in zip(clusters, labels, strict=True)]
+    np.testing.assert_array_equal(results.wrong, np.logical_not(right))
+    scores = json.loads((digits / artifacts.METRICS).read_text())["splits"]["train"]
+    train = results.splits == 0
+    assert 1 - results.wrong[train].mean() == pytest.approx(scores["transferred_accuracy"])
+
+
+def test_pictures_come_in_the_order_asked_for(digits: Path) -> None:
+    results, dataset = load_results(digits), load_dataset("digits", Path())
+    rows = np.array([1500, 3, 1437, 1438, 0])
+    found = pictures(results, dataset, rows)
+    images = np.concatenate([split.images for split in dataset.splits.values()])
+    np.testing.assert_array_equal(found, images[rows].transpose(0, 2, 3, 1))
+
+
+def test_missing_and_mixed_files_are_named(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="feature_extraction"):
+        load_results(tmp_path)
+    for file in digits.glob("*.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    artifacts.save(artifacts.ASSIGNMENTS, tmp_path, np.zeros(3, int), "test")
+    with pytest.raises(UserError, match="3 clusters"):
+        load_results(tmp_path)
+
+
+# ---- the map ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["tsne", "pca"])
+def test_the_map_keeps_neighbours(method: projection.ProjectionName) -> None:
+    x = np.float32(PCA(20).fit_transform(load_digits().data[:400]))
+    xy = project(x, method, seed=0)
+    assert xy.shape == (400, 2)
+    assert xy.dtype == np.float32
+    np.testing.assert_array_equal(xy, project(x, method, seed=0))
+    assert trustworthiness(x, xy, n_neighbors=10) > {"tsne": 0.95, "pca": 0.85}[method]
+
+
+def test_scikit_learn_draws_the_map_where_opentsne_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(projection, "find_spec", lambda name: None)
+    x = np.float32(load_digits().data[:200])
+    assert trustworthiness(x, project(x, "tsne", seed=0), n_neighbors=10) > 0.95
+    with pytest.raises(UserError, match="pip install umap-learn"):
+        project(x, "umap", seed=0)
+
+
+def test_points_beyond_the_sample_join_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection, "FIT_POINTS", 200)
+    x = np.float32(load_digits().data[:300])
+    xy = project(x, "tsne", seed=1)
+    fitted = np.sort(np.random.default_rng(1).permutation(300)[:200])
+    for other in np.setdiff1d(np.arange(300), fitted):
+        near = fitted[np.argsort(np.linalg.norm(x[fitted, :50] - x[other, :50], axis=1))[:5]]
+        np.testing.assert_allclose(xy[other], np.median(xy[near], axis=0), atol=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_tiny_maps(count: int) -> None:
+    assert np.isfinite(project(np.eye(count, 3, dtype=np.float32), "tsne", 0)).all()
+
+
+# ---- pictures and neighbours --------------------------------------------------------------------
+
+
+def test_neighbours_are_those_of_scikit_learn() -> None:
+    x = np.random.default_rng(0).normal(size=(700, 20)).astype(np.float32)
+    among = np.arange(0, 700, 3)
+    model = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(np.float64(x[among]))
+    expected = model.kneighbors(np.float64(x), n_neighbors=6)[1]
+    found = nearest(x, among, 5)
+    for row in range(700):
+        others = [place for place in expected[row] if among[place] != row][:5]
+        assert found[row].tolist() == others
+
+
+def test_every_tile_shows_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thumbnails, "COLUMNS", 8)  # sheets of 64
+    images = load_dataset("digits", Path()).splits["train"].images[:150].transpose(0, 2, 3, 1)
+    sheets = thumbnails.make_sheets(lambda rows: images[rows], 150, 32, seed=0)
+    assert sheets.tile == 32
+    assert len(sheets.webp) == 3
+    tiles = []
+    for content in sheets.webp:
+        sheet = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        for top, left in np.ndindex(sheet.shape[0] // 32, sheet.shape[1] // 32):
+            tiles.append(sheet[top * 32 : top * 32 + 32, left * 32 : left * 32 + 32])
+    for row, tile in zip(sheets.rows, tiles, strict=False):
+        apart = np.abs(images.astype(int) - tile).mean(axis=(1, 2, 3))
+        assert apart.argmin() == row
+        assert apart.min() < 12
+
+
+def test_too_many_images_leave_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thumbnails, "PIXELS", 32 * 32 * 40)
+    images = np.zeros((100, 48, 48, 3), np.uint8)
+    sheets = thumbnails.make_sheets(lambda rows: images[rows], 100, 48, seed=0)
+    assert sheets.tile == 32
+    assert len(np.unique(sheets.rows)) == 40
+
+
+# ---- figures ------------------------------------------------------------------------------------
+
+
+def machado(rgb: np.ndarray, kind: str) -> np.ndarray:
+    """Linear RGB as seen with full red or green blindness; Machado et al. 2009, table 1."""
+    matrix = {
+        "normal": np.eye(3),
+        "red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                [-0.003882, -0.048116, 1.051998]],
+        "green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                  [-0.011820, 0.042940, 0.968881]],
+    }[kind]  # fmt: skip
+    return np.clip(np.array(matrix) @ rgb, 0, 1)
+
+
+def cielab(colour: str, kind: str) -> np.ndarray:
+    encoded = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = np.array(to_xyz) @ machado(linear, kind) / [0.9505, 1, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("kind", ["normal", "red", "green"])
+def test_colour_blind_people_can_tell_ten_clusters_apart(kind: str) -> None:
+    apart = [np.linalg.norm(cielab(a, kind) - cielab(b, kind)) for a, b in combinations(BASE, 2)]
+    assert min(apart) > 17  # matplotlib's own ten reach 4.6
+
+
+def test_fifty_clusters_have_fifty_colours() -> None:
+    assert len(set(colours(50))) == 50
+    assert colours(50)[:10] == list(BASE)
+
+
+def test_curves_take_each_quantity_from_where_it_is() -> None:
+    assert figures.curve(RECORDS, "loss") == ([0.5], [5.0])
+    assert figures.curve(RECORDS, "epoch loss") == ([1, 2], [4.5, 4.0])
+    assert figures.curve(RECORDS, "knn_accuracy") == ([2], [0.5])
+    assert figures.curve(RECORDS, "gradient_norm") == ([], [])  # null in the log
+    with figures.styled():
+        titles = [ax.get_title(loc="left") for ax in figures.training_curves(RECORDS).axes]
+    assert titles == ["Loss", "Learning rate", "Accuracy"]
+
+
+def test_the_confusion_matrix_shows_percent_of_the_class() -> None:
+    counts = np.array([[3, 1, 0], [0, 0, 0]])
+    with figures.styled():
+        ax = figures.confusion_matrix(counts, ["$x^{", "b"], "t").axes[0]
+    shown = {text.get_position(): text.get_text() for text in ax.texts}
+    assert shown == {(0, 0): "75", (1, 0): "25"}
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["$x^{", "b", "no class"]
+
+
+def test_the_silhouette_figure_says_the_mean(digits: Path) -> None:
+    results = load_results(digits)
+    rows = results.rows("train")
+    expected = silhouette_score(results.x_NP[rows], results.clusters[rows])
+    with figures.styled():
+        figure = silhouettes(results, "train")
+    assert figure is not None
+    assert figure.axes[0].texts[0].get_text() == f"mean {expected:.3f}"
+
+
+# ---- the script ---------------------------------------------------------------------------------
+
+
+def test_a_run_gets_every_figure(script: Script, stl10_dir: Path, tmp_path: Path) -> None:
+    pixel_run(tmp_path / "features", "stl10", stl10_dir, clusters="3:6")
+    log = tmp_path / "checkpoints/metrics.jsonl"
+    log.parent.mkdir()
+    log.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    run = script("visualize_features.py")
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    assert "Hungarian accuracy" in run.stdout
+    assert "wrote 9 figures to features/figures" in run.stdout
+    assert "open features/report.html" in run.stdout
+    drawn = sorted((tmp_path / "features/figures").iterdir())
+    assert [file.name for file in drawn] == [
+        "cluster_scan.png", "cluster_sizes.png", "clusters.png", "confusion_test.png",
+        "confusion_train.png", "map.png", "pca_variance.png", "silhouette.png", "training.png",
+    ]  # fmt: skip
+    for file in drawn:
+        pixels = np.asarray(Image.open(file).convert("L"))
+        assert (pixels < 128).any(), file
+        assert min(pixels.shape) > 300, file
+
+
+def test_what_is_missing_is_said(script: Script, stl10_dir: Path, tmp_path: Path) -> None:
+    pixel_run(tmp_path / "features", "stl10", stl10_dir, clusters="4")
+    for file in (tmp_path / "features").glob("*_labels.npy"):
+        file.unlink()
+    metrics = tmp_path / "features" / artifacts.METRICS
+    scores = json.loads(metrics.read_text())
+    for part in scores["splits"].values():
+        for name in ("confusion", "hungarian_accuracy"):
+            part.pop(name, None)
+    metrics.write_text(json.dumps(scores))
+    run = script(
+        "visualize_features.py", "--format", "pdf", "--projection", "pca", "--data-dir", tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    for note in ("no training log", "no pictures: no STL-10 images", "no image has a label"):
+        assert note in run.stdout
+    names = sorted(file.name for file in (tmp_path / "features/figures").iterdir())
+    assert names == ["cluster_sizes.pdf", "map.pdf", "pca_variance.pdf", "silhouette.pdf"]
+    assert (tmp_path / "features/figures/map.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_without_clusters_one_line_says_what_to_run(script: Script) -> None:
+    run = script("visualize_features.py")
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert "run python src/feature_extraction.py first" in run.stderr
