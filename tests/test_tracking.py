@@ -49,10 +49,9 @@ def server() -> Iterator[FakeServer]:
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "metrics.jsonl"
-    log = MetricsLog(file, 0)
-    for step in (1, 2, 3):
-        log.write({"kind": "step", "step": step, "loss": 1.5})
-    log.close()
+    with MetricsLog(file, 0) as log:
+        for step in (1, 2, 3):
+            log.write({"kind": "step", "step": step, "loss": 1.5})
     with file.open("a") as torn:
         torn.write('{"kind": "step", "st')
 
@@ -69,10 +68,9 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
 def test_step_0_starts_the_metrics_afresh(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"kind": "step", "step": 1}\n')
-    log = MetricsLog(file, 0)
-    assert log.earlier == []
-    assert file.read_text() == ""
-    log.close()
+    with MetricsLog(file, 0) as log:
+        assert log.earlier == []
+        assert file.read_text() == ""
 
 
 # An offline run
