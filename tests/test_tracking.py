@@ -55,14 +55,13 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     with file.open("a") as torn:
         torn.write('{"kind": "step", "st')
 
-    resumed = MetricsLog(file, 2)
-    assert [record["step"] for record in resumed.earlier] == [1, 2, 3]
-    resumed.write({"kind": "step", "step": 3, "loss": float("nan")})
-    lines = file.read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
-    assert json.loads(lines[-1])["loss"] is None
-    assert list(file.parent.iterdir()) == [file]
-    resumed.close()
+    with MetricsLog(file, 2) as resumed:
+        assert [record["step"] for record in resumed.earlier] == [1, 2, 3]
+        resumed.write({"kind": "step", "step": 3, "loss": float("nan")})
+        lines = file.read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+        assert json.loads(lines[-1])["loss"] is None
+        assert list(file.parent.iterdir()) == [file]
 
 
 def test_step_0_starts_the_metrics_afresh(tmp_path: Path) -> None:
