@@ -14,6 +14,12 @@ import tyro
 
 Config = TypeVar("Config")
 
+NOT_OURS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no room
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # no permission
+}
+"""Errors of the operating system that a person can do something about, and this code cannot."""
+
 
 class UserError(ValueError):
     """Bad usage or input: one line that names what is wrong and what mends it. Exit code 2."""
@@ -46,7 +52,7 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
         sys.stderr.close()
         code = 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in NOT_OURS:
             raise
         where = f": {error.filename}" if error.filename else ""
         code = _complain(prog, f"{error.strerror}{where}", 1)
