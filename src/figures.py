@@ -56,6 +56,14 @@ CLUSTER_ROWS = 30
 """The picture figure shows the largest clusters, up to this many."""
 
 
+LONGEST = 20
+"""Letters of a name that a figure has room for."""
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    return [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in names]
+
+
 def styled() -> AbstractContextManager[None]:
     """Figures must be made and saved inside this context."""
     return mpl.rc_context(STYLE)  # type: ignore[arg-type]
@@ -195,7 +203,7 @@ def _legend(ax: Axes, names: Sequence[str], unknown: str | None = None) -> None:
     """Below the map, where there are few enough names to read."""
     if len(names) > 20:
         return
-    entries = [*zip(colours(len(names)), names, strict=True)]
+    entries = [*zip(colours(len(names)), _short(names), strict=True)]
     entries += [(UNKNOWN, unknown)] if unknown else []
     dots = [Line2D([], [], linestyle="", marker="o", color=colour) for colour, _ in entries]
     ax.legend(
@@ -209,20 +217,20 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
 
     A column beyond the classes holds the images of clusters that have no class.
     """
-    side = float(np.clip(1.2 + 0.36 * len(class_names), 2.8, 12))
+    columns = _short([*class_names, "no class"][: counts.shape[1]])
+    side = 0.7 + 0.065 * max(map(len, columns)) + float(np.clip(0.36 * len(columns), 1.8, 10))
     figure = Figure(figsize=(side, side))
     ax = figure.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
-    columns = [*class_names, "no class"][: counts.shape[1]]
     ax.set_xticks(range(len(columns)), columns)
     if max(map(len, columns)) > 3:
         ax.tick_params(axis="x", rotation=45)
         for label in ax.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(class_names)), class_names)
+    ax.set_yticks(range(len(class_names)), columns[: len(class_names)])
     ax.tick_params(length=0)
     ax.set(xlabel="class of the cluster", ylabel="class of the image", title=title)
     if len(class_names) <= 25:
@@ -251,7 +259,7 @@ def silhouette_profile(
         f"mean {scores.mean():.3f}", (float(scores.mean()), 1), (4, 4),
         xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
     )  # fmt: skip
-    ax.set_yticks(ticks, cluster_names)
+    ax.set_yticks(ticks, _short(cluster_names))
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")
     ax.set(xlabel="silhouette", ylabel="cluster", ylim=(start, -gap))
@@ -269,7 +277,7 @@ def cluster_sizes(sizes: dict[str, np.ndarray], cluster_names: Sequence[str]) ->
     for k, total in enumerate(start):
         ax.annotate(f"{total:,.0f}", (total, k), (3, 0), textcoords="offset points",
                     va="center", fontsize=7.5)  # fmt: skip
-    ax.set_yticks(range(len(cluster_names)), cluster_names)
+    ax.set_yticks(range(len(cluster_names)), _short(cluster_names))
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -292,7 +300,7 @@ def cluster_pictures(
     """
     count = max(max(len(left), len(right)) for _, left, right in rows)
     longest = max(len(name) for name, _, _ in rows)
-    margin, top, gap = 0.12 + 0.065 * min(longest, 24), 0.3, 0.3  # inches, inches, pictures
+    margin, top, gap = 0.12 + 0.065 * min(longest, LONGEST), 0.3, 0.3  # inches, inches, pictures
     cell = (WIDTH - margin) / (2 * count + gap)
     high = cell * len(rows)
     figure = Figure(figsize=(WIDTH, high + top))
@@ -304,8 +312,7 @@ def cluster_pictures(
             for x, image in enumerate(images):
                 box = (start + x + 0.03, start + x + 0.97, y + 0.97, y + 0.03)
                 ax.imshow(image, extent=box, interpolation="antialiased")
-        short = name if len(name) <= 24 else name[:23] + "…"
-        ax.text(-0.12, y + 0.5, short, ha="right", va="center")
+        ax.text(-0.12, y + 0.5, *_short([name]), ha="right", va="center")
     for start, title in zip((0, count + gap), titles, strict=True):
         ax.text(start, -0.12, title, fontsize=10, fontweight="bold")
     ax.set(xlim=(0, 2 * count + gap), ylim=(len(rows), 0))

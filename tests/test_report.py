@@ -82,11 +82,15 @@ class Opened:
         self.context = browser.new_context(**options)
         self.page = self.context.new_page()
         self.complaints: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", self._watch)
         self.page.goto(file.as_uri(), timeout=60_000)
         self.page.wait_for_function("window.report && report.ready()", timeout=60_000)
+
+    def _listen(self, message: Any) -> None:
+        if "willReadFrequently" not in message.text:  # these tests read the canvas, not the page
+            self.complaints.append(message.text)
 
     def _watch(self, request: Any) -> None:
         if not request.url.startswith(("file:", "blob:", "data:")):
@@ -137,15 +141,26 @@ def seen(page: Opened, canvas: str) -> np.ndarray:
     return np.array(flat, np.uint8).reshape(*size, 4)[..., :3]
 
 
+def inked(page: Opened) -> int:
+    """How many pixels of the map are not its background, once it is drawn again."""
+    return page.js(
+        """new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => {
+            const map = document.querySelector("#map");
+            const pixels = map.getContext("2d").getImageData(0, 0, map.width, map.height).data;
+            const colours = new Uint32Array(pixels.buffer);
+            done(colours.filter(colour => colour !== colours[0]).length);
+        })))"""
+    )
+
+
 def test_it_shows_every_point(opened: Opened, digits: Path) -> None:
     count = sum(len(artifacts.load(artifacts.REDUCED, digits, split)) for split in SPLITS)
     assert opened.shown() == opened.js("report.data.count") == count
     assert opened.page.inner_text("#shown-count") == f"{count:,} of {count:,} images"
-    drawn = (seen(opened, "#map") != seen(opened, "#map")[0, 0]).any(axis=2).sum()
-    assert drawn > count  # pixels, some of them under two points
+    assert inked(opened) > count  # pixels; some points hide others
     opened.page.click("text=Split >> xpath=../button[2]")
     assert opened.shown() == 0
-    assert (seen(opened, "#map") == seen(opened, "#map")[0, 0]).mean() > 0.97  # only names
+    assert inked(opened) == 0
 
 
 def test_hovering_shows_the_right_picture(opened: Opened) -> None:

@@ -209,7 +209,7 @@ function drawNames(of, list) {
   context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--stage");
   context.fillStyle = style.color; context.lineWidth = 3.5 * pixel;
   middles(of, list.length).forEach(([x, y], g) => {
-    if (x === undefined || !on[$("#colour").value].has(g)) return;
+    if (x === undefined || !visibleCount || !on[$("#colour").value].has(g)) return;
     const at = [(x - view.x) * view.scale + wide / 2, (view.y - y) * view.scale + high / 2];
     context.strokeText(names[g], ...at);
     context.fillText(names[g], ...at);
