@@ -41,8 +41,7 @@ format: $(VENV)/installed-dev  ## mend what ruff can mend
 	$(PY) -m ruff format .
 
 bench: $(VENV)/installed-dev  ## side-by-side speed measurements
-	$(PY) benchmarks/train_throughput.py
-	$(PY) benchmarks/extract_throughput.py
+	$(PY) benchmarks/clustering_scale.py
 
 sync: $(VENV)/installed  ## send offline Weights & Biases runs to the server
 	$(PY) src/sync_wandb.py
