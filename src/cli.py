@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -83,7 +83,9 @@ def _default(config: type[Config], arguments: list[str]) -> Any:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--dataset")
     with contextlib.suppress(SystemExit):  # `--dataset` without a value: tyro says so
-        return config.for_dataset(first.parse_known_args(arguments)[0].dataset)  # type: ignore[attr-defined]
+        dataset = first.parse_known_args(arguments)[0].dataset
+        if dataset in get_args(get_type_hints(config)["dataset"]):
+            return config.for_dataset(dataset)  # type: ignore[attr-defined]
     return config()
 
 

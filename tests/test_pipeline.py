@@ -71,6 +71,7 @@ def test_stl10_without_a_test_split(script: Script, tmp_path: Path, stl10_dir: P
     [
         (("src/train.py", "--dataset", "folder", "--data-dir", "nowhere"), "nowhere"),
         (("src/train.py", "--dataset", "digits", "--batch-size", 5000), "--batch-size"),
+        (("src/train.py", "--dataset", "mnist"), "mnist"),
         (("src/train.py", "--epocs", 3), "--epocs"),
         (("src/train.py", "--epochs", "many"), "--epochs"),
         (("src/feature_extraction.py",), "python src/train.py"),
