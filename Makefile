@@ -26,10 +26,10 @@ run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten d
 	$(PY) visualize_features.py $(CHECKPOINTS) $(FEATURES)
 
 test: $(VENV)/installed-dev  ## the tests: CPU, no network, a few minutes
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2
 
 faults: $(VENV)/installed-dev  ## the long fault tests: kill the training again and again
-	$(PY) -m pytest tests/test_faults.py -m "faults or not faults"
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_faults.py -m "faults or not faults"
 
 lint: $(VENV)/installed-dev  ## ruff, format check, type check
 	$(PY) -m ruff check .
@@ -41,8 +41,7 @@ format: $(VENV)/installed-dev  ## mend what ruff can mend
 	$(PY) -m ruff format .
 
 bench: $(VENV)/installed-dev  ## side-by-side speed measurements
-	$(PY) benchmarks/train_throughput.py
-	$(PY) benchmarks/extract_throughput.py
+	$(PY) benchmarks/clustering_scale.py
 
 sync: $(VENV)/installed  ## send offline Weights & Biases runs to the server
 	$(PY) src/sync_wandb.py

@@ -113,8 +113,9 @@ def create(
     with replacing(path(artifact, directory, split)) as temporary:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=artifact.dtype, shape=shape)
         # A map on a full disk dies of SIGBUS when written: reserve the blocks first.
-        with temporary.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            with temporary.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
         yield array
         array.flush()
 

@@ -8,11 +8,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import tyro
 
 Config = TypeVar("Config")
+
+NOT_OURS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no room
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # no permission
+}
+"""Errors of the operating system that a person can do something about, and this code cannot."""
 
 
 class UserError(ValueError):
@@ -46,7 +52,7 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
         sys.stderr.close()
         code = 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in NOT_OURS:
             raise
         where = f": {error.filename}" if error.filename else ""
         code = _complain(prog, f"{error.strerror}{where}", 1)
@@ -77,7 +83,9 @@ def _default(config: type[Config], arguments: list[str]) -> Any:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--dataset")
     with contextlib.suppress(SystemExit):  # `--dataset` without a value: tyro says so
-        return config.for_dataset(first.parse_known_args(arguments)[0].dataset)  # type: ignore[attr-defined]
+        dataset = first.parse_known_args(arguments)[0].dataset
+        if dataset in get_args(get_type_hints(config)["dataset"]):
+            return config.for_dataset(dataset)  # type: ignore[attr-defined]
     return config()
 
 

@@ -122,6 +122,7 @@ def _check(config: ClusteringConfig) -> None:
     ):
         if value < least:
             raise UserError(f"{flag} {value}: it must be at least {least}")
+    candidates(config.clusters, classes=0)  # refuses what is no number, range or auto
 
 
 def load_features(directory: Path, extraction: dict[str, Any]) -> Splits:
@@ -254,12 +255,14 @@ def track(config: ClusteringConfig, extraction: dict[str, Any], metrics: dict[st
         config=plain(config) | {"dataset_fingerprint": extraction["dataset"]["fingerprint"]},
     ) as tracker:
         for split, scores in metrics["splits"].items():
-            tracker.log(scores, split)
+            tracker.log(scores, f"clusters/{split}")
             rows = [
                 [name, *values.values()] for name, values in scores.get("per_class", {}).items()
             ]
             if rows:
-                tracker.table(f"{split}/classes", ["class", "precision", "recall", "f1"], rows)
+                tracker.table(
+                    f"clusters/{split}/classes", ["class", "precision", "recall", "f1"], rows
+                )
         tracker.log(metrics["kmeans"], "kmeans")
         for component, cumulative in enumerate(metrics["pca"]["cumulative"], start=1):
             tracker.log({"component": component, "cumulative": cumulative}, "pca")

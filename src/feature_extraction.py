@@ -64,9 +64,12 @@ def main(config: ExtractionConfig) -> None:
 
     directory = config.feature_dir
     artifacts.record(directory, artifacts.EXTRACTION, None)  # not finished from here on
-    for name, split in dataset.splits.items():
-        if split.labels is not None:
+    for name in artifacts.SPLITS:
+        split = dataset.splits.get(name)
+        if split is not None and split.labels is not None:
             artifacts.save(LABELS, directory, split.labels, name)
+        else:  # those of an earlier run say nothing about these images
+            artifacts.path(LABELS, directory, name).unlink(missing_ok=True)
     extract(trained, dataset.splits, FEATURES, config, dtype)
     if config.untrained:
         file = trained.file.with_name(checkpoint.file_name(0))

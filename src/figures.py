@@ -312,7 +312,7 @@ def cluster_pictures(
             for x, image in enumerate(images):
                 box = (start + x + 0.03, start + x + 0.97, y + 0.97, y + 0.03)
                 ax.imshow(image, extent=box, interpolation="antialiased")
-        ax.text(-0.12, y + 0.5, *_short([name]), ha="right", va="center")
+        ax.text(-0.12, y + 0.5, _short([name])[0], ha="right", va="center")
     for start, title in zip((0, count + gap), titles, strict=True):
         ax.text(start, -0.12, title, fontsize=10, fontweight="bold")
     ax.set(xlim=(0, 2 * count + gap), ylim=(len(rows), 0))

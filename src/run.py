@@ -1,5 +1,6 @@
 """A training run: begun, resumed, and saved so that it goes on as if it had never stopped."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def set_up(config: TrainConfig) -> Setup:
     device = select_device(config.device)
     dtype = select_precision(config.precision, device)
     if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
         torch.use_deterministic_algorithms(True)
     dataset, names = open_dataset(config)
     store = ImageStore([dataset.splits[name].images for name in names], device, config.images)

@@ -42,12 +42,13 @@ def digits_run(parent: Path) -> tuple[Path, Path]:
     features, file = parent / "digits_features", parent / "digits" / checkpoint.file_name(0)
     if not features.exists():
         write_checkpoint(file, "digits", Path())
-        finish(features, file)
+        extraction = ExtractionConfig(file, feature_dir=features, device="cpu")
+        feature_extraction.main(extraction)
+        cluster(features)
     return features, file
 
 
-def finish(directory: Path, file: Path, **clustering_flags: object) -> None:
-    """Extraction and clustering with the checkpoint `file`."""
-    feature_extraction.main(ExtractionConfig(file, feature_dir=directory, device="cpu"))
-    flags = {"components": 20, "restarts": 3, "wandb": "disabled"} | clustering_flags
+def cluster(directory: Path, **flags: object) -> None:
+    """The clustering stage, quickly."""
+    flags = {"components": 20, "restarts": 3, "wandb": "disabled"} | flags
     clustering.main(ClusteringConfig(feature_dir=directory, **flags))  # type: ignore[arg-type]

@@ -257,7 +257,8 @@ def test_baselines_follow_the_same_protocol(tmp_path: Path) -> None:
     config = replace(write(tmp_path, list(digits.class_names), **splits), baselines=True)
     part = artifacts.recorded(tmp_path, EXTRACTION)
     part["dataset"] |= {
-        "name": "digits", "data_dir": ".", "cache_dir": None, "image_size": 32, "fingerprint": digits.fingerprint
+        "name": "digits", "data_dir": ".", "cache_dir": None, "image_size": 32,
+        "fingerprint": digits.fingerprint
     }  # fmt: skip
     artifacts.record(tmp_path, EXTRACTION, part)
     with pytest.raises(UserError, match=r"run python src/feature_extraction\.py --untrained first"):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -9,7 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from finished_run import digits_run, finish
+from finished_run import cluster as run_clustering
+from finished_run import digits_run
 
 from dataset.load_dataset import load_dataset
 from src import artifacts, export
@@ -92,8 +94,8 @@ def test_any_batch_size(file: Path, batch: int) -> None:
 
 
 def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_path: Path) -> None:
-    checkpoint = Path(artifacts.recorded(features, artifacts.EXTRACTION)["checkpoint"]["file"])
-    finish(tmp_path, checkpoint, normalize=False, whiten=True, clusters="13", components=7)
+    shutil.copytree(features, tmp_path, dirs_exist_ok=True)
+    run_clustering(tmp_path, normalize=False, whiten=True, clusters="13", components=7)
     main(ExportConfig(tmp_path))
     images = load_dataset("digits", Path()).splits["test"].images[:200]
     runtime = session(tmp_path / artifacts.MODEL)

@@ -159,3 +159,60 @@ def test_killed_while_a_checkpoint_is_written(
     finish(stl10_dir, tmp_path)
     assert_same_run(tmp_path, undisturbed)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def limited(kilobytes: int, *command: object) -> subprocess.CompletedProcess[str]:
+    """Run a script that cannot write files longer than this, as on a disk that fills up."""
+    shell = f'ulimit -f {kilobytes}; trap "" XFSZ; exec "$@"'
+    return subprocess.run(
+        ["bash", "-c", shell, "limited", *map(str, command)],
+        env=environment(), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+def test_a_disk_that_fills_up(stl10_dir: Path, tmp_path: Path, undisturbed: Path) -> None:
+    """In training and in extraction: one line, exit code 1, and what was there is intact."""
+    run = limited(10_000, *command(stl10_dir, tmp_path / "checkpoints"))
+    assert run.returncode == 1, run.stderr
+    assert "could not be written" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not list((tmp_path / "checkpoints").glob("*.pt*"))
+
+    features = tmp_path / "features"
+    flags = ("--checkpoint-dir", undisturbed, "--feature-dir", features, "--device", "cpu")
+    extract = (sys.executable, ROOT / "src/feature_extraction.py", *flags)
+    assert subprocess.run(list(map(str, extract)), env=environment()).returncode == 0
+    before = {p.name: p.read_bytes() for p in features.glob("*.npy")}
+    run = limited(20, *extract)
+    assert run.returncode == 1, run.stderr
+    assert "too large" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert {p.name: p.read_bytes() for p in features.glob("*.npy")} == before
+    assert not list(features.glob(".*.tmp"))
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs Linux's read-only /sys")
+def test_a_read_only_directory(stl10_dir: Path, undisturbed: Path) -> None:
+    """/sys takes no files, not even from root."""
+    nowhere = Path("/sys/kernel/run")
+    extract = [ROOT / "src/feature_extraction.py", "--checkpoint-dir", undisturbed]
+    for script in (
+        command(stl10_dir, nowhere),
+        [sys.executable, *map(str, extract), "--feature-dir", str(nowhere)],
+    ):
+        run = subprocess.run(script, env=environment(), capture_output=True, text=True, timeout=120)
+        assert run.returncode == 1
+        assert "not permitted" in run.stderr
+        assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_two_trainers_at_once(stl10_dir: Path, tmp_path: Path) -> None:
+    first = begin(stl10_dir, tmp_path)
+    wait_for_steps(tmp_path, 1, first)
+    second = begin(stl10_dir, tmp_path)
+    _, errors = second.communicate(timeout=120)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2
+    assert "another training run" in errors
+    assert len(errors.strip().splitlines()) == 1

@@ -49,30 +49,27 @@ def server() -> Iterator[FakeServer]:
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "metrics.jsonl"
-    log = MetricsLog(file, 0)
-    for step in (1, 2, 3):
-        log.write({"kind": "step", "step": step, "loss": 1.5})
-    log.close()
+    with MetricsLog(file, 0) as log:
+        for step in (1, 2, 3):
+            log.write({"kind": "step", "step": step, "loss": 1.5})
     with file.open("a") as torn:
         torn.write('{"kind": "step", "st')
 
-    resumed = MetricsLog(file, 2)
-    assert [record["step"] for record in resumed.earlier] == [1, 2, 3]
-    resumed.write({"kind": "step", "step": 3, "loss": float("nan")})
-    lines = file.read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
-    assert json.loads(lines[-1])["loss"] is None
-    assert list(file.parent.iterdir()) == [file]
-    resumed.close()
+    with MetricsLog(file, 2) as resumed:
+        assert [record["step"] for record in resumed.earlier] == [1, 2, 3]
+        resumed.write({"kind": "step", "step": 3, "loss": float("nan")})
+        lines = file.read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+        assert json.loads(lines[-1])["loss"] is None
+        assert list(file.parent.iterdir()) == [file]
 
 
 def test_step_0_starts_the_metrics_afresh(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"kind": "step", "step": 1}\n')
-    log = MetricsLog(file, 0)
-    assert log.earlier == []
-    assert file.read_text() == ""
-    log.close()
+    with MetricsLog(file, 0) as log:
+        assert log.earlier == []
+        assert file.read_text() == ""
 
 
 # An offline run
