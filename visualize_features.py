@@ -20,6 +20,7 @@ from dataset.load_dataset import Dataset, reload_dataset
 from src import artifacts, checkpoint, figures
 from src.cli import UserError, run_script
 from src.evaluation import summary_table
+from src.map_figure import projection_map
 from src.metrics_log import Record, read_metrics
 from src.projection import FIT_POINTS, TITLES, ProjectionName, project
 from src.report import Page, write_report
@@ -94,9 +95,7 @@ def draw(
     yield "pca_variance", figures.pca_variance(results.variance_ratio)
     yield (
         "map",
-        figures.projection_map(
-            xy_N2, results.clusters, names, results.labels, results.class_names, method
-        ),
+        projection_map(xy_N2, results.clusters, names, results.labels, results.class_names, method),
     )
     labelled = {n: scores for n, scores in metrics["splits"].items() if "confusion" in scores}
     if not labelled:

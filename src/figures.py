@@ -11,11 +11,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from src.palette import BASE, UNKNOWN, colours
+from src.palette import BASE, colours
 
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -60,7 +58,8 @@ LONGEST = 20
 """Letters of a name that a figure has room for."""
 
 
-def _short(names: Sequence[str]) -> list[str]:
+def short(names: Sequence[str]) -> list[str]:
+    """The names, cut to `LONGEST` letters."""
     return [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in names]
 
 
@@ -152,72 +151,12 @@ def _percent(value: float, _: int) -> str:
     return f"{value * 100:.6g}%"
 
 
-def projection_map(
-    xy_N2: np.ndarray,
-    clusters: np.ndarray,
-    cluster_names: Sequence[str],
-    labels: np.ndarray,
-    class_names: Sequence[str],
-    method: str,
-) -> Figure:
-    """The points coloured by cluster and, where any has a class, by class beside it.
-
-    The number of each cluster stands at the median of its points.
-    """
-    has_classes = bool((labels >= 0).any())
-    figure = Figure(figsize=(WIDTH, 4.25 if has_classes else 7))
-    axes = figure.subplots(1, 2 if has_classes else 1, squeeze=False)[0]
-    _scatter(axes[0], xy_N2, clusters, len(cluster_names), f"{method}, coloured by cluster")
-    for k in np.unique(clusters):
-        x, y = np.median(xy_N2[clusters == k], axis=0)
-        halo = [withStroke(linewidth=2.5, foreground="white")]
-        text = axes[0].text(x, y, str(k), ha="center", va="center", path_effects=halo)
-        text.set(fontsize=9, fontweight="bold", in_layout=False)
-    _legend(axes[0], cluster_names)
-    if has_classes:
-        _scatter(axes[1], xy_N2, labels, len(class_names), f"{method}, coloured by class")
-        unknown = int((labels < 0).sum())
-        _legend(axes[1], class_names, f"no class ({unknown:,})" if unknown else None)
-    return figure
-
-
-def _scatter(ax: Axes, xy_N2: np.ndarray, groups: np.ndarray, count: int, title: str) -> None:
-    """Groups of -1 lie below all others, in grey; the others in random order, none on top."""
-    known = np.random.default_rng(0).permutation(np.flatnonzero(groups >= 0))
-    grey = np.flatnonzero(groups < 0)
-    for rows, colour, alpha in (
-        (grey, UNKNOWN, 0.3),
-        (known, np.array(colours(count))[groups[known]], 0.8),
-    ):
-        size = float(np.clip(25_000 / max(len(rows), 1), 0.5, 10))
-        ax.scatter(
-            xy_N2[rows, 0], xy_N2[rows, 1], s=size, c=colour, alpha=alpha, linewidths=0,
-            rasterized=len(rows) > 2000,
-        )  # fmt: skip
-    ax.set(title=title, xticks=[], yticks=[], box_aspect=1)
-    ax.set_aspect("equal", adjustable="datalim")
-    ax.spines[:].set_visible(False)
-
-
-def _legend(ax: Axes, names: Sequence[str], unknown: str | None = None) -> None:
-    """Below the map, where there are few enough names to read."""
-    if len(names) > 20:
-        return
-    entries = [*zip(colours(len(names)), _short(names), strict=True)]
-    entries += [(UNKNOWN, unknown)] if unknown else []
-    dots = [Line2D([], [], linestyle="", marker="o", color=colour) for colour, _ in entries]
-    ax.legend(
-        dots, [name for _, name in entries], loc="upper center", bbox_to_anchor=(0.5, 0),
-        ncols=4, markerscale=0.8, handletextpad=0.1, columnspacing=0.8, fontsize=7.5,
-    )  # fmt: skip
-
-
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
     """Rows are classes, columns what their clusters are named after, in percent of the row.
 
     A column beyond the classes holds the images of clusters that have no class.
     """
-    columns = _short([*class_names, "no class"][: counts.shape[1]])
+    columns = short([*class_names, "no class"][: counts.shape[1]])
     side = 0.7 + 0.065 * max(map(len, columns)) + float(np.clip(0.36 * len(columns), 1.8, 10))
     figure = Figure(figsize=(side, side))
     ax = figure.subplots()
@@ -259,7 +198,7 @@ def silhouette_profile(
         f"mean {scores.mean():.3f}", (float(scores.mean()), 1), (4, 4),
         xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
     )  # fmt: skip
-    ax.set_yticks(ticks, _short(cluster_names))
+    ax.set_yticks(ticks, short(cluster_names))
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")
     ax.set(xlabel="silhouette", ylabel="cluster", ylim=(start, -gap))
@@ -277,7 +216,7 @@ def cluster_sizes(sizes: dict[str, np.ndarray], cluster_names: Sequence[str]) ->
     for k, total in enumerate(start):
         ax.annotate(f"{total:,.0f}", (total, k), (3, 0), textcoords="offset points",
                     va="center", fontsize=7.5)  # fmt: skip
-    ax.set_yticks(range(len(cluster_names)), _short(cluster_names))
+    ax.set_yticks(range(len(cluster_names)), short(cluster_names))
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -312,7 +251,7 @@ def cluster_pictures(
             for x, image in enumerate(images):
                 box = (start + x + 0.03, start + x + 0.97, y + 0.97, y + 0.03)
                 ax.imshow(image, extent=box, interpolation="antialiased")
-        ax.text(-0.12, y + 0.5, _short([name])[0], ha="right", va="center")
+        ax.text(-0.12, y + 0.5, short([name])[0], ha="right", va="center")
     for start, title in zip((0, count + gap), titles, strict=True):
         ax.text(start, -0.12, title, fontsize=10, fontweight="bold")
     ax.set(xlim=(0, 2 * count + gap), ylim=(len(rows), 0))

@@ -19,6 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 from dataset.load_dataset import load_dataset
 from src import artifacts, figures, projection, thumbnails
 from src.cli import UserError
+from src.map_figure import projection_map
 from src.palette import BASE, colours
 from src.projection import project
 from src.report import nearest
@@ -211,6 +212,28 @@ def test_the_confusion_matrix_shows_percent_of_the_class() -> None:
     shown = {text.get_position(): text.get_text() for text in ax.texts}
     assert shown == {(0, 0): "75", (1, 0): "25"}
     assert [label.get_text() for label in ax.get_xticklabels()] == ["$x^{", "b", "no class"]
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a rather long name of a class"] * 20, ["x"] * 40])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_legends_of_the_map_lie_inside(names: list[str], known: bool) -> None:
+    rng = np.random.default_rng(0)
+    xy, groups = rng.normal(size=(100, 2)), rng.integers(0, len(names), 100)
+    labels = np.where(np.arange(100) < 50, groups, -1) if known else np.full(100, -1)
+    with figures.styled():
+        figure = projection_map(xy, groups, names, labels, names, "t-SNE")
+        figure.draw_without_rendering()
+    assert len(figure.axes) == 1 + known
+    for ax in figure.axes:
+        square = ax.get_window_extent()
+        assert square.width == pytest.approx(square.height, rel=0.03)
+        assert (ax.get_legend() is None) == (len(names) > 20)
+        if legend := ax.get_legend():
+            box, page = legend.get_window_extent(), figure.bbox
+            assert min(box.x0, box.y0) >= -1
+            assert box.x1 <= page.x1 + 1
+            assert box.width <= square.width * 1.03
+            assert box.y1 <= square.y0 + 1
 
 
 def test_the_silhouette_figure_says_the_mean(digits: Path) -> None:

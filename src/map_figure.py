@@ -1,0 +1,102 @@
+"""The figure of the 2-D map: the same points by cluster and by class."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+
+from src.figures import WIDTH, short
+from src.palette import UNKNOWN, colours
+
+TITLE, LINE = 0.35, 0.18
+"""Inches: above a map, and of a line in the legend below it."""
+MOST_NAMES = 20
+"""More names have no legend: nobody could tell so many colours apart."""
+
+Entry = tuple[str, str]
+"""Colour and name."""
+
+
+def projection_map(
+    xy_N2: np.ndarray,
+    clusters: np.ndarray,
+    cluster_names: Sequence[str],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    method: str,
+) -> Figure:
+    """The points coloured by cluster and, where any has a class, by class beside it.
+
+    The number of each cluster stands at the median of its points.
+    """
+    maps = [(clusters, _entries(cluster_names, 0), f"{method}, coloured by cluster")]
+    if (labels >= 0).any():
+        unknown = int((labels < 0).sum())
+        maps.append((labels, _entries(class_names, unknown), f"{method}, coloured by class"))
+    side = WIDTH / 2 if len(maps) == 2 else 6.0
+    legend = LINE * max(
+        -(-len(names) // _columns(names, side)) if names else 0 for _, names, _ in maps
+    )
+    high = TITLE + side + legend + 0.1
+    figure = Figure(figsize=(side * len(maps), high))
+    figure.set_layout_engine("none")  # a legend is to have its place, and the map its square
+    for at, (groups, names, title) in enumerate(maps):
+        box = ((at + 0.01) / len(maps), (legend + 0.1) / high, 0.98 / len(maps), side / high)
+        ax = figure.add_axes(box)
+        _scatter(ax, xy_N2, groups)
+        ax.set_title(title)
+        if names:
+            _legend(ax, names, _columns(names, side))
+    for k in np.unique(clusters):
+        x, y = np.median(xy_N2[clusters == k], axis=0)
+        halo = [withStroke(linewidth=2.5, foreground="white")]
+        figure.axes[0].text(
+            x, y, str(k), ha="center", va="center", path_effects=halo,
+            fontsize=9, fontweight="bold",
+        )  # fmt: skip
+    return figure
+
+
+def _scatter(ax: Axes, xy_N2: np.ndarray, groups: np.ndarray) -> None:
+    """Groups of -1 lie below all others, in grey; the others in random order, none on top."""
+    known = np.random.default_rng(0).permutation(np.flatnonzero(groups >= 0))
+    grey = np.flatnonzero(groups < 0)
+    for rows, colour, alpha in (
+        (grey, UNKNOWN, 0.3),
+        (known, np.array(colours(int(groups.max()) + 1))[groups[known]], 0.8),
+    ):
+        size = float(np.clip(25_000 / max(len(rows), 1), 0.5, 10))
+        ax.scatter(
+            xy_N2[rows, 0], xy_N2[rows, 1], s=size, c=colour, alpha=alpha, linewidths=0,
+            rasterized=len(rows) > 2000,
+        )  # fmt: skip
+    low, top = xy_N2.min(axis=0), xy_N2.max(axis=0)
+    half = 0.52 * max(float((top - low).max()), 1e-6)
+    (x, y) = (low + top) / 2
+    ax.set(xlim=(x - half, x + half), ylim=(y - half, y + half), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+def _entries(names: Sequence[str], unknown: int) -> list[Entry]:
+    if len(names) > MOST_NAMES:
+        return []
+    entries = [*zip(colours(len(names)), short(names), strict=True)]
+    return entries + ([(UNKNOWN, f"no class ({unknown:,})")] if unknown else [])
+
+
+def _columns(names: list[Entry], side: float) -> int:
+    """As many columns as fit below a map, up to five."""
+    widest = 0.27 + 0.052 * max(len(name) for _, name in names)
+    return max(1, min(5, int(side / widest)))
+
+
+def _legend(ax: Axes, names: list[Entry], columns: int) -> None:
+    dots = [Line2D([], [], linestyle="", marker="o", color=colour) for colour, _ in names]
+    ax.legend(
+        dots, [name for _, name in names], loc="upper center", bbox_to_anchor=(0.5, 0),
+        ncols=columns, markerscale=0.8, handletextpad=0.1, columnspacing=0.8,
+        borderaxespad=0, fontsize=7.5,
+    )  # fmt: skip
