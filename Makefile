@@ -11,7 +11,7 @@ CHECKPOINTS := --checkpoint-dir checkpoints$(PLACE)
 FEATURES := --feature-dir features$(PLACE)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults lint format bench sync clean
+.PHONY: help run test faults lint format bench pictures sync clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,13 @@ format: $(VENV)/installed-dev  ## mend what ruff can mend
 	$(PY) -m ruff format .
 
 bench: $(VENV)/installed-dev  ## side-by-side speed measurements
+	$(PY) -m pip install --quiet -r benchmarks/requirements.txt
+	$(PY) benchmarks/train_throughput.py
+	$(PY) benchmarks/extract_throughput.py
 	$(PY) benchmarks/clustering_scale.py
+
+pictures: $(VENV)/installed-dev  ## the README's pictures, from the last run (needs Chromium)
+	$(PY) docs/make_pictures.py $(FEATURES)
 
 sync: $(VENV)/installed  ## send offline Weights & Biases runs to the server
 	$(PY) src/sync_wandb.py

@@ -4,9 +4,11 @@
 
 Reads features/, checkpoints/metrics.jsonl and the images that the features come from. Writes
 features/figures/ and features/report.html, which opens from disk with no network at all. What is
-missing (labels, a training log, the images) is left out with a line that says so.
+missing (labels, a training log, the images) is left out with a line that says so. Weights & Biases
+gets the figures.
 """
 
+import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from dataset.load_dataset import Dataset, reload_dataset
 from src import artifacts, checkpoint, figures
@@ -26,6 +29,8 @@ from src.projection import FIT_POINTS, TITLES, ProjectionName, project
 from src.report import Page, write_report
 from src.results import Results, load_results, pictures
 from src.silhouette import silhouette_samples
+from src.stage_tracking import stage_tracker
+from src.wandb_run import WandbMode
 
 SILHOUETTES = 10_000
 """Images in the silhouette figure; its bands are the same with more, its cost is quadratic."""
@@ -47,6 +52,10 @@ class VisualizeConfig:
     """How the map comes to two dimensions; pca takes no time, umap needs umap-learn."""
     seed: int = 0
     """Of the map."""
+    wandb: WandbMode = "auto"
+    """Weights & Biases; auto is online with a key and a server that answers, else offline."""
+    wandb_dir: Path = Path("wandb")
+    """Where Weights & Biases keeps its files."""
 
 
 def main(config: VisualizeConfig) -> None:
@@ -63,18 +72,33 @@ def main(config: VisualizeConfig) -> None:
 
     folder = config.feature_dir / artifacts.FIGURES
     folder.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with figures.styled():
+    files = {}
+    with (
+        figures.styled(),
+        stage_tracker(
+            config.wandb, config.wandb_dir, "visualization", config, results.extraction
+        ) as tracker,
+    ):
         for name, figure in draw(results, dataset, records, xy_N2, TITLES[config.projection]):
-            with artifacts.replacing(folder / f"{name}.{config.format}") as temporary:
+            files[name] = folder / f"{name}.{config.format}"
+            with artifacts.replacing(files[name]) as temporary:
                 figure.savefig(temporary, format=config.format)
-            count += 1
+            if config.wandb != "disabled":  # it takes no PDF
+                picture = files[name] if config.format == "png" else pixels(figure)
+                tracker.image(f"figures/{name}", picture)
     page = Page(results, xy_N2, TITLES[config.projection], records, dataset, config.seed)
     report = write_report(config.feature_dir / artifacts.REPORT, page)
 
     print(summary_table(results.metrics))
-    print(f"wrote {count} figures to {folder} in {time.monotonic() - started:.0f} s")
+    print(f"wrote {len(files)} figures to {folder} in {time.monotonic() - started:.0f} s")
     print(f"open {report} in a browser ({report.stat().st_size / 2**20:.1f} MB)")
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """uint8 (height, width, 3)."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return np.asarray(Image.open(png).convert("RGB"))
 
 
 def images_or_none(results: Results, config: VisualizeConfig) -> Dataset | None:
@@ -93,10 +117,8 @@ def draw(
     if records:
         yield "training", figures.training_curves(records)
     yield "pca_variance", figures.pca_variance(results.variance_ratio)
-    yield (
-        "map",
-        projection_map(xy_N2, results.clusters, names, results.labels, results.class_names, method),
-    )
+    clusters = results.clusters, names, results.class_of_cluster
+    yield "map", projection_map(xy_N2, *clusters, results.labels, results.class_names, method)
     labelled = {n: scores for n, scores in metrics["splits"].items() if "confusion" in scores}
     if not labelled:
         print("note: no image has a label: no confusion matrix, no classes in the map")
@@ -131,7 +153,9 @@ def silhouettes(results: Results, split: str) -> Figure | None:
         print(f"note: {split} lies in one cluster: no silhouette")
         return None
     scores = silhouette_samples(results.x_NP[rows], clusters)
-    return figures.silhouette_profile(scores, clusters, results.cluster_names)
+    return figures.silhouette_profile(
+        scores, clusters, results.cluster_names, results.cluster_colours
+    )
 
 
 def picture_rows(results: Results, dataset: Dataset) -> Figure:

@@ -3,8 +3,8 @@
     python benchmarks/decode_folder.py --data-dir DIR
 
 Reads the pictures of every split, decodes into caches in a temporary directory, and prints
-pictures per second (the median of the rounds), the ratio of all cores to one, by how much the
-process grew, and the seconds to open the whole folder again.
+pictures per second and the ratio of all cores to one (medians of the rounds, in which they take
+turns), by how much the process grew, and the seconds to open the whole folder again.
 """
 
 import resource
@@ -42,9 +42,10 @@ def main(config: DecodeConfig) -> None:
     for _ in range(config.rounds):
         for workers, measured in rates.items():
             measured.append(count / decode(splits, config.image_size, workers))
-    medians = {workers: statistics.median(measured) for workers, measured in rates.items()}
-    for workers, rate in medians.items():
-        print(f"{workers} workers: {rate:,.0f} pictures/s, {rate / medians[1]:.2f} of one")
+    for workers, measured in rates.items():
+        ratio = statistics.median(many / one for many, one in zip(measured, rates[1], strict=True))
+        rate = statistics.median(measured)
+        print(f"{workers} workers: {rate:,.0f} pictures/s, {ratio:.2f} of one")
     print(f"memory grew by {(peak_bytes() - before) / 1e6:,.0f} MB")
     print(f"second open: {second_open(config):.2f} s for {count:,} pictures")
 

@@ -1,95 +1,116 @@
-"""Pictures a second: inference from PNG files beside extraction, and ONNX Runtime beside PyTorch.
+"""Pictures a second: inference from files beside extraction, and ONNX Runtime beside PyTorch.
 
-    python benchmarks/inference_throughput.py --feature-dir features
+    python benchmarks/inference_throughput.py --feature-dir features [FOLDER]
 
-Needs a finished run; uses the images of its dataset, written out as PNG into a temporary folder.
-They take turns and the median of the rounds counts. Also says how many clusters agree.
+Needs a finished run, and takes the pictures of a folder or writes those of the run's own train
+images out as PNG. The ways take turns on the same pictures with the same number of threads; the
+median of the rounds counts. Prints a table, or with --json an object.
 """
 
+import json
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import onnxruntime
 import torch
+import tyro
 from PIL import Image
 
 from dataset.load_dataset import reload_dataset
-from src import artifacts
+from dataset.pictures import load_picture
 from src.cli import UserError, run_script
-from src.encoder import encode_into
+from src.encoder import encode_all
 from src.export import to_onnx
+from src.picture_stream import find
 from src.predictor import Predictor
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class ThroughputConfig:
+    folder: Annotated[Path | None, tyro.conf.Positional] = None
+    """Pictures; None writes the train images out."""
     feature_dir: Path = Path("features")
     """A finished run."""
+    checkpoint: Path | None = None
+    """Where its checkpoint is now, when it was moved since the features were extracted."""
     data_dir: Path | None = None
     """Where its images are; None takes the place they were extracted from."""
     pictures: int = 2000
-    """How many of the training images."""
+    """How many at most."""
     rounds: int = 3
-    """How often each is timed."""
+    """How often each way has its turn."""
+    json: bool = False
+    """An object instead of a table."""
 
 
-def main(config: BenchmarkConfig) -> None:
-    predictor = Predictor.load(config.feature_dir, device="cpu")
-    predictor_fp32 = Predictor.load(config.feature_dir, device="cpu", precision="fp32")
-    recorded = predictor.extraction["dataset"]
-    dataset = reload_dataset(recorded, config.data_dir)
-    if "train" not in dataset.splits:
-        raise UserError("this benchmark needs a train split")
-    images = np.ascontiguousarray(dataset.splits["train"].images[: config.pictures])
-    assigned = artifacts.load(artifacts.ASSIGNMENTS, config.feature_dir, "train")[: len(images)]
-    session = onnxruntime.InferenceSession(
-        to_onnx(predictor_fp32).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-
-    def extraction() -> np.ndarray:
-        features = np.empty((len(images), predictor.backbone.feature_dim), np.float32)
-        for _ in encode_into(features, predictor.backbone, images, predictor.dtype):
-            pass
-        return assigned
-
-    def onnx_runtime() -> np.ndarray:
-        parts = (images[i : i + 64] for i in range(0, len(images), 64))
-        return np.concatenate(
-            [np.asarray(session.run(["cluster"], {"images": p})[0]) for p in parts]
-        )
-
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, f"{i:05d}.png") for i in range(len(images))]
-        for file, image in zip(files, images, strict=True):
-            Image.fromarray(image.transpose(1, 2, 0)).save(file)
-        ways: dict[str, Callable[[], np.ndarray]] = {
-            "extraction": extraction,
-            "inference from PNG": lambda: predictor.predict(files).clusters,
-            "inference from arrays": lambda: predictor.predict(images).clusters,
-            "PyTorch float32": lambda: predictor_fp32.predict(images).clusters,
-            "ONNX Runtime float32": onnx_runtime,
+def main(config: ThroughputConfig) -> None:
+    predictor = Predictor.load(config.feature_dir, config.checkpoint, "cpu")
+    in_float32 = Predictor.load(config.feature_dir, config.checkpoint, "cpu", "fp32")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = config.folder or write_train_images(Path(temporary), predictor, config)
+        files = list(islice(find([str(folder)]), config.pictures))
+        images = np.stack([load_picture(file, predictor.image_size) for file in files])
+        session = onnx_session(in_float32)
+        ways = {
+            "extraction": lambda: encode_all(predictor.backbone, images, predictor.dtype),
+            "inference from files": lambda: predictor.predict(files),
+            "PyTorch float32": lambda: in_float32.predict(images),
+            "ONNX Runtime float32": lambda: run_onnx(session, images),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
-        agree = {}
         for _ in range(config.rounds):
             for name, way in ways.items():
-                started = time.monotonic()
-                clusters = way()
-                seconds[name].append(time.monotonic() - started)
-                agree[name] = (clusters == assigned).mean()
-    print(f"{len(images)} images, {predictor.dtype}, {torch.get_num_threads()} threads")
-    first = np.median(seconds["extraction"])
-    for name, times in seconds.items():
-        median = float(np.median(times))
-        print(
-            f"{name:<22} {len(images) / median:7.0f} images/s  {first / median:6.1%} of extraction"
-            f"  {agree[name]:.2%} in the cluster that clustering gave"
-        )
+                started = time.perf_counter()
+                way()
+                seconds[name].append(time.perf_counter() - started)
+    rates = {name: len(images) / statistics.median(times) for name, times in seconds.items()}
+    ratios = {
+        "inference / extraction": rates["inference from files"] / rates["extraction"],
+        "ONNX Runtime / PyTorch": rates["ONNX Runtime float32"] / rates["PyTorch float32"],
+    }
+    conditions = {
+        "images": len(images),
+        "precision": str(predictor.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+    if config.json:
+        print(json.dumps({**conditions, "images_per_second": rates, "ratios": ratios}))
+        return
+    print(", ".join(f"{name} {value}" for name, value in conditions.items()))
+    for name, rate in rates.items():
+        print(f"{name:<24}{rate:>8.1f} images/s")
+    for name, ratio in ratios.items():
+        print(f"{name:<24}{ratio:>8.1%}")
+
+
+def write_train_images(folder: Path, predictor: Predictor, config: ThroughputConfig) -> Path:
+    splits = reload_dataset(predictor.extraction["dataset"], config.data_dir).splits
+    if "train" not in splits:
+        raise UserError("there is no train split: name a folder of pictures")
+    for i, image in enumerate(splits["train"].images[: config.pictures]):
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i:06d}.png")
+    return folder
+
+
+def onnx_session(predictor: Predictor) -> onnxruntime.InferenceSession:
+    """With as many threads as PyTorch."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    model = to_onnx(predictor).SerializeToString()
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run_onnx(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+    """Clusters, in batches as large as PyTorch's."""
+    parts = (images[i : i + 64] for i in range(0, len(images), 64))
+    return np.concatenate([np.asarray(session.run(["cluster"], {"images": p})[0]) for p in parts])
 
 
 if __name__ == "__main__":
-    run_script(main, BenchmarkConfig)
+    run_script(main, ThroughputConfig)

@@ -1,8 +1,8 @@
 """Decoded pictures on disk: one uint8 array per split and size, read through a memory map.
 
 A split is decoded once, by every core, and again only when a name, a size or a time of change in
-its folder is another. The array is written in order as the pictures come, so neither writing nor
-reading needs memory for more than a few of them.
+its folder is another. The pictures go into the file as they come, so neither writing nor reading
+needs memory for more than a few of them.
 """
 
 import contextlib
@@ -11,9 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,8 +19,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.lib import format as npy
 
+from dataset.decode_processes import decode_all
 from dataset.folder import Pictures
-from dataset.pictures import BadPicture, load_picture
 from src import artifacts
 from src.cli import UserError
 from src.runtime import progress
@@ -31,7 +29,9 @@ CACHE_FOLDER = ".picture_cache"
 PIXELS_VERSION = 1
 """To be raised when `load_picture` gives other pixels for the same file."""
 
-_CHUNK = 32
+SMALL_COUNT, SMALL_BYTES = 500, 50_000_000
+"""Folders below both are decoded without further processes."""
+
 _NAMED_AT_MOST = 10
 
 
@@ -44,7 +44,8 @@ def load_pictures(
         pictures: what `find_pictures` found.
         size: side S in pixels.
         cache_dir: where the cache goes; into the folder of pictures by default.
-        workers: threads to decode with; one per core by default.
+        workers: processes to decode with; one per core by default, none but this one for a
+            small folder.
 
     Returns:
         Images, uint8 (N, 3, S, S), memory-mapped, and the names of the N pictures. Those that
@@ -52,6 +53,7 @@ def load_pictures(
 
     Raises:
         UserError: the cache cannot be written.
+        RunError: a worker was killed.
     """
     folder = pictures.root / CACHE_FOLDER
     if cache_dir is not None:
@@ -66,7 +68,7 @@ def load_pictures(
             with FileLock(folder / ".lock"):
                 cached = _open(pixels, pictures, size)
                 if cached is None:
-                    _write(pixels, pictures, size, workers or cores())
+                    _write(pixels, pictures, size, workers or _suitable_workers(pictures))
                     _remove_others(pixels, stem)
                     cached = _open(pixels, pictures, size)
     assert cached is not None
@@ -94,24 +96,30 @@ def _broken_file(pixels: Path) -> Path:
 
 
 def _write(pixels: Path, pictures: Pictures, size: int, workers: int) -> None:
-    count = len(pictures.files)
-    _check_space(pixels.parent, count * 3 * size * size)
+    count, row_bytes = len(pictures.files), 3 * size * size
+    _check_space(pixels.parent, count * row_bytes)
     print(f"decoding {count:,} pictures of {pictures.split} into {pixels.parent}", file=sys.stderr)
-    broken = {}
-    paths = [pictures.root / name for name, _, _ in pictures.files]
-    with artifacts.replacing(pixels) as temporary, temporary.open("wb") as file:
-        _write_header(file, count, size)
-        results = _decode(paths, size, workers)
-        bar = progress(results, total=count, desc=f"decoding {pictures.split}", unit="picture")
-        for (name, _, _), result in zip(pictures.files, bar, strict=True):
-            if isinstance(result, np.ndarray):
-                file.write(result.data)
-            else:
-                broken[name] = result
-        file.seek(0)
-        _write_header(file, count - len(broken), size)
+    root = pictures.root.absolute()
+    paths = [f"{root}/{name}" for name, _, _ in pictures.files]
+    broken: dict[int, str] = {}
+    with artifacts.replacing(pixels) as temporary:
+        with temporary.open("wb") as file:
+            _write_header(file, count, size)
+            offset = file.tell()
+        decoded = decode_all(temporary, offset, size, paths, workers)
+        bar = progress(total=count, desc=f"decoding {pictures.split}", unit="picture")
+        with contextlib.closing(decoded), bar:
+            for done, reasons in decoded:
+                broken |= reasons
+                bar.update(done)
+        if broken:
+            with temporary.open("r+b") as file:
+                _close_gaps(file, offset, row_bytes, count, broken)
+                file.seek(0)
+                _write_header(file, count - len(broken), size)
     # Last: without it the array is not taken for whole.
-    artifacts.write_json(_broken_file(pixels), broken)
+    named = {pictures.files[row][0]: reason for row, reason in broken.items()}
+    artifacts.write_json(_broken_file(pixels), named)
 
 
 def _write_header(file: BinaryIO, count: int, size: int) -> None:
@@ -121,30 +129,25 @@ def _write_header(file: BinaryIO, count: int, size: int) -> None:
     )
 
 
-def _decode(paths: list[Path], size: int, workers: int) -> Iterator[np.ndarray | str]:
-    """Every picture in order, or the reason why there is none; only a few wait in memory."""
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[list[np.ndarray | str]]] = deque()
-    try:
-        for start in range(0, len(paths), _CHUNK):
-            waiting.append(pool.submit(_decode_chunk, paths[start : start + _CHUNK], size))
-            if len(waiting) > 2 * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _close_gaps(
+    file: BinaryIO, offset: int, row_bytes: int, count: int, gaps: Collection[int]
+) -> None:
+    """Move every row behind a gap up, and cut off what is left over at the end."""
+    end = min(gaps)
+    for row in range(end, count):
+        if row not in gaps:
+            file.seek(offset + row * row_bytes)
+            content = file.read(row_bytes)
+            file.seek(offset + end * row_bytes)
+            file.write(content)
+            end += 1
+    file.truncate(offset + end * row_bytes)
 
 
-def _decode_chunk(paths: list[Path], size: int) -> list[np.ndarray | str]:
-    return [_decode_one(path, size) for path in paths]
-
-
-def _decode_one(path: Path, size: int) -> np.ndarray | str:
-    try:
-        return load_picture(path, size)
-    except BadPicture as error:
-        return str(error)
+def _suitable_workers(pictures: Pictures) -> int:
+    """One for a small folder, for which starting processes takes longer than it saves."""
+    size = sum(size for _, size, _ in pictures.files)
+    return 1 if len(pictures.files) < SMALL_COUNT and size < SMALL_BYTES else cores()
 
 
 def cores() -> int:

@@ -41,7 +41,7 @@ def normalize(images_NCSS: Tensor) -> Tensor:
 class ViewSettings:
     """How far two views of an image may differ."""
 
-    crop_min: float = 0.08
+    crop_min: float = 0.2
     """Smallest part of the image's area that a crop keeps; the largest is all of it."""
     flip: float = 0.5
     """Probability of a mirror image."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src import distributed
 from src.augment import ViewParameters, ViewSettings, draw, make_views
 from src.runtime import random_stream
 
@@ -79,7 +80,8 @@ class ImageStore:
 
 
 class Batch(NamedTuple):
-    """B uint8 images (B, 3, S, S) and the parameters of their 2B views, on the device."""
+    """B uint8 images (B, 3, S, S) and the parameters of their 2B views, on the device. Under
+    torchrun they are this process's part of the batch."""
 
     images_BCSS: Tensor
     parameters: ViewParameters
@@ -117,9 +119,14 @@ class TrainingBatches:
         ]
 
     def _batch(self, indices: Tensor, rng: torch.Generator) -> Batch:
-        images = self.store.gather(indices)
-        parameters = draw(self.settings, 2 * len(images), images.shape[-1], rng)
-        return Batch(images, _to_device(parameters, self.store.device))
+        """Drawn for the whole batch, whatever part of it this process takes."""
+        side = self.store.arrays[0].shape[-1]
+        parameters = draw(self.settings, 2 * len(indices), side, rng)
+        if distributed.size() > 1:
+            rows = distributed.own_rows(2 * len(indices))
+            parameters = ViewParameters(*(p[rows] if len(p) else p for p in parameters))
+            indices = indices[distributed.own_part(len(indices))]
+        return Batch(self.store.gather(indices), _to_device(parameters, self.store.device))
 
     def prefetched(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """Steps `start` to `stop` - 1; a thread loads the next one while this one is used."""

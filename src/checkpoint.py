@@ -13,6 +13,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,45 @@ def save(file: Path, state: dict[str, Any]) -> None:
         raise RunError(
             f"{file} could not be written ({_reason(error)}); the checkpoints before it are intact"
         ) from None
+
+
+class Saver:
+    """Writes checkpoints in a thread of its own, one after the other: training goes on meanwhile,
+    and its tensors may change as soon as `save` returns.
+
+    An error comes out of the next call, of `save` or of `wait`.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, file: Path, state: dict[str, Any], keep: int | None) -> None:
+        """Begin to write `state`, and to `prune` when it is written."""
+        self.wait()
+        self._writing = self._thread.submit(self._write, file, _copied(state), keep)
+
+    def wait(self) -> None:
+        """Until what was given to `save` is on disk."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    @staticmethod
+    def _write(file: Path, state: dict[str, Any], keep: int | None) -> None:
+        save(file, state)
+        prune(file.parent, file, keep)
+
+
+def _copied(value: Any) -> Any:
+    """The same with tensors of its own, in memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(part) for part in value)
+    return value
 
 
 def load(file: Path) -> dict[str, Any]:

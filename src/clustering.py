@@ -23,11 +23,12 @@ from src.artifacts import CLUSTERING, EXTRACTION
 from src.baselines import load_baselines
 from src.cli import UserError, run_script
 from src.cluster_count import candidates, scan, scan_table
+from src.confidence import temperature_of
 from src.evaluation import COLUMNS, class_table, summary_table
 from src.protocol import Protocol, Splits
 from src.reduction import PCA
 from src.runtime import git_commit, versions
-from src.tracking import Tracker
+from src.stage_tracking import stage_tracker
 from src.wandb_run import WandbMode
 
 LOW_VARIANCE = 0.95
@@ -88,12 +89,16 @@ def main(config: ClusteringConfig) -> None:
     count = metrics["scan"]["picked"] if "scan" in metrics else counts[0]
     model, clusters = protocol.cluster(reduced, count, config.seed)
     named_K = protocol.name(clusters, count)
-    save(directory, pca, reduced, model.cluster_centers_, clusters, named_K)
+    centroids_KP = model.cluster_centers_.astype(np.float32)
+    save(directory, pca, reduced, centroids_KP, clusters, named_K)
+    named_on = protocol.named_on
+    labels = protocol.labels[named_on] if named_on else None
+    temperature = temperature_of(reduced[named_on or fit_on], centroids_KP, named_K, labels)
 
     metrics["kmeans"] = {
         "clusters": count,
         "fit_on": fit_on,
-        "named_on": protocol.named_on,
+        "named_on": named_on,
         "inertia": float(model.inertia_ or 0),
         "restarts": config.restarts,
     }
@@ -107,7 +112,7 @@ def main(config: ClusteringConfig) -> None:
             for kind, x in baselines.items()
         }
     artifacts.write_json(directory / artifacts.METRICS, metrics)
-    record(config, extraction["id"], fit_on, count)
+    record(config, extraction["id"], fit_on, count, temperature)
     report(metrics)
     track(config, extraction, metrics)
     print(f"wrote {directory / artifacts.METRICS} and the clusters beside it")
@@ -228,7 +233,9 @@ def save(
                 artifacts.path(artifact, directory, split).unlink(missing_ok=True)
 
 
-def record(config: ClusteringConfig, features_id: str, fit_on: str, count: int) -> None:
+def record(
+    config: ClusteringConfig, features_id: str, fit_on: str, count: int, temperature: float
+) -> None:
     """Say in the manifest what the files came from; from here on they are finished."""
     part = {
         "features": features_id,
@@ -236,6 +243,7 @@ def record(config: ClusteringConfig, features_id: str, fit_on: str, count: int) 
         "whiten": config.whiten,
         "fit_on": fit_on,
         "clusters": count,
+        "temperature": temperature,
         "config": plain(config),
         "commit": git_commit(),
         "versions": versions(),
@@ -247,13 +255,7 @@ def track(config: ClusteringConfig, extraction: dict[str, Any], metrics: dict[st
     """Mirror the metrics to W&B, in the group of the training that the features came from."""
     if config.wandb == "disabled":
         return
-    with Tracker(
-        config.wandb,
-        config.wandb_dir,
-        group=extraction["tracking"]["group"],
-        job_type="clustering",
-        config=plain(config) | {"dataset_fingerprint": extraction["dataset"]["fingerprint"]},
-    ) as tracker:
+    with stage_tracker(config.wandb, config.wandb_dir, "clustering", config, extraction) as tracker:
         for split, scores in metrics["splits"].items():
             tracker.log(scores, f"clusters/{split}")
             rows = [
@@ -263,7 +265,11 @@ def track(config: ClusteringConfig, extraction: dict[str, Any], metrics: dict[st
                 tracker.table(
                     f"clusters/{split}/classes", ["class", "precision", "recall", "f1"], rows
                 )
+        for kind, part in metrics.get("baselines", {}).items():
+            for split, scores in part["splits"].items():
+                tracker.log(scores, f"baselines/{kind}/{split}")
         tracker.log(metrics["kmeans"], "kmeans")
+        tracker.log(metrics["pca"], "reduction")
         for component, cumulative in enumerate(metrics["pca"]["cumulative"], start=1):
             tracker.log({"component": component, "cumulative": cumulative}, "pca")
 

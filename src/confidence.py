@@ -30,6 +30,28 @@ def confidence(squared_NK: Tensor, temperature: float) -> Tensor:
     return (-squared_NK / temperature).softmax(1).amax(1)
 
 
+def temperature_of(
+    reduced_NP: np.ndarray,
+    centroids_KP: np.ndarray,
+    named_K: np.ndarray,
+    labels_N: np.ndarray | None,
+    at_most: int = 5000,
+) -> float:
+    """T of a run, fitted on up to `at_most` images, evenly spaced.
+
+    Args:
+        named_K: the class of every cluster, -1 where it has none.
+        labels_N: the class of every image, -1 where nobody knows; None without labels.
+    """
+    known = np.arange(len(reduced_NP)) if labels_N is None else np.flatnonzero(labels_N >= 0)
+    rows = known[np.linspace(0, len(known) - 1, min(at_most, len(known))).astype(int)]
+    reduced, centroids = torch.tensor(reduced_NP[rows]), torch.tensor(centroids_KP)
+    if labels_N is None:
+        return fit_temperature(reduced, centroids, None)
+    classes_N = named_K[squared_distances(reduced, centroids).argmin(1)]
+    return fit_temperature(reduced, centroids, torch.tensor(classes_N == labels_N[rows]))
+
+
 def fit_temperature(reduced_NP: Tensor, centroids_KP: Tensor, right_N: Tensor | None) -> float:
     """T for the run that left these images and centroids.
 
@@ -54,7 +76,8 @@ def _border_temperature(reduced_NP: Tensor, centroids_KP: Tensor) -> float:
     squared = squared_distances(reduced_NP, centroids_KP)
     own, second = squared.topk(2, largest=False).indices.T
     line = centroids_KP[second] - centroids_KP[own]  # (N, P)
-    along = ((reduced_NP - centroids_KP[own]) * line).sum(1) / line.norm(dim=1)
+    length = line.norm(dim=1).clamp_min(1e-12)  # 0 where two centroids are one point
+    along = ((reduced_NP - centroids_KP[own]) * line).sum(1) / length
     return max(float(2 * along.square().mean()), 1e-12)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src import checkpoint
+from src import checkpoint, distributed
 from src.augment import normalize
 from src.cli import UserError
-from src.models.simclr import Backbone, SimCLR
+from src.models.simclr import Backbone, SimCLR, fold_batch_norm
 from src.runtime import autocast
 
 
@@ -29,24 +29,37 @@ def encode(backbone: Backbone, images_BCSS: Tensor, dtype: torch.dtype) -> Tenso
 
 
 def encode_into(
-    features_ND: np.ndarray,
+    features_ND: np.ndarray | None,
     backbone: Backbone,
     images_NCSS: np.ndarray,
     dtype: torch.dtype,
     batch_size: int = 256,
+    shared: bool = False,
 ) -> Iterator[int]:
-    """Fill `features_ND` with the features of uint8 images, yielding how many came with each batch.
+    """Fill `features_ND` with the features of uint8 images, yielding how many came at a time.
 
     The images are read batch by batch, so neither they nor the features need to fit in memory.
+
+    Args:
+        shared: under torchrun the processes take the batches in turn, and the main one alone has
+            and fills `features_ND`. The batches are the same, so the features are to the bit.
     """
+    processes, rank = (distributed.size(), distributed.rank()) if shared else (1, 0)
     device = next(backbone.parameters()).device
     was_training = backbone.training
     backbone.eval()
-    for i in range(0, len(images_NCSS), batch_size):
-        batch = torch.from_numpy(np.ascontiguousarray(images_NCSS[i : i + batch_size]))
-        features = encode(backbone, batch.to(device), dtype)
-        features_ND[i : i + len(batch)] = features.cpu().numpy()
-        yield len(batch)
+    total = len(images_NCSS)
+    for start in range(0, total, batch_size * processes):
+        i = start + rank * batch_size
+        features = torch.zeros(batch_size, backbone.feature_dim)
+        if i < total:
+            batch = torch.from_numpy(np.ascontiguousarray(images_NCSS[i : i + batch_size]))
+            features[: len(batch)] = encode(backbone, batch.to(device), dtype)
+        stop = min(total, start + batch_size * processes)
+        parts = distributed.to_main(features) if shared else [features]
+        if parts is not None and features_ND is not None:
+            features_ND[start:stop] = torch.cat(parts)[: stop - start].numpy()
+        yield stop - start
     backbone.train(was_training)
 
 
@@ -90,9 +103,13 @@ class TrainedBackbone:
             raise UserError(f"no checkpoint in {directory}: run python src/train.py first")
         file, state = found
         config = state["config"]
-        model = SimCLR(config["arch"], config["small_images"], bn=config["bn"])
+        pretrained = config["weights"] != "none"
+        model = SimCLR(
+            config["arch"], config["small_images"], bn=config["bn"], pretrained=pretrained
+        )
         model.load_state_dict(state["model"])
-        backbone = model.backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        backbone = model.backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fold_batch_norm(backbone)
         return cls(
             backbone,
             state["dataset"]["image_size"],

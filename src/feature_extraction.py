@@ -6,6 +6,7 @@ Reads checkpoints/ and the images. Writes features/{split}_features.npy and _lab
 part of features/manifest.json. Dataset and architecture come from the checkpoint.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from dataset.load_dataset import Dataset, Split, load_dataset
-from src import artifacts, checkpoint
+from src import artifacts, checkpoint, distributed
 from src.artifacts import FEATURES, LABELS, UNTRAINED_FEATURES, Artifact
 from src.cli import UserError, run_script
 from src.encoder import TrainedBackbone, encode_into
@@ -53,29 +54,52 @@ class ExtractionConfig:
 def main(config: ExtractionConfig) -> None:
     if config.batch_size < 1:
         raise UserError("--batch-size must be above 0")
+    with distributed.joined():
+        extract_all(config)
+
+
+def extract_all(config: ExtractionConfig) -> None:
     device = select_device(config.device)
     dtype = select_precision(config.precision, device)
     trained = TrainedBackbone.load(config.checkpoint, config.checkpoint_dir, device)
     data_dir = config.data_dir or Path(trained.config["data_dir"])
     cache_dir = config.cache_dir or trained.cache_dir
-    dataset = load_dataset(trained.config["dataset"], data_dir, trained.image_size, cache_dir)
+    with distributed.one_at_first():  # decodes for the others
+        dataset = load_dataset(trained.config["dataset"], data_dir, trained.image_size, cache_dir)
     if dataset.fingerprint != trained.dataset["fingerprint"]:
         print(f"note: the images in {data_dir} are not those that {trained.file} was trained on")
 
     directory = config.feature_dir
-    artifacts.record(directory, artifacts.EXTRACTION, None)  # not finished from here on
+    if distributed.is_main():
+        artifacts.record(directory, artifacts.EXTRACTION, None)  # not finished from here on
+        save_labels(dataset, directory)
+    extract(trained, dataset.splits, FEATURES, config, dtype)
+    if config.untrained:
+        file = trained.file.with_name(checkpoint.file_name(0))
+        untrained = TrainedBackbone.load(file, config.checkpoint_dir, device)
+        extract(untrained, compared(dataset), UNTRAINED_FEATURES, config, dtype)
+    if distributed.is_main():
+        record(trained, dataset, data_dir, cache_dir, dtype, directory)
+
+
+def save_labels(dataset: Dataset, directory: Path) -> None:
     for name in artifacts.SPLITS:
         split = dataset.splits.get(name)
         if split is not None and split.labels is not None:
             artifacts.save(LABELS, directory, split.labels, name)
         else:  # those of an earlier run say nothing about these images
             artifacts.path(LABELS, directory, name).unlink(missing_ok=True)
-    extract(trained, dataset.splits, FEATURES, config, dtype)
-    if config.untrained:
-        file = trained.file.with_name(checkpoint.file_name(0))
-        untrained = TrainedBackbone.load(file, config.checkpoint_dir, device)
-        extract(untrained, compared(dataset), UNTRAINED_FEATURES, config, dtype)
 
+
+def record(
+    trained: TrainedBackbone,
+    dataset: Dataset,
+    data_dir: Path,
+    cache_dir: Path | None,
+    dtype: torch.dtype,
+    directory: Path,
+) -> None:
+    """The extraction's part of the manifest."""
     part = {
         "checkpoint": {
             "file": str(trained.file),
@@ -120,9 +144,12 @@ def extract(
     for name, split in splits.items():
         shape = (len(split.images), trained.backbone.feature_dim)
         started = time.monotonic()
-        with artifacts.create(artifact, config.feature_dir, shape, name) as out:
+        file = artifacts.create(artifact, config.feature_dir, shape, name)
+        with file if distributed.is_main() else contextlib.nullcontext() as out:
             bar = progress(total=shape[0], desc=name, unit="image")
-            for count in encode_into(out, trained.backbone, split.images, dtype, config.batch_size):
+            for count in encode_into(
+                out, trained.backbone, split.images, dtype, config.batch_size, shared=True
+            ):
                 bar.update(count)
             bar.close()
         speed = shape[0] / (time.monotonic() - started)

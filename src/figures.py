@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from src.palette import BASE, colours
+from src.palette import BASE
 
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -74,10 +74,10 @@ def training_curves(records: Sequence[dict[str, Any]]) -> Figure:
         ("Loss", "NT-Xent loss", {"loss": "each step", "epoch loss": "epoch mean"}),
         ("Learning rate", "learning rate", {"learning_rate": ""}),
         ("Accuracy", "accuracy", {"knn_accuracy": "k-NN", "kmeans_accuracy": "K-means"}),
-        ("Gradients and activations", "norm or RMS",
+        ("Gradient, activation", "norm or RMS",
          {"gradient_norm": "gradient norm", "activation_rms": "activation RMS"}),
-        ("Spread of the projections", "standard deviation", {"projection_std": ""}),
-        ("Rank of the projections", "effective rank", {"projection_rank": ""}),
+        ("Projection spread", "standard deviation", {"projection_std": ""}),
+        ("Projection rank", "effective rank", {"projection_rank": ""}),
     ]  # fmt: skip
     there = []
     for title, unit, names in panels:
@@ -182,13 +182,13 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
 
 
 def silhouette_profile(
-    scores: np.ndarray, clusters: np.ndarray, cluster_names: Sequence[str]
+    scores: np.ndarray, clusters: np.ndarray, names: Sequence[str], colours: Sequence[str]
 ) -> Figure:
     """The silhouette of every image, sorted, one band a cluster, and the mean (Rousseeuw 1987)."""
-    figure = Figure(figsize=(WIDTH * 0.62, float(np.clip(1 + 0.3 * len(cluster_names), 3, 12))))
+    figure = Figure(figsize=(WIDTH * 0.62, float(np.clip(1 + 0.3 * len(names), 3, 12))))
     ax = figure.subplots()
     gap, start, ticks = max(1, len(scores) // 100), 0, []
-    for k, colour in enumerate(colours(len(cluster_names))):
+    for k, colour in enumerate(colours):
         own = np.sort(scores[clusters == k])
         ax.fill_betweenx(start + np.arange(len(own)), own, color=colour, linewidth=0, step="mid")
         ticks.append(start + len(own) / 2)
@@ -198,7 +198,7 @@ def silhouette_profile(
         f"mean {scores.mean():.3f}", (float(scores.mean()), 1), (4, 4),
         xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
     )  # fmt: skip
-    ax.set_yticks(ticks, short(cluster_names))
+    ax.set_yticks(ticks, short(names))
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")
     ax.set(xlabel="silhouette", ylabel="cluster", ylim=(start, -gap))

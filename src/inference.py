@@ -6,7 +6,8 @@
 
 Reads the pictures, the outputs of src/clustering.py in features/ and the checkpoint that they
 were made with. Writes a table, or --csv or --json, for every picture in the order given. The exit
-code is 0 when every picture was read and 3 when some were not; each of those is named.
+code is 0 when every picture was read and 3 when some were not, or were gone before --sort-into
+came to them; each of those is named.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -32,6 +33,8 @@ from src.picture_stream import decode, find
 from src.prediction_output import Format, Montage, Near, Row, header, line, printable, sort_into
 from src.predictor import Predictor
 from src.runtime import DeviceName, PrecisionName, progress
+from src.stage_tracking import stage_tracker
+from src.wandb_run import WandbMode
 
 SOME_NOT_READ = 3
 """Exit code."""
@@ -52,7 +55,7 @@ class InferenceConfig:
     montage: Path | None = None
     """Also write the pictures as a grid under their predictions into this PNG file."""
     montage_size: int = 100
-    """How many pictures the montage shows at most, a random sample of them all."""
+    """How many pictures the montage and W&B's table show at most, a random sample of them all."""
     sort_into: Path | None = None
     """Also link every picture into a folder per cluster in this one. Nothing is overwritten."""
     copy: bool = False
@@ -73,6 +76,11 @@ class InferenceConfig:
     between clusters."""
     batch_size: int = 64
     """Pictures at a time."""
+    wandb: WandbMode | None = None
+    """Weights & Biases gets a table of pictures and predictions; None is auto for the
+    demonstration, and disabled for your own pictures."""
+    wandb_dir: Path = Path("wandb")
+    """Where Weights & Biases keeps its files."""
 
     @property
     def format(self) -> Format:
@@ -104,7 +112,7 @@ def main(config: InferenceConfig) -> int:
     else:
         pictures, total = _demonstration(config, predictor)
     montage = Montage(config.montage_size)
-    right = done = failed = 0
+    right = done = failed = gone = 0
     started = time.monotonic()
     with (
         contextlib.closing(pictures),
@@ -120,17 +128,39 @@ def main(config: InferenceConfig) -> int:
                 continue
             done += 1
             right += row.label is not None and row.label == row.nearest[0].class_name
-            if config.montage:
-                montage.add(row, picture.content)
+            montage.add(row, picture.content)
             if config.sort_into and picture.file:
-                sort_into(config.sort_into / _folder(row), picture.file, config.copy)
+                try:
+                    sort_into(config.sort_into / _folder(row), picture.file, config.copy)
+                except FileNotFoundError:
+                    gone += 1
+                    bar.write(f"not sorted: {printable(row.path)}: it is gone", sys.stderr)
     if config.montage:
         montage.save(config.montage)
     speed = done / (time.monotonic() - started)
     print(f"{done:,} pictures, {speed:,.0f} a second; {failed:,} not read", file=sys.stderr)
     if not config.paths and len(predictor.class_names):
         print(f"{right} of {done} are in a cluster of their own class", file=sys.stderr)
-    return SOME_NOT_READ if failed else 0
+    track(config, predictor.extraction, montage)
+    return SOME_NOT_READ if failed or gone else 0
+
+
+def track(config: InferenceConfig, extraction: dict[str, Any], examples: Montage) -> None:
+    """Mirror a table of example pictures to W&B; nobody's own pictures unless asked for."""
+    mode = config.wandb or ("disabled" if config.paths else "auto")
+    if mode == "disabled" or not examples.tiles:
+        return
+    table = []
+    for row, image_3SS in examples.tiles:
+        own, confidence = row.nearest[0], f"{row.confidence:.3f}"
+        named = (own.cluster, own.class_name or "", confidence, row.label or "")
+        table.append([image_3SS.transpose(1, 2, 0), printable(row.path), *named])
+    with (
+        contextlib.redirect_stdout(sys.stderr),  # standard output is for the predictions
+        stage_tracker(mode, config.wandb_dir, "inference", config, extraction) as tracker,
+    ):
+        columns = ["picture", "name", "cluster", "class", "confidence", "label"]
+        tracker.table("predictions", columns, table)
 
 
 def _check(config: InferenceConfig) -> None:

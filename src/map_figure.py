@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from src.figures import WIDTH, short
-from src.palette import UNKNOWN, colours
+from src.palette import UNKNOWN, cluster_colours, colours
 
 TITLE, LINE = 0.35, 0.18
 """Inches: above a map, and of a line in the legend below it."""
@@ -24,32 +24,37 @@ def projection_map(
     xy_N2: np.ndarray,
     clusters: np.ndarray,
     cluster_names: Sequence[str],
+    class_of_cluster: np.ndarray,
     labels: np.ndarray,
     class_names: Sequence[str],
     method: str,
 ) -> Figure:
     """The points coloured by cluster and, where any has a class, by class beside it.
 
-    The number of each cluster stands at the median of its points.
+    A cluster has the colour, and the place in the legend, of its class; its number stands at the
+    median of its points.
     """
-    maps = [(clusters, _entries(cluster_names, 0), f"{method}, coloured by cluster")]
+    inks = cluster_colours(class_of_cluster, len(class_names))
+    last = len(class_names)  # -1, no class, goes there
+    order = sorted(range(len(inks)), key=lambda k: class_of_cluster[k] % (last + 1))
+    entries = _entries([inks[k] for k in order], [cluster_names[k] for k in order], 0)
+    maps = [("cluster", clusters, inks, entries)]
     if (labels >= 0).any():
-        unknown = int((labels < 0).sum())
-        maps.append((labels, _entries(class_names, unknown), f"{method}, coloured by class"))
+        inks = colours(len(class_names))
+        maps.append(("class", labels, inks, _entries(inks, class_names, int((labels < 0).sum()))))
     side = WIDTH / 2 if len(maps) == 2 else 6.0
-    legend = LINE * max(
-        -(-len(names) // _columns(names, side)) if names else 0 for _, names, _ in maps
-    )
+    columns = min(_columns(names, side) for *_, names in maps)
+    legend = LINE * max(-(-len(names) // columns) for *_, names in maps)
     high = TITLE + side + legend + 0.1
     figure = Figure(figsize=(side * len(maps), high))
     figure.set_layout_engine("none")  # a legend is to have its place, and the map its square
-    for at, (groups, names, title) in enumerate(maps):
+    for at, (what, groups, inks, names) in enumerate(maps):
         box = ((at + 0.01) / len(maps), (legend + 0.1) / high, 0.98 / len(maps), side / high)
         ax = figure.add_axes(box)
-        _scatter(ax, xy_N2, groups)
-        ax.set_title(title)
+        _scatter(ax, xy_N2, groups, inks)
+        ax.set_title(f"{method}, coloured by {what}")
         if names:
-            _legend(ax, names, _columns(names, side))
+            _legend(ax, names, columns)
     for k in np.unique(clusters):
         x, y = np.median(xy_N2[clusters == k], axis=0)
         halo = [withStroke(linewidth=2.5, foreground="white")]
@@ -60,13 +65,13 @@ def projection_map(
     return figure
 
 
-def _scatter(ax: Axes, xy_N2: np.ndarray, groups: np.ndarray) -> None:
+def _scatter(ax: Axes, xy_N2: np.ndarray, groups: np.ndarray, inks: Sequence[str]) -> None:
     """Groups of -1 lie below all others, in grey; the others in random order, none on top."""
     known = np.random.default_rng(0).permutation(np.flatnonzero(groups >= 0))
     grey = np.flatnonzero(groups < 0)
     for rows, colour, alpha in (
         (grey, UNKNOWN, 0.3),
-        (known, np.array(colours(int(groups.max()) + 1))[groups[known]], 0.8),
+        (known, np.array(inks)[groups[known]], 0.8),
     ):
         size = float(np.clip(25_000 / max(len(rows), 1), 0.5, 10))
         ax.scatter(
@@ -80,16 +85,16 @@ def _scatter(ax: Axes, xy_N2: np.ndarray, groups: np.ndarray) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _entries(names: Sequence[str], unknown: int) -> list[Entry]:
+def _entries(inks: Sequence[str], names: Sequence[str], unknown: int) -> list[Entry]:
     if len(names) > MOST_NAMES:
         return []
-    entries = [*zip(colours(len(names)), short(names), strict=True)]
+    entries = [*zip(inks, short(names), strict=True)]
     return entries + ([(UNKNOWN, f"no class ({unknown:,})")] if unknown else [])
 
 
 def _columns(names: list[Entry], side: float) -> int:
     """As many columns as fit below a map, up to five."""
-    widest = 0.27 + 0.052 * max(len(name) for _, name in names)
+    widest = 0.27 + 0.052 * max((len(name) for _, name in names), default=0)
     return max(1, min(5, int(side / widest)))
 
 

@@ -1,5 +1,7 @@
 """Colours that people with any common colour blindness can tell apart."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 BASE = (
@@ -25,6 +27,14 @@ def colours(count: int) -> list[str]:
     return [
         _shade(BASE[i % len(BASE)], _SHADES[i // len(BASE) % len(_SHADES)]) for i in range(count)
     ]
+
+
+def cluster_colours(class_of_cluster: Sequence[int] | np.ndarray, classes: int) -> list[str]:
+    """The colour of each cluster: of the class that it is matched to, as `colours(classes)` has
+    it, so that clusters and classes compare; of no class where that is -1."""
+    palette = colours(classes + len(class_of_cluster))
+    spare = iter(palette[classes:])
+    return [palette[c] if c >= 0 else next(spare) for c in class_of_cluster]
 
 
 def _shade(colour: str, amount: float) -> str:

@@ -157,11 +157,14 @@ class Montage:
         elif (place := self._random.randrange(self._seen)) < self.limit:
             self._tiles[place] = (row, image_3SS)
 
+    @property
+    def tiles(self) -> list[tuple[Row, np.ndarray]]:
+        return sorted(self._tiles, key=lambda t: (t[0].nearest[0].cluster, -t[0].confidence))
+
     def save(self, file: Path) -> None:
         """Write it as PNG; without a picture there is nothing to write."""
-        if not self._tiles:
+        if not (tiles := self.tiles):
             return
-        tiles = sorted(self._tiles, key=lambda t: (t[0].nearest[0].cluster, -t[0].confidence))
         font = _font(12)
         gap, text = 8, 16
         columns = min(self.columns, len(tiles))
@@ -200,6 +203,9 @@ def sort_into(folder: Path, picture: Path, copy: bool) -> Path:
 
     Nothing is ever overwritten: a name that is taken gets a number behind it. Where the same
     picture is there already it is left.
+
+    Raises:
+        FileNotFoundError: `picture` is gone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
@@ -209,7 +215,7 @@ def sort_into(folder: Path, picture: Path, copy: bool) -> Path:
             if copy:
                 _copy(picture, target)
             else:
-                target.symlink_to(picture.resolve())
+                target.symlink_to(picture.resolve(strict=True))
             return target
         except FileExistsError:
             if target.exists() and _is_same(target, picture, copy):

@@ -27,13 +27,11 @@ from src.artifacts import (
     CLUSTER_TO_CLASS,
     CLUSTERING,
     EXTRACTION,
-    LABELS,
     PCA_COMPONENTS,
     PCA_MEAN,
-    REDUCED,
 )
 from src.cli import UserError
-from src.confidence import confidence, fit_temperature, squared_distances
+from src.confidence import confidence, squared_distances
 from src.encoder import TrainedBackbone, encode
 from src.models.simclr import Backbone
 from src.picture_stream import decode
@@ -227,26 +225,10 @@ def _load_head(directory: Path, clustering: dict, feature_dim: int) -> ClusterHe
         raise UserError(
             f"the PCA and the clusters in {directory} do not fit together: run python {CLUSTERING}"
         )
-    temperature = _temperature(directory, clustering["fit_on"], torch.tensor(centroids))
-    return ClusterHead(mean, components, centroids, clustering["normalize"], temperature)
-
-
-def _temperature(directory: Path, fit_on: str, centroids_KP: Tensor, at_most: int = 5000) -> float:
-    """Fitted on up to `at_most` images, evenly spaced, of the split whose labels named the
-    clusters; where no labels did, of the split that the clusters were fitted on."""
-    metrics = artifacts.read_json(directory / artifacts.METRICS, CLUSTERING)
-    named_on = metrics["kmeans"]["named_on"]
-    all_reduced = artifacts.load(REDUCED, directory, named_on or fit_on)
-    if named_on is None:
-        rows = _evenly(np.arange(len(all_reduced)), at_most)
-        return fit_temperature(torch.tensor(all_reduced[rows]), centroids_KP, None)
-    labels = artifacts.load(LABELS, directory, named_on)
-    rows = _evenly(np.flatnonzero(labels >= 0), at_most)
-    reduced_NP = torch.tensor(all_reduced[rows])
-    named = artifacts.load(CLUSTER_TO_CLASS, directory)
-    classes = named[squared_distances(reduced_NP, centroids_KP).argmin(1)]
-    return fit_temperature(reduced_NP, centroids_KP, torch.tensor(classes == labels[rows]))
-
-
-def _evenly(rows: np.ndarray, at_most: int) -> np.ndarray:
-    return rows[np.linspace(0, len(rows) - 1, min(at_most, len(rows))).astype(int)]
+    if "temperature" not in clustering:
+        raise UserError(
+            f"the clusters in {directory} come from an earlier version: run python {CLUSTERING}"
+        )
+    return ClusterHead(
+        mean, components, centroids, clustering["normalize"], clustering["temperature"]
+    )

@@ -12,6 +12,7 @@ from src.cli import UserError
 from src.models.simclr import Architecture, BatchNorm
 from src.runtime import DeviceName, PrecisionName
 from src.wandb_run import WandbMode
+from src.weights import WeightsName
 
 SplitName = Literal["unlabeled", "train", "test"]
 
@@ -39,7 +40,11 @@ class TrainConfig:
     """Batch norm: statistics frozen for good after the warm-up (with standardised weights), or
     those of every batch."""
 
-    crop_min: float = 0.08
+    weights: WeightsName | Path = "none"
+    """Where the backbone starts: random, torchvision's for ImageNet (learned with labels), or a
+    file with a state dict. With weights from elsewhere, their batch-norm statistics are frozen."""
+
+    crop_min: float = 0.2
     """Smallest part of an image that a view shows."""
     flip: float = 0.5
     """Probability that a view is mirrored."""
@@ -114,6 +119,10 @@ class TrainConfig:
     def views(self) -> ViewSettings:
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(ViewSettings)}
         return ViewSettings(**own)
+
+    @property
+    def pretrained(self) -> bool:
+        return self.weights != "none"
 
     @property
     def images_per_step(self) -> int:

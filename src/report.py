@@ -106,8 +106,10 @@ def facts(page: Page, sheets: Sheets | None, neighbours: int) -> dict[str, Any]:
     names = None
     if page.dataset is not None and all(s.names for s in page.dataset.splits.values()):
         names = [name for s in results.split_names for name in page.dataset.splits[s].names or ()]
+    data = results.extraction["dataset"]
+    title = data["name"] if data["name"] != "folder" else Path(data["data_dir"]).resolve().name
     return {
-        "dataset": results.extraction["dataset"]["name"],
+        "dataset": title,
         "method": page.method,
         "count": len(results.clusters),
         "splits": results.split_names,
@@ -115,7 +117,7 @@ def facts(page: Page, sheets: Sheets | None, neighbours: int) -> dict[str, Any]:
         "clusters": results.cluster_names,
         "classes": results.class_names,
         "classOfCluster": results.class_of_cluster.tolist(),
-        "clusterColours": colours(len(results.cluster_names)),
+        "clusterColours": results.cluster_colours,
         "classColours": colours(len(results.class_names)),
         "unknownColour": UNKNOWN,
         "names": names,

@@ -9,6 +9,7 @@ import numpy as np
 from dataset.load_dataset import Dataset
 from src import artifacts
 from src.cli import UserError
+from src.palette import cluster_colours
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Results:
         """The number of each cluster, with its class where it has one."""
         classes = [self.class_names[c] if c >= 0 else None for c in self.class_of_cluster]
         return [f"{k} · {name}" if name else str(k) for k, name in enumerate(classes)]
+
+    @property
+    def cluster_colours(self) -> list[str]:
+        return cluster_colours(self.class_of_cluster, len(self.class_names))
 
     @property
     def wrong(self) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.stl10_archive import ensure_stl10
-from src import checkpoint, health
+from src import checkpoint, distributed, health
 from src.batches import CALIBRATION, INITIAL_WEIGHTS, PROBE, ImageStore, TrainingBatches
 from src.cli import UserError
 from src.models.simclr import SimCLR, calibrate_batch_norm, freeze_batch_norm
@@ -25,6 +25,7 @@ from src.runtime import (
     select_precision,
     versions,
 )
+from src.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Run:
     loss: float | None = None
     """Mean of the last whole epoch."""
     tracking: dict[str, str | None] = field(default_factory=dict)
+    saver: checkpoint.Saver = field(default_factory=checkpoint.Saver)
 
 
 def set_up(config: TrainConfig) -> Setup:
@@ -67,20 +69,28 @@ def set_up(config: TrainConfig) -> Setup:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
         torch.use_deterministic_algorithms(True)
-    dataset, names = open_dataset(config)
+    with distributed.one_at_first():  # downloads and decodes for the others
+        dataset, names = open_dataset(config)
     store = ImageStore([dataset.splits[name].images for name in names], device, config.images)
     if config.images_per_step > len(store):
         raise UserError(
             f"--batch-size {config.batch_size} x --accumulate {config.accumulate} is more than "
             f"the {len(store):,} images there are: lower --batch-size"
         )
+    if config.batch_size % distributed.size():
+        raise UserError(
+            f"--batch-size {config.batch_size} cannot be shared out evenly among "
+            f"{distributed.size()} processes"
+        )
     batches = TrainingBatches(
         store, config.views, config.batch_size, config.accumulate, config.seed
     )
     precision = str(dtype).removeprefix("torch.")
     where = "kept there" if store.placement == "device" else "streamed"
+    processes = f"{distributed.size()} processes, the first " if distributed.size() > 1 else ""
     print(
-        f"{config.arch} on {device} in {precision}, {store.bytes / 1e6:,.0f} MB of images {where}"
+        f"{config.arch} on {processes}{device} in {precision}, {store.bytes / 1e6:,.0f} MB of "
+        f"images {where}"
     )
     return Setup(config, dataset, batches, device, dtype)
 
@@ -104,18 +114,35 @@ def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
 
 
 def start(setup: Setup) -> Run:
-    """A network at random initialisation."""
+    """A network at random initialisation, whatever it is to be filled with."""
     config = setup.config
     torch.manual_seed(random_stream(config.seed, INITIAL_WEIGHTS).initial_seed())
-    model = SimCLR(config.arch, config.small_images, bn=config.bn).train()
+    model = SimCLR(
+        config.arch, config.small_images, bn=config.bn, pretrained=config.pretrained
+    ).train()
     model.to(setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    freeze_batch_norm(model.backbone, frozen=setup.warmup_steps == 0)
+    freeze_batch_norm(model.backbone, frozen=frozen_at(0, setup))
     return Run(
         model,
         make_optimizer(model, config.weight_decay),
         make_scaler(setup.device, setup.dtype),
         health.Totals(setup.device),
     )
+
+
+def frozen_at(step: int, setup: Setup) -> bool:
+    """Whether `--bn frozen` has its statistics for good: from the start where they came along."""
+    return step >= setup.warmup_steps or setup.config.pretrained
+
+
+def fill(run: Run, setup: Setup) -> None:
+    """What a new run begins with: weights from elsewhere, or statistics of its own images."""
+    config = setup.config
+    if config.pretrained:
+        with distributed.one_at_first():  # downloads for the others
+            load_weights(run.model.backbone, config.arch, config.weights)
+    else:
+        calibrate(run, setup)
 
 
 def calibrate(run: Run, setup: Setup, images: int = 2048) -> None:
@@ -126,11 +153,12 @@ def calibrate(run: Run, setup: Setup, images: int = 2048) -> None:
     views = (store.views(indices, setup.config.views, rng) for indices in batches)
     with autocast(setup.device, setup.dtype):
         calibrate_batch_norm(run.model.backbone, views)
+    distributed.copy_from_main(run.model.backbone)
 
 
 def freeze(run: Run, setup: Setup) -> None:
     """The end of the warm-up: measure the batch-norm statistics once more and for good."""
-    if setup.config.bn == "frozen":
+    if setup.config.bn == "frozen" and not setup.config.pretrained:
         calibrate(run, setup)
         freeze_batch_norm(run.model.backbone)
 
@@ -142,7 +170,7 @@ def resume(run: Run, setup: Setup, file: Path, state: dict[str, Any]) -> None:
     run.scaler.load_state_dict(state["scaler"])
     run.totals = health.Totals(setup.device, state["totals"])
     run.step, run.loss, run.tracking = state["step"], state["loss"], state["tracking"]
-    freeze_batch_norm(run.model.backbone, frozen=run.step >= setup.warmup_steps)
+    freeze_batch_norm(run.model.backbone, frozen=frozen_at(run.step, setup))
     print(f"going on from {file}: {run.step:,} of {setup.steps:,} steps are done")
 
 
@@ -164,8 +192,11 @@ def refuse_other_settings(setup: Setup, file: Path, state: dict[str, Any]) -> No
 
 
 def save(run: Run, setup: Setup) -> Path:
+    """Begin to write a checkpoint, once for all processes, and return its path."""
     epoch, into_epoch = divmod(run.step, setup.batches.per_epoch)
     file = setup.config.checkpoint_dir / checkpoint.file_name(epoch, into_epoch)
+    if not distributed.is_main():
+        return file
     dataset = setup.dataset
     state = {
         "epoch": epoch,
@@ -186,8 +217,7 @@ def save(run: Run, setup: Setup) -> Path:
         "versions": versions(),
         "commit": git_commit(),
     }
-    checkpoint.save(file, state)
-    checkpoint.prune(setup.config.checkpoint_dir, file, setup.config.keep)
+    run.saver.save(file, state, setup.config.keep)
     return file
 
 

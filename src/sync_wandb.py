@@ -94,7 +94,7 @@ def is_running(log: Path) -> bool:
     """Whether the log was written to just now and says nothing of an end."""
     if time.time() - log.stat().st_mtime > LIVE_SECONDS:
         return False
-    return not any(record["type"] == "exit" for record in wandb_run.read_log(log))
+    return not wandb_run.has_ended(log)
 
 
 def upload(log: Path) -> list[str]:

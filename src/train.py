@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from src import checkpoint, health
+from src import checkpoint, distributed, health
 from src.augment import make_views
 from src.batches import Batch
 from src.cli import run_script
 from src.metrics_log import MetricsLog
 from src.models.simclr import SimCLR, nt_xent
 from src.recipe import TrainConfig, plain
-from src.run import Run, Setup, calibrate, freeze, observer, resume, save, set_up, start
+from src.run import Run, Setup, fill, freeze, observer, resume, save, set_up, start
 from src.runtime import StopSignal, autocast, git_commit, gpu_utilization, progress
 from src.tracking import PREFIXES, Tracker
 
@@ -58,15 +58,16 @@ def train_step(
     """One optimizer step; returns loss and gradient norm as tensors on the device."""
     losses = []
     for batch in batches:
-        loss = loss_of(model, batch, config, dtype) / len(batches)
-        scaler.scale(loss).backward()
+        with distributed.averaging(model, now=batch is batches[-1]):
+            loss = loss_of(model, batch, config, dtype) / len(batches)
+            scaler.scale(loss).backward()
         losses.append(loss.detach())
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
-    return torch.stack(losses).sum(), norm
+    return distributed.mean(torch.stack(losses).sum()), norm
 
 
 def train(run: Run, setup: Setup, log: Callable[[dict[str, Any]], None], stop: StopSignal) -> int:
@@ -75,8 +76,9 @@ def train(run: Run, setup: Setup, log: Callable[[dict[str, Any]], None], stop: S
     peak = config.learning_rate * math.sqrt(config.images_per_step / 256)
     on_cuda = setup.device.type == "cuda"
     compiled = config.compile == "on" or (config.compile == "auto" and on_cuda)
-    network: Any = torch.compile(run.model) if compiled else run.model
-    observe = observer(setup)
+    network: Any = distributed.shared(run.model, setup.device)
+    network = torch.compile(network) if compiled else network
+    observe = observer(setup) if distributed.is_main() else None
     bar = progress(total=steps, initial=run.step, desc="training", unit="step")
     epoch_started, epoch_first = time.monotonic(), run.step
 
@@ -100,35 +102,33 @@ def train(run: Run, setup: Setup, log: Callable[[dict[str, Any]], None], stop: S
             bar.set_postfix(loss=f"{loss.item():.3f}")
         if into_epoch == 0:
             run.totals.check()
+            means = run.totals.means()
             per_step = (time.monotonic() - epoch_started) / (run.step - epoch_first)
-            speed = {
-                "images_per_second": config.images_per_step / per_step,
-                "seconds_left": per_step * (steps - run.step),
-            }
-            seen = observe(run.model, epoch, last=run.step == steps)
-            record = {
-                "kind": "epoch",
-                "epoch": epoch,
-                **where,
-                **run.totals.means(),
-                **seen,
-                **speed,
-            }
-            log(record)
-            with bar.external_write_mode():
-                report(record, run, setup)
-            run.loss = record["loss"]
+            if observe:
+                speed = {
+                    "images_per_second": config.images_per_step / per_step,
+                    "seconds_left": per_step * (steps - run.step),
+                }
+                seen = observe(run.model, epoch, last=run.step == steps)
+                record = {"kind": "epoch", "epoch": epoch, **where, **means, **seen, **speed}
+                log(record)
+                with bar.external_write_mode():
+                    report(record, run, setup)
+            run.loss = means["loss"]
             run.totals.reset()
             epoch_started, epoch_first = time.monotonic(), run.step
-        if stop.received or (
+        stopping = distributed.any_process(stop.received is not None)
+        if stopping or (
             into_epoch == 0 and (epoch % config.checkpoint_every == 0 or run.step == steps)
         ):
             file = save(run, setup)
-        if stop.received:
+        if stopping:
             bar.close()
+            run.saver.wait()
             print(f"stopped: {file} holds everything so far, the same command goes on from it")
             return stop.exit_code
     bar.close()
+    run.saver.wait()
     return 0
 
 
@@ -152,17 +152,25 @@ def report(record: dict[str, Any], run: Run, setup: Setup) -> None:
             print(f"warning: {trouble}", file=sys.stderr)
 
 
-def main(config: TrainConfig) -> int:
-    setup = set_up(config)
-    directory = config.checkpoint_dir
-    with checkpoint.locked(directory), StopSignal() as stop:
+def begin(setup: Setup) -> Run:
+    """The run of the newest checkpoint, or a new one."""
+    run, directory = start(setup), setup.config.checkpoint_dir
+    found = distributed.from_main(checkpoint.newest(directory) if distributed.is_main() else None)
+    if found:
+        resume(run, setup, *found)
+    else:
+        fill(run, setup)
+    return run
+
+
+def lead(setup: Setup, stop: StopSignal) -> int:
+    """The process that writes: all there is, or the first of those under torchrun."""
+    config, directory = setup.config, setup.config.checkpoint_dir
+    with checkpoint.locked(directory):
         if config.fresh and (aside := checkpoint.set_aside(directory)):
             print(f"the earlier run's files are now in {aside}")
-        run = start(setup)
-        if found := checkpoint.newest(directory):
-            resume(run, setup, *found)
-        else:
-            calibrate(run, setup)
+        run = begin(setup)
+        is_new = not run.tracking
         group = run.tracking.get("group") or f"{config.dataset}-{secrets.token_hex(4)}"
         with (
             MetricsLog(directory / checkpoint.METRICS_LOG, keep_until_step=run.step) as metrics,
@@ -181,8 +189,9 @@ def main(config: TrainConfig) -> int:
             ) as tracker,
         ):
             run.tracking = {"group": group, "run_id": tracker.run_id}
-            if not found:
+            if is_new:
                 save(run, setup)  # epoch 0, the untrained network
+                run.saver.wait()  # a place that takes no checkpoint is told of before training
 
             def log(record: dict[str, Any]) -> None:
                 metrics.write(record)
@@ -193,6 +202,15 @@ def main(config: TrainConfig) -> int:
     if code == 0:
         print(f"trained for {config.epochs} epochs: {checkpoint.listed(directory)[-1]}")
     return code
+
+
+def main(config: TrainConfig) -> int:
+    with distributed.joined():
+        setup = set_up(config)
+        with StopSignal() as stop:
+            if distributed.is_main():
+                return lead(setup, stop)
+            return train(begin(setup), setup, lambda record: None, stop)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ run id; W&B joins them when they are synced. Nothing here asks for a key: it is 
 import contextlib
 import importlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def load_wandb(directory: Path) -> ModuleType:
         raise Unavailable("wandb is not installed") from None
     if not hasattr(wandb, "init"):  # Python took the output directory `wandb/` for a package
         raise Unavailable("wandb is not installed")
+    logging.raiseExceptions = False  # on a full disk its own log would print tracebacks
     wandb.setup(settings=wandb.Settings(silent=True, console="off"))
     return wandb
 
@@ -113,17 +115,21 @@ def open_run(
 
 
 def close_run(run: Any, exit_code: int) -> None:
-    """Finish the run; Unavailable where uploading took longer than was allowed."""
+    """Finish the run; Unavailable where uploading took longer than was allowed, or what it wrote
+    is cut short: W&B itself says nothing of a full disk."""
+    log = Path(run.dir).parent / f"run-{run.id}.wandb"
+    directory = os.path.relpath(log.parent)
     try:
         run.finish(exit_code)
     except TimeoutError:
-        directory = os.path.relpath(Path(run.dir).parent)
         raise Unavailable(
             f"not all was uploaded; later: python src/sync_wandb.py {directory}"
         ) from None
     except Exception:
         kill_service()
         raise
+    if is_offline(log) and not has_ended(log):
+        raise Unavailable(f"{directory} is cut short, as on a full disk")
 
 
 def why_not_online(wandb: ModuleType) -> str:
@@ -175,6 +181,11 @@ def read_log(log: Path) -> Iterator[dict[str, Any]]:
         command, cwd=log.parents[2], capture_output=True, timeout=INSPECT_SECONDS, check=True
     )
     return map(json.loads, run.stdout.splitlines())
+
+
+def has_ended(log: Path) -> bool:
+    """Whether the log file goes to the end of its run."""
+    return any(record["type"] == "exit" for record in read_log(log))
 
 
 def history(log: Path) -> Iterator[dict[str, Any]]:

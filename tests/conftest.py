@@ -3,11 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from src import checkpoint
+from tests.fake_wandb_server import FakeServer
+from tests.tracking_tools import clean_environment
 
 ROOT = Path(__file__).parents[1]
 Script = Callable[..., subprocess.CompletedProcess[str]]
@@ -43,9 +48,22 @@ def stl10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Without the machine's own Weights & Biases settings."""
+    """Without Weights & Biases, unless a script is told to use it."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    return {**kept, "PYTHONWARNINGS": "error::DeprecationWarning:__main__"}
+    return {
+        **kept, "WANDB_MODE": "disabled", "PYTHONWARNINGS": "error::DeprecationWarning:__main__"
+    }  # fmt: skip
+
+
+def wait_for_steps(directory: Path, steps: int, process: subprocess.Popen[str]) -> None:
+    """Until a training has logged so many steps in `directory`."""
+    log = directory / checkpoint.METRICS_LOG
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and log.read_text().count('"kind": "step"') >= steps:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {steps} steps: {process.communicate()[1]}")
 
 
 @pytest.fixture
@@ -61,3 +79,14 @@ def script(tmp_path: Path) -> Script:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture(name="environment")
+def wandb_environment(tmp_path: Path) -> dict[str, str]:
+    return clean_environment(tmp_path)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as fake:
+        yield fake

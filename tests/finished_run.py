@@ -33,7 +33,7 @@ def write_checkpoint(
     }
     state = {"model": model.state_dict(), "epoch": 0, "config": plain(config), "dataset": described}
     file.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(file, state | {"tracking": {}})
+    checkpoint.save(file, state | {"tracking": {"group": "a group", "run_id": None}})
     return dataset
 
 

@@ -27,7 +27,8 @@ def pixel_run(directory: Path, name: str, data_dir: Path, **clustering_flags: ob
     }
     checkpoint = {"file": "none.pt", "digest": "0", "epoch": 0, "config": {"arch": "pixels"}}
     part = {"id": "pixels", "dataset": described, "checkpoint": checkpoint, "commit": "abc"}
-    artifacts.record(directory, artifacts.EXTRACTION, part | {"versions": {}})
+    part |= {"versions": {}, "tracking": {"group": "a group", "run_id": None}}
+    artifacts.record(directory, artifacts.EXTRACTION, part)
     flags = {"components": 20, "restarts": 2, "wandb": "disabled"} | clustering_flags
     clustering.main(ClusteringConfig(feature_dir=directory, **flags))  # type: ignore[arg-type]
     return dataset

@@ -161,3 +161,24 @@ def test_set_aside_keeps_everything(saved: Path) -> None:
     assert aside is not None
     assert {p.name for p in aside.iterdir()} == {saved.name, checkpoint.METRICS_LOG}
     assert checkpoint.set_aside(saved.parent) is None
+
+
+def test_a_saver_keeps_what_it_was_given(tmp_path: Path) -> None:
+    """Training changes its tensors while the file is written."""
+    saver, weights = checkpoint.Saver(), torch.arange(2_000_000.0)
+    for epoch in (1, 2):
+        saver.save(tmp_path / checkpoint.file_name(epoch), {"model": {"w": weights}}, keep=1)
+        weights += 1
+    saver.wait()
+    assert [file.name for file in checkpoint.listed(tmp_path)] == [checkpoint.file_name(2)]
+    found = checkpoint.load(tmp_path / checkpoint.file_name(2))["model"]["w"]
+    assert torch.equal(found, torch.arange(2_000_000.0) + 1)
+
+
+def test_a_saver_tells_of_an_error_with_its_next_call(tmp_path: Path) -> None:
+    saver = checkpoint.Saver()
+    saver.save(tmp_path / checkpoint.file_name(1), {"loss": float("nan")}, keep=None)
+    with pytest.raises(RunError, match="not finite"):
+        saver.wait()
+    saver.wait()
+    assert not checkpoint.listed(tmp_path)

@@ -1,10 +1,12 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ import onnxruntime
 import pytest
 from finished_run import cluster as run_clustering
 from finished_run import digits_run
+from PIL import Image
 
 from dataset.load_dataset import load_dataset
 from src import artifacts, export
@@ -74,6 +77,25 @@ def test_signature_and_metadata(features: Path, file: Path) -> None:
     assert json.loads(said["cluster_to_class"]) == to_class.tolist()
     assert (said["image_size"], said["opset"]) == ("32", "18")
     assert said["features"] == artifacts.recorded(features, artifacts.EXTRACTION)["id"]
+
+
+def test_the_example_of_the_readme(
+    features: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (example,) = (block for block in blocks if "onnxruntime" in block)
+    digits = load_dataset("digits", Path()).splits["test"].images
+    row = np.concatenate([image.transpose(1, 2, 0) for image in digits[:3]], axis=1)
+    Image.fromarray(row).save(tmp_path / "photo.jpg")  # 96 x 32, the second is in the centre
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features" / file.name).symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    said: dict[str, Any] = {}
+    exec(example, said)
+    expected = Predictor.load(features, device="cpu", precision="fp32").predict(["photo.jpg"])
+    assert said["cluster"].tolist() == expected.clusters.tolist()
+    np.testing.assert_allclose(said["confidence"], expected.confidence, rtol=1e-2)
+    np.testing.assert_allclose(said["distances"], expected.distances, rtol=1e-3)
 
 
 def test_one_clean_file(file: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, environment
+from conftest import ROOT, environment, wait_for_steps
 
 from src import checkpoint
 
@@ -43,16 +43,6 @@ def finish(data: Path, directory: Path) -> None:
     process = begin(data, directory)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
-
-
-def wait_for_steps(directory: Path, steps: int, process: subprocess.Popen[str]) -> None:
-    log = directory / checkpoint.METRICS_LOG
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and log.read_text().count('"kind": "step"') >= steps:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no {steps} steps: {process.communicate()[1]}")
 
 
 def result(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

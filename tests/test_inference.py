@@ -17,13 +17,22 @@ from PIL import Image, ImageOps
 from dataset.load_dataset import load_dataset
 from dataset.pictures import BadPicture
 from src import artifacts, picture_stream
-from src.artifacts import ASSIGNMENTS, CENTROIDS, CLUSTERING, PCA_COMPONENTS, PCA_MEAN
+from src.artifacts import (
+    ASSIGNMENTS,
+    CENTROIDS,
+    CLUSTER_TO_CLASS,
+    CLUSTERING,
+    LABELS,
+    PCA_COMPONENTS,
+    PCA_MEAN,
+    REDUCED,
+)
 from src.cli import UserError
 from src.confidence import confidence, fit_temperature
 from src.inference import InferenceConfig, main
 from src.picture_stream import decode, find
 from src.prediction_output import sort_into
-from src.predictor import Predictor
+from src.predictor import Predictions, Predictor
 
 ROOT = Path(__file__).parents[1]
 
@@ -135,6 +144,29 @@ def test_temperature_without_labels_is_the_posterior_of_two_gaussians() -> None:
     spread = torch.tensor([1.5, 7.0, 0.1])  # only the spread between the two decides
     points = centroids.repeat(5000, 1) + torch.randn(10000, 3, generator=rng) * spread
     assert fit_temperature(points, centroids, None) == pytest.approx(2 * 1.5**2, rel=0.05)
+
+
+def test_temperature_is_the_one_that_clustering_stored(copied: Path) -> None:
+    part = artifacts.recorded(copied, CLUSTERING)
+    train, centroids = artifacts.load(REDUCED, copied, "train"), artifacts.load(CENTROIDS, copied)
+    squared = ((train[:, None] - centroids) ** 2).sum(2)
+    right = artifacts.load(CLUSTER_TO_CLASS, copied)[squared.argmin(1)] == artifacts.load(
+        LABELS, copied, "train"
+    )
+
+    def loss(temperature: float) -> float:
+        p = np.exp(-squared.astype(np.float64) / temperature)
+        p = np.clip((p.max(1) / p.sum(1)), 1e-6, 1 - 1e-6)
+        return -np.log(np.where(right, p, 1 - p)).mean()
+
+    best = part["temperature"]
+    assert loss(best) < min(loss(best / 1.1), loss(best * 1.1))
+    artifacts.record(copied, CLUSTERING, part | {"temperature": 0.25})
+    assert Predictor.load(copied, device="cpu").head.temperature == 0.25
+    del part["temperature"]
+    artifacts.record(copied, CLUSTERING, part)
+    with pytest.raises(UserError, match=r"earlier version: run python src/clustering\.py"):
+        Predictor.load(copied, device="cpu")
 
 
 # --- odd and broken pictures ------------------------------------------------------------------
@@ -328,7 +360,9 @@ def test_demonstration_without_pictures(
     features: Path, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path, capsys
 ) -> None:
     montage = tmp_path / "montage.png"
-    config = InferenceConfig(feature_dir=features, sample=12, montage=montage, device="cpu")
+    config = InferenceConfig(
+        feature_dir=features, sample=12, montage=montage, device="cpu", wandb="disabled"
+    )
     assert main(config) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("picture")
@@ -376,6 +410,31 @@ def test_sorting_never_overwrites(
         assert sorted(sorted_into.rglob("*.png")) == [folder / "x.png", folder / "x_2.png"]
         assert (folder / "x.png").resolve() == first
         assert (folder / "x_2.png").resolve() == second
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_picture_that_is_gone_before_it_is_sorted_is_named(
+    features: Path, digits: dict[str, np.ndarray], tmp_path: Path, copy: bool,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    for i in range(3):
+        save(digits["test"][i], tmp_path / "in" / f"{i}.png")
+    real = Predictor.predict_batch
+
+    def then_lose_one(self: Predictor, images: np.ndarray) -> Predictions:
+        (tmp_path / "in" / "1.png").unlink()
+        return real(self, images)
+
+    monkeypatch.setattr(Predictor, "predict_batch", then_lose_one)
+    config = InferenceConfig(
+        (str(tmp_path / "in"),), sort_into=tmp_path / "out", copy=copy,
+        feature_dir=features, device="cpu",
+    )  # fmt: skip
+    assert main(config) == 3
+    said = capsys.readouterr()
+    assert "in/1.png: it is gone" in said.err
+    assert len(said.out.splitlines()) == 4  # all three were read and predicted
+    assert sorted(file.name for file in (tmp_path / "out").glob("*/*")) == ["0.png", "2.png"]
 
 
 def test_copies_never_overwrite(tmp_path: Path) -> None:

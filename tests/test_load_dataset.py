@@ -5,16 +5,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import picture_cache
-from dataset.folder import find_pictures
+from dataset import decode_processes, decoding, picture_cache
+from dataset.folder import Pictures, find_pictures
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.picture_cache import CACHE_FOLDER, load_pictures
-from src.cli import UserError
+from src.cli import RunError, UserError
 
 ROOT = Path(__file__).parents[1]
 IMAGE = 3 * 96 * 96
@@ -210,6 +211,10 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
         pytest.skip("this file system takes Unicode names only")
     for _ in range(2):
         np.testing.assert_array_equal(load(tmp_path).splits["unlabeled"].images, expected(9))
+    picture(tmp_path / "plain.png", 10)
+    found = find_pictures(tmp_path)["unlabeled"]
+    images, _ = load_pictures(found, SIZE, tmp_path / "cache", workers=2)
+    np.testing.assert_array_equal(images, expected(9, 10))
 
 
 # --- folders: the cache -------------------------------------------------------------------------
@@ -219,13 +224,13 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the pictures that are decoded, not read from the cache."""
     names = []
-    real = picture_cache.load_picture
+    real = decoding.load_picture
 
     def spy(source: Path, size: int) -> np.ndarray:
         names.append(source.name)
         return real(source, size)
 
-    monkeypatch.setattr(picture_cache, "load_picture", spy)
+    monkeypatch.setattr(decoding, "load_picture", spy)
     return names
 
 
@@ -318,7 +323,7 @@ def test_damaged_cache_is_rebuilt(folder: Path, decoded: list[str], harm: str) -
 def test_interrupted_decoding_is_not_taken_for_whole(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = picture_cache.load_picture
+    real = decoding.load_picture
 
     def interrupted(source: Path, size: int) -> np.ndarray:
         if source.name == "3.png":
@@ -326,7 +331,7 @@ def test_interrupted_decoding_is_not_taken_for_whole(
         return real(source, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(picture_cache, "load_picture", interrupted)
+        patch.setattr(decoding, "load_picture", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(folder)
     assert not [file.name for file in (folder / CACHE_FOLDER).iterdir() if file.name != ".lock"]
@@ -407,24 +412,120 @@ def test_opening_a_cache_writes_nothing(folder: Path) -> None:
     assert state() == before
 
 
-def test_workers_change_nothing(tmp_path: Path) -> None:
+# --- folders: several processes ------------------------------------------------------------------
+
+
+def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for level in range(150):
         picture(tmp_path / "pictures" / f"{level:03d}.png", level)
-    (tmp_path / "pictures" / "100.png").write_bytes(b"")
-    pictures = find_pictures(tmp_path / "pictures")["unlabeled"]
-    one, names = load_pictures(pictures, SIZE, tmp_path / "one", workers=1)
-    many, _ = load_pictures(pictures, SIZE, tmp_path / "many", workers=5)
-    np.testing.assert_array_equal(one, many)
+    for broken in (0, 99, 100, 149):
+        (tmp_path / "pictures" / f"{broken:03d}.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    pictures = find_pictures(Path("pictures"))["unlabeled"]
+    one, names = load_pictures(pictures, SIZE, Path("one"), workers=1)
+    many, _ = load_pictures(pictures, SIZE, Path("many"), workers=5)
+    assert len(names) == 146
     np.testing.assert_array_equal(one, expected(*(int(name[:3]) for name in names)))
+    np.testing.assert_array_equal(many, one)
+    files = [next(Path(place).rglob("*.pixels")).read_bytes() for place in ("one", "many")]
+    assert files[0] == files[1]
 
 
-def test_ten_thousand_pictures_open_in_under_a_second(tmp_path: Path) -> None:
+def test_a_worker_starts_without_torch() -> None:
+    code = "import sys, dataset.decoding; print(*sorted(m.split('.')[0] for m in sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    imported = set(run.stdout.split())
+    assert {"numpy", "PIL"} <= imported
+    assert not imported & {"torch", "torchvision", "sklearn", "scipy", "tyro", "src"}
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
+    """Every worker that is started."""
+    started = []
+    real = decode_processes._start
+
+    def spy(*arguments: Any) -> subprocess.Popen:
+        started.append(real(*arguments))
+        return started[-1]
+
+    monkeypatch.setattr(decode_processes, "_start", spy)
+    return started
+
+
+def left_in(cache: Path) -> list[Path]:
+    return [file for file in cache.rglob("*") if file.is_file() and file.name != ".lock"]
+
+
+@pytest.fixture
+def hundred(tmp_path: Path) -> Pictures:
+    for level in range(100):
+        picture(tmp_path / "pictures" / f"{level:03d}.png", level)
+    return find_pictures(tmp_path / "pictures")["unlabeled"]
+
+
+def test_a_killed_worker_leaves_nothing(
+    hundred: Pictures, tmp_path: Path, processes: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = decode_processes._ask
+
+    def kill_first(worker: subprocess.Popen, question: list) -> dict[int, str]:
+        if question[0] == 64:
+            worker.kill()
+        return real(worker, question)
+
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(decode_processes, "_ask", kill_first)
+        with pytest.raises(RunError, match=r"killed by signal 9, perhaps because memory ran out"):
+            load_pictures(hundred, SIZE, cache, workers=2)
+    assert len(processes) == 2
+    assert all(process.returncode is not None for process in processes)
+    assert left_in(cache) == []
+    images, _ = load_pictures(hundred, SIZE, cache, workers=2)
+    np.testing.assert_array_equal(images, expected(*range(100)))
+
+
+def test_ctrl_c_ends_the_workers(
+    hundred: Pictures, tmp_path: Path, processes: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    bar = picture_cache.progress(total=100)
+    monkeypatch.setattr(bar, "update", interrupted)
+    monkeypatch.setattr(picture_cache, "progress", lambda **_: bar)
+    with pytest.raises(KeyboardInterrupt):
+        load_pictures(hundred, SIZE, tmp_path / "cache", workers=3)
+    assert len(processes) == 3
+    assert all(process.returncode is not None for process in processes)
+    assert left_in(tmp_path / "cache") == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk to try it on")
+def test_a_disk_that_fills_up_under_a_worker(
+    hundred: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = decode_processes._start
+    monkeypatch.setattr(decode_processes, "_start", lambda _, *rest: real(Path("/dev/full"), *rest))
+    with pytest.raises(UserError, match=r"no space left on device.*--cache-dir"):
+        load_pictures(hundred, SIZE, tmp_path / "cache", workers=2)
+    assert left_in(tmp_path / "cache") == []
+
+
+def test_small_folders_start_no_process(folder: Path, processes: list) -> None:
+    load(folder)
+    assert processes == []
+
+
+def test_ten_thousand_pictures_open_in_under_a_second(tmp_path: Path, processes: list) -> None:
     picture(tmp_path / "original.png", 1)
     data = tmp_path / "data"
     data.mkdir()
     for index in range(10_000):
         os.link(tmp_path / "original.png", data / f"{index:05d}.png")
     load(data)
+    assert len(processes) == picture_cache.cores() or picture_cache.cores() == 1
     start = time.process_time()  # not the wall's, which other processes stretch
     dataset = load(data)
     assert time.process_time() - start < 1

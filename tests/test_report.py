@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Script
 from PIL import Image
 from pixel_run import everything, pixel_run
 
@@ -18,6 +19,8 @@ from src.report import script_json
 from src.report_sections import ticks
 from visualize_features import VisualizeConfig, main
 
+# Not wait_for_function: under load that falls back on eval, which the page forbids.
+READY = "new Promise(done => { const f = () => report.ready() ? done() : setTimeout(f, 50); f(); })"
 SPLITS = ["train", "test"]
 FLAGS = [
     "--no-sandbox",
@@ -53,12 +56,15 @@ def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+def program() -> str:
     names = ("chromium", "chromium-browser", "google-chrome")
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip(f"there is none of {', '.join(names)} here, and no $CHROMIUM")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    return found or pytest.skip(f"there is none of {', '.join(names)} here, and no $CHROMIUM")
+
+
+@pytest.fixture(scope="module")
+def chromium(program: str) -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=FLAGS)
         yield browser
@@ -70,8 +76,33 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The features, and a report, of a run on the digits."""
     directory = tmp_path_factory.mktemp("features")
     pixel_run(directory, "digits", Path())
-    main(VisualizeConfig(feature_dir=directory, checkpoint_dir=directory, projection="pca"))
+    main(
+        VisualizeConfig(
+            feature_dir=directory, checkpoint_dir=directory, projection="pca", wandb="disabled"
+        )
+    )
     return directory
+
+
+def test_the_pictures_of_the_readme_are_small(
+    script: Script, digits: Path, program: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    flags = ("--output-dir", tmp_path, "--chromium", program)
+    run = script("docs/make_pictures.py", "--feature-dir", digits, *flags)
+    assert run.returncode == 0, run.stderr
+    for name in ("map", "clusters", "report"):
+        picture = tmp_path / f"{name}.png"
+        assert picture.stat().st_size < 250_000
+        pixels = np.asarray(Image.open(picture).convert("L"))
+        assert pixels.std() > 10
+    assert pixels.shape == (900, 1400)
+    with Image.open(picture) as image:
+        on_map = np.asarray(image.convert("HSV"))[130:700, 50:1000]
+    assert (on_map[..., 1] > 80).sum() > 1797  # colourful pixels: the map is drawn
+    run = script("docs/make_pictures.py", "--feature-dir", tmp_path, *flags)
+    assert run.returncode == 2
+    assert "run python visualize_features.py first" in run.stderr
 
 
 class Opened:
@@ -86,7 +117,7 @@ class Opened:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", self._watch)
         self.page.goto(file.as_uri(), timeout=60_000)
-        self.page.wait_for_function("window.report && report.ready()", timeout=60_000)
+        self.page.evaluate(READY)
 
     def _listen(self, message: Any) -> None:
         if "willReadFrequently" not in message.text:  # these tests read the canvas, not the page
@@ -216,7 +247,9 @@ def test_filters_keep_what_they_say(opened: Opened, digits: Path) -> None:
     left = keep & wrong & train
     expected = np.zeros((10, 10), int)
     np.add.at(expected, (labels[left], clusters[left]), 1)
-    np.testing.assert_array_equal(cells, expected)
+    named = artifacts.load(artifacts.CLUSTER_TO_CLASS, digits)
+    assert sorted(named) == list(range(10))
+    np.testing.assert_array_equal(cells, expected[:, np.argsort(named)])
 
 
 def test_the_gallery_goes_out_from_the_centroid(opened: Opened, digits: Path) -> None:
@@ -305,7 +338,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
             noise = rng.integers(0, 60, (96, 96, 3)) + 90 * np.eye(3, dtype=int)[number]
             Image.fromarray(np.uint8(noise)).save(folder / f"<b>{i}.png")
     pixel_run(root, "folder", root / "pictures")
-    config = VisualizeConfig(feature_dir=root, checkpoint_dir=root, projection="pca")
+    config = VisualizeConfig(
+        feature_dir=root, checkpoint_dir=root, projection="pca", wandb="disabled"
+    )
     main(config)
     return root
 
@@ -313,6 +348,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_names_are_shown_and_not_run(chromium: Any, hostile: Path) -> None:
     page = Opened(chromium, hostile / artifacts.REPORT)
     text = page.page.inner_text("body")
+    assert text.startswith("Clusters of pictures")
     for name in HOSTILE:
         assert name in text
     page.page.click("#gallery-grid .thumb >> nth=0")
@@ -329,7 +365,11 @@ def test_a_sample_of_the_pictures_is_said_to_be_one(
     monkeypatch.setattr(thumbnails, "PIXELS", 32 * 32 * 300)
     for file in digits.glob("*.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    main(VisualizeConfig(feature_dir=tmp_path, checkpoint_dir=tmp_path, projection="pca"))
+    main(
+        VisualizeConfig(
+            feature_dir=tmp_path, checkpoint_dir=tmp_path, projection="pca", wandb="disabled"
+        )
+    )
     page = Opened(chromium, tmp_path / artifacts.REPORT)
     assert "random sample of 300 images" in page.page.inner_text("#summary")
     assert page.shown() == 1797

@@ -4,15 +4,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.fake_wandb_server import FakeServer
 from tests.tracking_tools import (
     ROOT,
-    clean_environment,
     expected_rows,
     in_order,
     online,
@@ -20,17 +16,6 @@ from tests.tracking_tools import (
     track,
     uploaded,
 )
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    return clean_environment(tmp_path)
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as fake:
-        yield fake
 
 
 def sync(

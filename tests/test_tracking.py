@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from tests.tracking_tools import (
     KEY,
     QUICK,
     assert_trained,
-    clean_environment,
     command,
     expected_rows,
     in_order,
@@ -31,18 +29,6 @@ from tests.tracking_tools import (
     uploaded,
     warnings,
 )
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    return clean_environment(tmp_path)
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as fake:
-        yield fake
-
 
 # metrics.jsonl
 
@@ -209,6 +195,27 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, environment: dict[str, s
     assert_trained(run, tmp_path)
     (warning,) = warnings(run)
     assert str(tmp_path / "wandb") in warning
+
+
+@pytest.mark.parametrize(("kilobytes", "epochs"), [(1, 3), (12, 40)])
+def test_a_disk_that_fills_up(
+    kilobytes: int, epochs: int, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """From the start, or in the middle of the run: no file can get longer than this."""
+    limits = f'ulimit -f {kilobytes}; trap "" XFSZ; exec "$@"'
+    arguments = command(tmp_path, mode="offline", epochs=epochs, pause=0.02, pictures=True)
+    run = subprocess.run(
+        ["bash", "-c", limits, "limited", *arguments],
+        env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert_trained(run, tmp_path, epochs)
+    (log,) = segments(tmp_path)
+    reasons = ("W&B: [Errno 27] File too large", f"W&B: {os.path.relpath(log.parent)} is cut short")
+    assert warnings(run)
+    assert all(warning.startswith(reasons) for warning in warnings(run))
+    kept = rows(tmp_path, environment)
+    assert kept == expected_rows(epochs)[: len(kept)]
+    assert len(kept) < 2 * epochs
 
 
 def test_without_the_package(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ from dataset.load_dataset import load_dataset
 from src import artifacts, figures, projection, thumbnails
 from src.cli import UserError
 from src.map_figure import projection_map
-from src.palette import BASE, colours
+from src.palette import BASE, cluster_colours, colours
 from src.projection import project
 from src.report import nearest
 from src.results import load_results, pictures
@@ -195,6 +195,15 @@ def test_fifty_clusters_have_fifty_colours() -> None:
     assert colours(50)[:10] == list(BASE)
 
 
+def test_a_cluster_has_the_colour_of_its_class() -> None:
+    found = cluster_colours([2, -1, 0, -1], 3)
+    assert found[0] == colours(3)[2]
+    assert found[2] == colours(3)[0]
+    assert not {found[1], found[3]} & set(colours(3))
+    assert len(set(found)) == 4
+    assert cluster_colours([-1] * 12, 0) == colours(12)
+
+
 def test_curves_take_each_quantity_from_where_it_is() -> None:
     assert figures.curve(RECORDS, "loss") == ([0.5], [5.0])
     assert figures.curve(RECORDS, "epoch loss") == ([1, 2], [4.5, 4.0])
@@ -203,6 +212,16 @@ def test_curves_take_each_quantity_from_where_it_is() -> None:
     with figures.styled():
         titles = [ax.get_title(loc="left") for ax in figures.training_curves(RECORDS).axes]
     assert titles == ["Loss", "Learning rate", "Accuracy"]
+
+
+def test_no_title_of_the_training_curves_is_cut_off() -> None:
+    health = {"activation_rms": 1.0, "projection_std": 0.1, "projection_rank": 9.0}
+    with figures.styled():
+        figure = figures.training_curves([*RECORDS, RECORDS[-1] | health])
+        figure.draw_without_rendering()
+    assert len(figure.axes) == 6
+    for ax in figure.axes:
+        assert ax._left_title.get_window_extent().x1 <= figure.bbox.x1  # type: ignore[attr-defined]
 
 
 def test_the_confusion_matrix_shows_percent_of_the_class() -> None:
@@ -219,9 +238,10 @@ def test_the_confusion_matrix_shows_percent_of_the_class() -> None:
 def test_the_legends_of_the_map_lie_inside(names: list[str], known: bool) -> None:
     rng = np.random.default_rng(0)
     xy, groups = rng.normal(size=(100, 2)), rng.integers(0, len(names), 100)
+    named = np.arange(len(names)) - 1
     labels = np.where(np.arange(100) < 50, groups, -1) if known else np.full(100, -1)
     with figures.styled():
-        figure = projection_map(xy, groups, names, labels, names, "t-SNE")
+        figure = projection_map(xy, groups, names, named, labels, names, "t-SNE")
         figure.draw_without_rendering()
     assert len(figure.axes) == 1 + known
     for ax in figure.axes:
@@ -234,6 +254,27 @@ def test_the_legends_of_the_map_lie_inside(names: list[str], known: bool) -> Non
             assert box.x1 <= page.x1 + 1
             assert box.width <= square.width * 1.03
             assert box.y1 <= square.y0 + 1
+
+
+def test_both_maps_draw_a_cluster_and_its_class_in_one_colour(digits: Path) -> None:
+    results = load_results(digits)
+    named, names = results.class_of_cluster, results.cluster_names
+    assert named.tolist() != list(range(10))
+    points = np.float32(np.random.default_rng(0).permutation(len(results.clusters)))
+    xy = np.stack([points, points], axis=1)
+    with figures.styled():
+        figure = projection_map(
+            xy, results.clusters, names, named, results.labels, results.class_names, "t-SNE"
+        )
+    inks = []  # of every image, by cluster and by class
+    for ax in figure.axes:
+        dots = ax.collections[-1]
+        order = np.argsort(np.ma.getdata(dots.get_offsets())[:, 0])
+        inks.append(dots.get_facecolors()[order][np.int64(points)])
+    same = (inks[0] == inks[1]).all(axis=1)
+    np.testing.assert_array_equal(same, ~results.wrong)
+    left, right = ([text.get_text() for text in ax.get_legend().texts] for ax in figure.axes)
+    assert [name.split(" · ")[1] for name in left] == right
 
 
 def test_the_silhouette_figure_says_the_mean(digits: Path) -> None:
@@ -254,7 +295,7 @@ def test_a_run_gets_every_figure(script: Script, stl10_dir: Path, tmp_path: Path
     log = tmp_path / "checkpoints/metrics.jsonl"
     log.parent.mkdir()
     log.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
-    run = script("visualize_features.py")
+    run = script("visualize_features.py", "--wandb", "disabled")
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     assert "Hungarian accuracy" in run.stdout

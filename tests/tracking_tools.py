@@ -1,6 +1,7 @@
 """What the tests of tracking share: a run as a process, and what W&B's own viewer finds in it."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -78,14 +79,18 @@ def without_wandbs_own(row: dict) -> dict:
 
 
 def expected_rows(epochs: int) -> list[dict]:
-    def row(record: dict) -> dict:
-        prefix = {"step": "train", "epoch": "epoch"}[record["kind"]]
-        named = {
-            f"{prefix}/{k}": v for k, v in record.items() if k not in ("kind", "gradient_norm")
-        }
-        return {"epoch" if k == "epoch/epoch" else k: v for k, v in named.items()}
+    return [row_of(record) for epoch in range(1, epochs + 1) for record in records(epoch)]
 
-    return [row(record) for epoch in range(1, epochs + 1) for record in records(epoch)]
+
+def row_of(record: dict) -> dict:
+    """What W&B should hold of a record of `metrics.jsonl`."""
+    prefix = {"step": "train", "epoch": "epoch"}[record["kind"]]
+    numbers = {
+        f"{prefix}/{k}": v
+        for k, v in record.items()
+        if k != "kind" and v is not None and math.isfinite(v)
+    }
+    return {"epoch" if k == "epoch/epoch" else k: v for k, v in numbers.items()}
 
 
 def in_order(history: list[dict]) -> list[dict]:

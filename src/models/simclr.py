@@ -14,8 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from src import distributed
+
 Architecture = Literal["resnet18", "resnet50"]
 BatchNorm = Literal["frozen", "train"]
+
+BRANCH_SCALE = 0.2
+"""The last batch-norm scale of ResNet-50's residual branches at initialisation (LOG.md)."""
 
 
 def nt_xent(views_2Bd: Tensor, temperature: float) -> Tensor:
@@ -28,29 +33,65 @@ def nt_xent(views_2Bd: Tensor, temperature: float) -> Tensor:
     Returns:
         A scalar. At random projections it is close to ln(2B - 1).
 
-    Computed in float32 (float64 for float64 input) whatever the precision around it.
+    Computed in float32 (float64 for float64 input) whatever the precision around it. Under
+    torchrun every process passes the views of its own images, all other processes' views are
+    negatives too, and the mean over the processes is the loss of the whole batch.
     Source: Chen et al. 2020, equation 1 and Algorithm 1.
     """
     with torch.autocast(views_2Bd.device.type, enabled=False):
         dtype = torch.promote_types(views_2Bd.dtype, torch.float32)
         z = F.normalize(views_2Bd.to(dtype), dim=1)
-        logits = z @ z.T / temperature  # (2B, 2B) cosine similarities
-        logits.fill_diagonal_(float("-inf"))  # a view is not its own negative
-        positives = torch.arange(len(z), device=z.device).roll(len(z) // 2)
-        return F.cross_entropy(logits, positives)
+        first, second = (distributed.gather_rows(half) for half in z.chunk(2))
+        everything = torch.cat([first, second])
+        own = distributed.own_rows(len(everything), device=z.device)
+        logits = z @ everything.T / temperature  # cosine similarities
+        logits.scatter_(1, own[:, None], float("-inf"))  # a view is not its own negative
+        return F.cross_entropy(logits, (own + len(first)) % len(everything))
 
 
-class FrozenBatchNorm2d(nn.BatchNorm2d):
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose batch is that of all processes together; alone it is the ordinary one."""
+
+    synced = True
+    standardizes = False
+    """Whether the weights of the convolution in front are standardised."""
+    folded: tuple[Tensor, Tensor] | None = None
+    """Weights and shift of the convolution with this folded in, where nothing trains any more."""
+    momentum: float | None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.synced and distributed.size() > 1):
+            return super().forward(x)
+        assert self.momentum is not None  # as while calibrating, which is not synced
+        count = distributed.size() * x.numel() // x.shape[1]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = distributed.total(wide.sum((0, 2, 3))) / count
+        centred = wide - mean[:, None, None]
+        var = distributed.total(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+class FrozenBatchNorm2d(SyncedBatchNorm2d):
     """Batch norm that is frozen for good after a warm-up: scale and shift learn on, the running
     statistics never change again.
 
     Frozen statistics say nothing about the weights of later on. So that activations cannot drift
     away from them, the weights of the convolution in front are standardised on the way (Qiao et
     al. 2019, "Weight Standardization"; by length as in Brock et al. 2021, "Characterizing signal
-    propagation"): every filter keeps mean 0 and length 1.
+    propagation"): every filter keeps mean 0 and length 1. Not so with weights from elsewhere, to
+    which their statistics belong.
     """
 
     frozen = False
+    standardizes = True
 
     def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
         return super().train(mode and not self.frozen)  # type: ignore[return-value]
@@ -59,20 +100,26 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 def _conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
     """`bn(conv(x))`. With fixed statistics batch norm is one affine map per channel and folds
     into the convolution: no second pass over the activations, forward or backward."""
-    weight = conv.weight
-    if isinstance(bn, FrozenBatchNorm2d):
-        weight = standardized(weight)
-    if bn.training:
-        return bn(conv._conv_forward(x, weight, None))
-    scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)  # type: ignore[operator]
-    shift = bn.bias - bn.running_mean * scale  # type: ignore[operator]
-    return conv._conv_forward(x, weight * scale[:, None, None, None], shift)
+    assert isinstance(bn, SyncedBatchNorm2d)
+    if not bn.training:
+        return conv._conv_forward(x, *(bn.folded or _fold(conv, bn)))
+    weight = standardized(conv.weight) if bn.standardizes else conv.weight
+    return bn(conv._conv_forward(x, weight, None))
 
 
-def standardized(weight_OIHW: Tensor) -> Tensor:
-    """Every output channel's filter with mean 0 and Euclidean length 1."""
+def _fold(conv: nn.Conv2d, bn: SyncedBatchNorm2d) -> tuple[Tensor, Tensor]:
+    scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
+    shift = bn.bias - bn.running_mean * scale
+    length = scale[:, None, None, None]
+    weight = standardized(conv.weight, length) if bn.standardizes else conv.weight * length
+    return weight, shift
+
+
+def standardized(weight_OIHW: Tensor, length: Tensor | float = 1.0) -> Tensor:
+    """Every output channel's filter with mean 0 and the given Euclidean length."""
     centred = weight_OIHW - weight_OIHW.mean((1, 2, 3), keepdim=True)
-    return centred / (centred.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+    norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)
+    return centred * (length / norm.clamp_min(1e-4))
 
 
 class _BasicBlock(BasicBlock):
@@ -83,7 +130,7 @@ class _BasicBlock(BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(_conv_bn(x, self.conv1, self.bn1), inplace=True)
         y = _conv_bn(y, self.conv2, self.bn2)
-        return F.relu(y + _shortcut(x, self.downsample), inplace=True)
+        return F.relu(y.add_(_shortcut(x, self.downsample)), inplace=True)
 
 
 class _Bottleneck(Bottleneck):
@@ -96,7 +143,7 @@ class _Bottleneck(Bottleneck):
         y = F.relu(_conv_bn(x, self.conv1, self.bn1), inplace=True)
         y = F.relu(_conv_bn(y, self.conv2, self.bn2), inplace=True)
         y = _conv_bn(y, self.conv3, self.bn3)
-        return F.relu(y + _shortcut(x, self.downsample), inplace=True)
+        return F.relu(y.add_(_shortcut(x, self.downsample)), inplace=True)
 
 
 def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:
@@ -111,17 +158,27 @@ class Backbone(ResNet):
         small_images: a 3x3 stride-1 stem without max pooling, for images of about 32 pixels
             (Chen et al. 2020, appendix B.9).
         bn: `frozen`, see `FrozenBatchNorm2d`, or `train`, ordinary batch norm.
+        pretrained: its weights come from elsewhere.
     """
 
     bn1: nn.BatchNorm2d
     feature_dim: int
 
-    def __init__(self, arch: Architecture, small_images: bool = False, bn: BatchNorm = "frozen"):
-        norm = FrozenBatchNorm2d if bn == "frozen" else nn.BatchNorm2d
+    def __init__(
+        self,
+        arch: Architecture,
+        small_images: bool = False,
+        bn: BatchNorm = "frozen",
+        pretrained: bool = False,
+    ):
+        norm = FrozenBatchNorm2d if bn == "frozen" else SyncedBatchNorm2d
         if arch == "resnet18":
             super().__init__(_BasicBlock, [2, 2, 2, 2], norm_layer=norm)
         else:
             super().__init__(_Bottleneck, [3, 4, 6, 3], norm_layer=norm)
+            for block in self.modules():
+                if isinstance(block, _Bottleneck):  # sixteen branches at full scale do not train
+                    nn.init.constant_(block.bn3.weight, BRANCH_SCALE)
         self.feature_dim = {"resnet18": 512, "resnet50": 2048}[arch]
         self.fc = nn.Identity()  # type: ignore[assignment]
         if small_images:
@@ -129,8 +186,12 @@ class Backbone(ResNet):
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
             self.maxpool = nn.Identity()  # type: ignore[assignment]
 
-    def batch_norms(self) -> list[nn.BatchNorm2d]:
-        return [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in self.batch_norms():
+            if isinstance(norm, FrozenBatchNorm2d):
+                norm.standardizes = not pretrained
+
+    def batch_norms(self) -> list[SyncedBatchNorm2d]:
+        return [m for m in self.modules() if isinstance(m, SyncedBatchNorm2d)]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Features (B, D) of normalised images (B, 3, H, W)."""
@@ -148,6 +209,7 @@ class SimCLR(nn.Module):
         hidden_dim: width of the head's hidden layer.
         projection_dim: d, the width of the projections that NT-Xent sees.
         bn: see `Backbone`.
+        pretrained: see `Backbone`.
     """
 
     def __init__(
@@ -157,9 +219,10 @@ class SimCLR(nn.Module):
         hidden_dim: int = 512,
         projection_dim: int = 128,
         bn: BatchNorm = "frozen",
+        pretrained: bool = False,
     ):
         super().__init__()
-        self.backbone = Backbone(arch, small_images, bn)
+        self.backbone = Backbone(arch, small_images, bn, pretrained)
         self.head = nn.Sequential(
             nn.Linear(self.backbone.feature_dim, hidden_dim),
             nn.ReLU(inplace=True),
@@ -170,6 +233,19 @@ class SimCLR(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Projections (B, d) of normalised images (B, 3, H, W)."""
         return self.head(self.backbone(x_BCHW))
+
+
+@torch.no_grad()
+def fold_batch_norm(backbone: Backbone) -> None:
+    """Fold every batch norm once and for all batches to come: nothing may train after this."""
+    backbone.eval()
+    for module in backbone.modules():
+        pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
+        if isinstance(module, nn.Sequential):  # a block's downsampling
+            pairs = [("0", "1")]
+        for conv, bn in ((getattr(module, c, None), getattr(module, b, None)) for c, b in pairs):
+            if isinstance(conv, nn.Conv2d) and isinstance(bn, SyncedBatchNorm2d):
+                bn.folded = _fold(conv, bn)
 
 
 def freeze_batch_norm(backbone: Backbone, frozen: bool = True) -> None:
@@ -195,9 +271,10 @@ def calibrate_batch_norm(backbone: Backbone, batches: Iterable[Tensor]) -> None:
     for bn in backbone.batch_norms():
         bn.reset_running_stats()
         bn.momentum = None  # cumulative average instead of an exponential one
+        bn.synced = False  # every process sees the same batches
         nn.BatchNorm2d.train(bn)  # frozen ones as well
     for x_BCHW in batches:
         backbone(x_BCHW)
     for bn in backbone.batch_norms():
-        bn.momentum = 0.1
+        bn.momentum, bn.synced = 0.1, True
     backbone.train(was_training)

@@ -24,7 +24,7 @@ function resize() {
   high = map.height = Math.max(1, Math.round(map.clientHeight * pixel));
   if (first) reset();
   view.scale = fitScale() * zoom;
-  request();
+  draw(); // at once: a canvas with a new size is empty
 }
 function reset() { view = { x: extent.x, y: extent.y, scale: fitScale() }; request(); }
 function zoomAt(x, y, factor) { // x and y stay where they are
@@ -48,9 +48,9 @@ function request() {
 const hex = (colour) => [1, 3, 5].map((k) => parseInt(colour.slice(k, k + 2), 16));
 function inks() { // in the dark, colours are mixed with white
   const by = $("#colour").value, dark = document.documentElement.dataset.theme === "dark";
-  const list = { cluster: data.clusterColours, label: data.classColours, split: data.clusterColours }[by];
+  const list = { cluster: data.clusterColours, label: data.classColours }[by];
   const lift = (c) => hex(c).map((v) => (dark ? Math.round(v + 0.3 * (255 - v)) : v));
-  return { of: { cluster, label, split }[by], list: list.map(lift), unknown: dark ? [85, 89, 95] : hex(data.unknownColour) };
+  return { of: { cluster, label }[by], list: list.map(lift), unknown: dark ? [85, 89, 95] : hex(data.unknownColour) };
 }
 
 function disc(radius) { // offsets and coverage of an antialiased disc
@@ -110,7 +110,7 @@ function middles(of, groups) { // the median of each group on the map
   return (medians[key] = members.map((list) => [median(list, 0), median(list, 1)]));
 }
 function drawNames(of, list) {
-  if (list.length > 40 || $("#colour").value === "split") return;
+  if (list.length > 40) return;
   const names = $("#colour").value === "cluster" ? data.clusters : data.classes, style = getComputedStyle(document.body);
   context.font = `600 ${12 * pixel}px ${style.fontFamily}`;
   context.textAlign = "center"; context.textBaseline = "middle"; context.lineJoin = "round";

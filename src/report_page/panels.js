@@ -89,14 +89,16 @@ function openGallery(k) {
 
 function fillCrossing() {
   const table = Array.from(data.classes, () => new Array(data.clusters.length).fill(0));
-  let labelled = 0;
-  for (let i = 0; i < count; i++) if (visible[i] && label[i] >= 0) { table[label[i]][cluster[i]]++; labelled++; }
+  for (let i = 0; i < count; i++) if (visible[i] && label[i] >= 0) table[label[i]][cluster[i]]++;
   $("#crossing").hidden = !hasLabels;
   if (!hasLabels) return;
-  const corner = make("tr", {}, make("th", { textContent: "class \\ cluster" }), ...data.clusters.map((name) => make("th", { textContent: name })));
+  const place = (k) => data.classOfCluster[k] + 1 || data.classes.length + 1;
+  const order = [...data.clusters.keys()].sort((a, b) => place(a) - place(b)); // right ones on the diagonal
+  const corner = make("tr", {}, make("th", { textContent: "class \\ cluster" }), ...order.map((k) => make("th", { textContent: data.clusters[k] })));
   const rows = table.map((cells, c) => {
     const total = cells.reduce((a, b) => a + b, 0) || 1;
-    return make("tr", {}, make("th", { textContent: data.classes[c] }), ...cells.map((n, k) => {
+    return make("tr", {}, make("th", { textContent: data.classes[c] }), ...order.map((k) => {
+      const n = cells[k];
       const button = make("button", { type: "button", textContent: n || "", onclick: () => only(c, k) });
       button.setAttribute("aria-label", `${n} images of class ${data.classes[c]} in cluster ${data.clusters[k]}`);
       const cell = make("td", {}, button);
@@ -190,9 +192,9 @@ $("#summary").textContent = `${count.toLocaleString("en")} images, ${data.cluste
 data.clusters.forEach((name, k) => $("#gallery-cluster").append(make("option", { value: k, textContent: name })));
 setTheme(prefersDark.matches);
 buildFilters();
-new ResizeObserver(resize).observe(map);
-resize();
 applyFilters();
+resize();
+new ResizeObserver(resize).observe(map);
 requestAnimationFrame(() => setTimeout(loadSheets));
 // For tests, and for the curious at the console.
 window.report = {

@@ -1,0 +1,74 @@
+"""Contestants that take turns: their medians, and the ratios within each round."""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.runtime import git_commit, keep_freed_memory, progress
+
+
+@dataclass(frozen=True)
+class Result:
+    name: str
+    rate: float
+    """Median images a second."""
+    ratio: float
+    """Median over the rounds of the first contestant's rate by this one's."""
+
+
+def take_turns(contestants: dict[str, Callable[[], float]], rounds: int) -> list[Result]:
+    """Every round asks each contestant for its images a second: a busy machine hits all alike.
+
+    The first contestant is ours; it alone has malloc keep freed memory, as the scripts do.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in progress(range(rounds), desc="rounds"):
+        for i, (name, measure) in enumerate(contestants.items()):
+            keep_freed_memory(keep=i == 0 and not torch.cuda.is_available())
+            rates[name].append(measure())
+    ours = next(iter(rates.values()))
+    return [
+        Result(
+            name,
+            statistics.median(own),
+            statistics.median(o / r for o, r in zip(ours, own, strict=True)),
+        )
+        for name, own in rates.items()
+    ]
+
+
+def report(title: str, results: list[Result], json_file: Path | None, **more: Any) -> None:
+    """A table on the screen, and JSON where asked for."""
+    width = max(len(result.name) for result in results)
+    print(f"\n{title}\n{hardware()}")
+    print(f"{'':{width}}  images/s  ours is")
+    for result in results:
+        print(f"{result.name:{width}}  {result.rate:8,.1f}  {result.ratio:6.2f} x")
+    for name, value in more.items():
+        print(f"{name.replace('_', ' ')}: {value}")
+    if json_file:
+        rows = [vars(result) for result in results]
+        content = {"title": title, "hardware": hardware(), "commit": git_commit(), "results": rows}
+        with json_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**content, **more}) + "\n")
+
+
+def hardware() -> str:
+    if torch.cuda.is_available():
+        where = f"one {torch.cuda.get_device_name()}"
+    else:
+        where = f"{torch.get_num_threads()} threads of {processor()}"
+    return f"{where}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -1,0 +1,115 @@
+"""Extraction in images a second: this project beside a plain float32 loop with a DataLoader.
+
+    python benchmarks/extract_throughput.py
+
+Both put 96-pixel images, which are noise, through a ResNet-50 and write a `.npy` of features, in
+turns.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from compare import report, take_turns
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from src.augment import PIXEL_MEAN, PIXEL_STD
+from src.cli import run_script
+from src.encoder import encode_into
+from src.models.simclr import Backbone, calibrate_batch_norm, fold_batch_norm
+from src.runtime import DeviceName, select_device, select_precision
+
+SIDE = 96
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    images: int = 1024
+    """Images in a turn."""
+    batch_size: int = 256
+    """Images in a batch."""
+    rounds: int = 5
+    """Turns of each contestant."""
+    workers: int = os.cpu_count() or 1
+    """Processes of the DataLoader."""
+    device: DeviceName = "auto"
+    """Where to compute."""
+    json: Path | None = None
+    """A file that takes the results as well."""
+
+
+class Pictures(Dataset):
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+        self.transform = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize(PIXEL_MEAN, PIXEL_STD)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.transform(Image.fromarray(self.images[i].transpose(1, 2, 0)))
+
+
+def ours(
+    backbone: Backbone, images: np.ndarray, file: Path, config: BenchmarkConfig
+) -> Callable[[], float]:
+    dtype = select_precision("auto", select_device(config.device))
+
+    def measure() -> float:
+        started = time.perf_counter()
+        out = np.lib.format.open_memmap(file, "w+", np.float32, (len(images), 2048))
+        for _ in encode_into(out, backbone, images, dtype, config.batch_size):
+            pass
+        out.flush()
+        return len(images) / (time.perf_counter() - started)
+
+    return measure
+
+
+def plain_loop(images: np.ndarray, file: Path, config: BenchmarkConfig) -> Callable[[], float]:
+    device = select_device(config.device)
+    network = torchvision.models.resnet50()
+    network.fc = nn.Identity()  # type: ignore[assignment]
+    network.eval().to(device)
+
+    @torch.no_grad()
+    def measure() -> float:
+        started = time.perf_counter()
+        batches = DataLoader(Pictures(images), config.batch_size, num_workers=config.workers)
+        np.save(file, torch.cat([network(batch.to(device)).cpu() for batch in batches]).numpy())
+        return len(images) / (time.perf_counter() - started)
+
+    return measure
+
+
+def main(config: BenchmarkConfig) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (config.images, 3, SIDE, SIDE), np.uint8)
+    device = select_device(config.device)
+    backbone = Backbone("resnet50").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    calibrate_batch_norm(backbone, [torch.randn(64, 3, SIDE, SIDE, device=device)])
+    fold_batch_norm(backbone)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "features.npy"
+        contestants = {
+            "ours": ours(backbone, images, file, config),
+            "plain float32 loop": plain_loop(images, file, config),
+        }
+        results = take_turns(contestants, config.rounds)
+    title = f"extraction, ResNet-50, {SIDE} px, batches of {config.batch_size} images"
+    report(title, results, config.json)
+
+
+if __name__ == "__main__":
+    run_script(main, BenchmarkConfig)

@@ -1,0 +1,95 @@
+"""The README's pictures, from a finished run: two of its figures, and the report in a browser.
+
+    python docs/make_pictures.py
+
+Reads features/figures/ and features/report.html, which visualize_features.py writes. Writes
+docs/map.png, docs/clusters.png and docs/report.png. Needs Chromium and
+requirements-dev.txt.
+"""
+
+import io
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from src import artifacts
+from src.cli import UserError, run_script
+
+FIGURES = ("map", "clusters")
+WIDTH, HEIGHT = 1400, 900
+"""Pixels of the page that the screenshot shows."""
+LARGEST = 250_000
+"""Bytes of a picture: every clone of the repository carries them."""
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+# Not wait_for_function: under load that falls back on eval, which the page forbids.
+READY = "new Promise(done => { const f = () => report.ready() ? done() : setTimeout(f, 50); f(); })"
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    feature_dir: Path = Path("features")
+    """Where figures and report are."""
+    output_dir: Path = Path("docs")
+    """Where the pictures go."""
+    chromium: str = "chromium"
+    """The browser."""
+
+
+def main(config: PicturesConfig) -> None:
+    program = shutil.which(config.chromium)
+    if program is None:
+        raise UserError(f"there is no {config.chromium} here: name a browser with --chromium")
+    for name in FIGURES:
+        picture = config.feature_dir / artifacts.FIGURES / f"{name}.png"
+        write(existing(picture), config.output_dir / f"{name}.png")
+    report = existing(config.feature_dir / artifacts.REPORT)
+    write(screenshot(report, program), config.output_dir / "report.png")
+
+
+def screenshot(report: Path, program: str) -> io.BytesIO:
+    """The top of the page, once all its pictures are decoded and drawn."""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=FLAGS)
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+        page.goto(report.resolve().as_uri())
+        page.evaluate(READY)
+        content = page.screenshot()
+        browser.close()
+    return io.BytesIO(content)
+
+
+def existing(file: Path) -> Path:
+    if not file.exists():
+        raise UserError(f"{file} is missing: run python visualize_features.py first")
+    return file
+
+
+def write(picture: Path | io.BytesIO, file: Path) -> None:
+    """A copy in 256 colours, and as wide as `LARGEST` allows."""
+    image = Image.open(picture).convert("RGB")
+    content = io.BytesIO()
+    for width in range(WIDTH, 0, -100):
+        small = image.copy()
+        small.thumbnail((width, 10 * width), Image.Resampling.LANCZOS)
+        content = io.BytesIO()
+        small.quantize(256, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+        if content.tell() < LARGEST:
+            break
+    with artifacts.replacing(file) as temporary:
+        temporary.write_bytes(content.getvalue())
+    print(f"wrote {file} ({len(content.getvalue()) / 1000:.0f} kB)")
+
+
+if __name__ == "__main__":
+    run_script(main, PicturesConfig)

@@ -1,0 +1,75 @@
+"""A backbone's weights from elsewhere: torchvision's for ImageNet, or a state dict in a file."""
+
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+from urllib.error import URLError
+
+import torch
+from torch import Tensor
+from torchvision.models import ResNet18_Weights, ResNet50_Weights
+
+from src.cli import UserError
+from src.models.simclr import Architecture, Backbone
+
+WeightsName = Literal["none", "imagenet"]
+
+PREFIXES = ("module.", "model.", "encoder.", "backbone.")
+"""What other projects put in front of a backbone's keys."""
+
+
+def load_weights(backbone: Backbone, arch: Architecture, weights: str | Path) -> None:
+    """Fill the backbone, statistics of its batch norms included.
+
+    Args:
+        weights: `imagenet`, or a file with a state dict, bare or under `state_dict` or `model`.
+            Prefixes are stripped; a classifier and anything beside the backbone is left out.
+
+    Raises:
+        UserError: the file cannot be used, or its keys or shapes do not fit; names each.
+    """
+    state = imagenet(arch) if weights == "imagenet" else backbone_part(read(Path(weights)))
+    expected = backbone.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in state]
+    wrong += [f"{name} is unknown" for name in state if name not in expected]
+    wrong += [
+        f"{name} has the shape {tuple(value.shape)}, not {tuple(expected[name].shape)}"
+        for name, value in state.items()
+        if name in expected and value.shape != expected[name].shape
+    ]
+    if wrong:
+        raise UserError(f"--weights {weights} does not fit {arch}: {'; '.join(wrong)}")
+    backbone.load_state_dict(state)
+
+
+def imagenet(arch: Architecture) -> dict[str, Tensor]:
+    source = {"resnet18": ResNet18_Weights, "resnet50": ResNet50_Weights}[arch].DEFAULT
+    try:
+        return backbone_part(source.get_state_dict(progress=True, check_hash=True))
+    except (URLError, OSError) as error:
+        raise UserError(
+            f"{source.url} could not be downloaded ({error}): fetch it where there is a network, "
+            "and give the file to --weights"
+        ) from None
+
+
+def read(file: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"--weights {file}: there is no such file") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        raise UserError(f"--weights {file} is damaged, or holds more than tensors") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"--weights {file} holds no state dict")
+    return state
+
+
+def backbone_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's own entries under torchvision's names, without a classifier."""
+    while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in state)), None):
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return {key: value for key, value in state.items() if not key.startswith("fc.")}

@@ -1,0 +1,55 @@
+"""The benchmarks of a finished run, on the digits."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finished_run import digits_run
+from PIL import Image
+
+from benchmarks import inference_check, inference_throughput
+from benchmarks.inference_check import CheckConfig, calibration_error
+from benchmarks.inference_throughput import ThroughputConfig
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits_run(tmp_path_factory.getbasetemp())[0]
+
+
+def test_every_image_in_its_cluster(features: Path, capsys: pytest.CaptureFixture) -> None:
+    inference_check.main(CheckConfig(features, onnx_images=70))
+    train, test = map(json.loads, capsys.readouterr().out.splitlines())
+    for said, images in ((train, 1438), (test, 359)):
+        assert (said["images"], said["cluster_differences"]) == (images, 0)
+        assert (said["onnx_compared"], said["onnx_differences"]) == (70, 0)
+    # The temperature was fitted to these labels.
+    assert train["calibration_error"] < train["calibration_error_without_labels"]
+
+
+def test_throughput_on_a_folder(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for i in range(3):
+        Image.new("RGB", (40, 50), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    inference_throughput.main(ThroughputConfig(tmp_path, features, rounds=1, json=True))
+    said = json.loads(capsys.readouterr().out)
+    assert said["images"] == 3
+    rates = said["images_per_second"]
+    assert said["ratios"]["ONNX Runtime / PyTorch"] == pytest.approx(
+        rates["ONNX Runtime float32"] / rates["PyTorch float32"]
+    )
+
+
+def test_calibration_error_bin_by_bin() -> None:
+    rng = np.random.default_rng(0)
+    sure = rng.random(1000)
+    right = rng.random(1000) < sure**2
+    expected = 0.0
+    for low in np.arange(15) / 15:
+        chosen = (sure >= low) & (sure < low + 1 / 15)
+        if chosen.any():
+            expected += chosen.mean() * abs(sure[chosen].mean() - right[chosen].mean())
+    assert calibration_error(sure, right) == pytest.approx(expected)
+    assert calibration_error(np.ones(4), np.array([True, True, True, False])) == 0.25

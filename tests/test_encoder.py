@@ -1,0 +1,50 @@
+"""Features in every precision, folded and not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from finished_run import write_checkpoint
+
+from src.checkpoint import file_name
+from src.encoder import TrainedBackbone, encode, encode_into
+from src.models.simclr import Backbone, calibrate_batch_norm, fold_batch_norm
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(stl10_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedBackbone:
+    directory = tmp_path_factory.mktemp("checkpoints")
+    write_checkpoint(directory / file_name(0), "stl10", stl10_dir, arch="resnet50")
+    return TrainedBackbone.load(None, directory, CPU)
+
+
+def test_bfloat16_features_are_those_of_float32(trained: TrainedBackbone, stl10_dir: Path) -> None:
+    folder = stl10_dir / "stl10_binary"
+    images = torch.from_numpy(np.fromfile(folder / "train_X.bin", np.uint8).reshape(-1, 3, 96, 96))
+    narrow, wide = (encode(trained.backbone, images, d) for d in (torch.bfloat16, torch.float32))
+    assert not torch.equal(narrow, wide)
+    assert torch.cosine_similarity(narrow, wide).min() >= 0.999
+
+
+def test_folding_changes_nothing() -> None:
+    backbone = Backbone("resnet18").train()
+    images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
+    calibrate_batch_norm(backbone, [torch.randn(16, 3, 64, 64)])
+    expected = encode(backbone.eval(), images, torch.float32)
+    fold_batch_norm(backbone)
+    assert all(norm.folded is not None for norm in backbone.batch_norms())
+    assert torch.equal(encode(backbone, images, torch.float32), expected)
+
+
+def test_the_size_of_a_batch_does_not_matter(trained: TrainedBackbone) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 3, 96, 96), np.uint8)
+    found = []
+    for size in (3, 20):
+        features = np.empty((20, 2048), np.float32)
+        counts = encode_into(features, trained.backbone, images, torch.bfloat16, size)
+        assert sum(counts) == 20
+        found.append(features)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-2, atol=1e-3)
