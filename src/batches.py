@@ -1,7 +1,6 @@
 """Training batches as a pure function of seed and step, from the memory map to the device."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from src import distributed
 from src.augment import ViewParameters, ViewSettings, draw, make_views
-from src.runtime import random_stream
+from src.runtime import one_ahead, random_stream
 
 Placement = Literal["auto", "device", "stream"]
 
@@ -130,13 +129,7 @@ class TrainingBatches:
 
     def prefetched(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """Steps `start` to `stop` - 1; a thread loads the next one while this one is used."""
-        with ThreadPoolExecutor(max_workers=1) as loader:
-            upcoming = loader.submit(self.load, start)
-            for step in range(start, stop):
-                batches = upcoming.result()
-                if step + 1 < stop:
-                    upcoming = loader.submit(self.load, step + 1)
-                yield batches
+        return one_ahead(self.load, range(start, stop))
 
 
 def _to_device(parameters: ViewParameters, device: torch.device) -> ViewParameters:

@@ -38,7 +38,15 @@ def joined() -> Iterator[None]:
     on_cuda = torch.cuda.is_available()
     if on_cuda and local_rank() >= torch.cuda.device_count():
         raise RunError(f"torchrun started more processes than {torch.cuda.device_count()} GPUs")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    # torchrun keeps one store for all its restarts on a node (PyTorch issue 135712): under the
+    # same keys a process would find the addresses of those that died.
+    store, own, count = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine() else "0"
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        store=dist.PrefixStore(f"attempt {attempt}", store), rank=own, world_size=count,
+        timeout=PATIENCE,
+    )  # fmt: skip
     try:
         with (
             Path(os.devnull).open("w") as nowhere,
@@ -63,6 +71,11 @@ def rank() -> int:
 def local_rank() -> int:
     """Number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def one_machine() -> bool:
+    """Whether torchrun has all its processes here; several machines count restarts apart."""
+    return os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
 
 
 def is_main() -> bool:

@@ -13,7 +13,7 @@ from src import checkpoint, distributed
 from src.augment import normalize
 from src.cli import UserError
 from src.models.simclr import Backbone, SimCLR, fold_batch_norm
-from src.runtime import autocast
+from src.runtime import autocast, one_ahead
 
 
 @torch.inference_mode()
@@ -38,7 +38,8 @@ def encode_into(
 ) -> Iterator[int]:
     """Fill `features_ND` with the features of uint8 images, yielding how many came at a time.
 
-    The images are read batch by batch, so neither they nor the features need to fit in memory.
+    The images are read batch by batch, the next one while the network works on this one, so
+    neither they nor the features need to fit in memory.
 
     Args:
         shared: under torchrun the processes take the batches in turn, and the main one alone has
@@ -49,12 +50,18 @@ def encode_into(
     was_training = backbone.training
     backbone.eval()
     total = len(images_NCSS)
-    for start in range(0, total, batch_size * processes):
+
+    def read(start: int) -> Tensor:
         i = start + rank * batch_size
+        batch = torch.from_numpy(np.ascontiguousarray(images_NCSS[i : i + batch_size]))
+        return batch.pin_memory() if device.type == "cuda" else batch
+
+    starts = range(0, total, batch_size * processes)
+    for start, batch in zip(starts, one_ahead(read, starts), strict=True):
         features = torch.zeros(batch_size, backbone.feature_dim)
-        if i < total:
-            batch = torch.from_numpy(np.ascontiguousarray(images_NCSS[i : i + batch_size]))
-            features[: len(batch)] = encode(backbone, batch.to(device), dtype)
+        if len(batch):  # the last round may have none for this process
+            images = batch.to(device, non_blocking=True)
+            features[: len(batch)] = encode(backbone, images, dtype)
         stop = min(total, start + batch_size * processes)
         parts = distributed.to_main(features) if shared else [features]
         if parts is not None and features_ND is not None:

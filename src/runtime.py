@@ -1,20 +1,26 @@
 """What a script runs on: device, precision, random streams, signals, progress."""
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from src import distributed
 from src.cli import UserError
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
@@ -83,6 +89,26 @@ def random_stream(*key: int) -> torch.Generator:
     """
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
+
+
+def compiled(network: nn.Module) -> Any:
+    """`torch.compile`, with a cache that outlives the system's temporary folder."""
+    cache = Path.home() / ".cache" / "torchinductor"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    return torch.compile(network)
+
+
+def one_ahead(load: Callable[[Key], Value], keys: Iterable[Key]) -> Iterator[Value]:
+    """`load(key)` for every key, in order; a thread loads the next while this one is used."""
+    with ThreadPoolExecutor(max_workers=1) as loader:
+        upcoming = None
+        for key in keys:
+            loading = loader.submit(load, key)
+            if upcoming is not None:
+                yield upcoming.result()
+            upcoming = loading
+        if upcoming is not None:
+            yield upcoming.result()
 
 
 class StopSignal:

@@ -107,6 +107,18 @@ def test_a_killed_process_ends_the_job_and_another_number_goes_on(
     assert state["step"] == found[1]["scheduler"]["steps"]
 
 
+def test_torchrun_starts_again_from_the_last_checkpoint(stl10_dir: Path, tmp_path: Path) -> None:
+    own = command(stl10_dir, tmp_path)
+    launcher = begin(torchrun(2, Path(own[1]), *own[2:], **{"max-restarts": 1}))
+    wait_for_steps(tmp_path, 4, launcher)
+    os.kill(workers(launcher)[0], signal.SIGKILL)
+    output, errors = launcher.communicate(timeout=200)
+    assert launcher.returncode == 0, errors
+    assert "going on from " in output
+    assert checkpoint.load(tmp_path / checkpoint.file_name(EPOCHS))["epoch"] == EPOCHS
+    assert_whole(tmp_path)
+
+
 def test_sigterm_to_the_launcher_leaves_a_checkpoint(
     launched: tuple[Path, list[str]],
 ) -> None:

@@ -3,11 +3,13 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from src import checkpoint, health, run, train
 from src.cli import RunError, UserError
@@ -151,6 +153,50 @@ def test_accumulated_gradient_is_the_mean(config: TrainConfig) -> None:
         both, gradients(batches[:1]), gradients(batches[1:]), strict=True
     ):
         torch.testing.assert_close(together, (one + two) / 2, rtol=1e-3, atol=1e-5)
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None):
+        self.names.add(operation.overloadpacket.__name__)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_step_never_waits_for_the_device(config: TrainConfig) -> None:
+    setup = set_up(replace(config, precision="bf16"))
+    run = start(setup)
+    batches = setup.batches.load(0)
+    with Operations() as seen:
+        loss, norm = train_step(run.model, run.optimizer, run.scaler, batches, config, setup.dtype)
+        run.totals.add(loss, norm)
+    assert {"convolution", "convolution_backward", "bmm", "_fused_adamw_"} <= seen.names
+    # A number read, a tensor made of Python's numbers, a size that depends on values.
+    waits = {"_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "unique"}
+    assert not waits & seen.names
+
+
+def test_compiled_training_is_the_same(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = replace(config, epochs=2, warmup_epochs=1, learning_rate=1e-5, monitor_every=9)
+    main(own)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    # Captured as on a GPU, forward and backward, but run without a compiler's minutes.
+    captured = partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", captured)
+    other = replace(own, compile="on", checkpoint_dir=tmp_path / "compiled")
+    main(other)
+    expected, found = ([record["loss"] for record in records(c, "step")] for c in (own, other))
+    assert len(found) == 6
+    assert counters["stats"]["unique_graphs"] >= 2  # before and after freezing
+    assert not counters["graph_break"]
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_schedule_and_weight_decay() -> None:
