@@ -176,8 +176,8 @@ def _fingerprint(
 def _without_readahead(images: np.ndarray) -> Iterator[None]:
     """Read single images of a memory map without the megabytes around each, which the system
     would fetch ahead. Arrays in memory are left alone."""
-    mapped = getattr(images, "_mmap", None)
-    if not hasattr(mapped, "madvise"):  # not on Windows
+    mapped: mmap.mmap | None = getattr(images, "_mmap", None)
+    if mapped is None or not hasattr(mmap, "MADV_RANDOM"):  # not on Windows
         yield
         return
     mapped.madvise(mmap.MADV_RANDOM)

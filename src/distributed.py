@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from src.cli import RunError
@@ -40,11 +42,11 @@ def joined() -> Iterator[None]:
         raise RunError(f"torchrun started more processes than {torch.cuda.device_count()} GPUs")
     # torchrun keeps one store for all its restarts on a node (PyTorch issue 135712): under the
     # same keys a process would find the addresses of those that died.
-    store, own, count = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    store, own, count = next(iter(rendezvous("env://", timeout=PATIENCE)))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine() else "0"
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
-        store=dist.PrefixStore(f"attempt {attempt}", store), rank=own, world_size=count,
+        store=PrefixStore(f"attempt {attempt}", store), rank=own, world_size=count,
         timeout=PATIENCE,
     )  # fmt: skip
     try:
