@@ -66,6 +66,7 @@ def set_up(config: TrainConfig) -> Setup:
     check(config)
     device = select_device(config.device)
     dtype = select_precision(config.precision, device)
+    torch.backends.cudnn.benchmark = not config.deterministic  # every step has the same shapes
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
         torch.use_deterministic_algorithms(True)

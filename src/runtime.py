@@ -41,7 +41,10 @@ def select_device(name: DeviceName) -> torch.device:
         raise UserError(f"--device {name}: there is none here; use --device auto")
     if name == "cpu":
         keep_freed_memory()
-    return torch.device("cuda", distributed.local_rank()) if name == "cuda" else torch.device(name)
+    if name == "cuda":
+        torch.cuda.set_device(distributed.local_rank())
+        return torch.device("cuda", distributed.local_rank())
+    return torch.device(name)
 
 
 def keep_freed_memory(keep: bool = True) -> None:
