@@ -102,7 +102,7 @@ def main(config: ClusteringConfig) -> None:
         "inertia": float(model.inertia_ or 0),
         "restarts": config.restarts,
     }
-    metrics["splits"] = protocol.score(reduced, clusters, named_K)
+    metrics["splits"] = protocol.score(features, reduced, clusters, named_K)
     if config.seeds:
         seeds = range(config.seed, config.seed + config.seeds)
         metrics["seeds"] = protocol.over_seeds(reduced, count, seeds)

@@ -19,6 +19,7 @@ from sklearn.metrics import (
     davies_bouldin_score,
     normalized_mutual_info_score,
 )
+from torch import Tensor
 
 from src.silhouette import silhouette_samples
 
@@ -93,21 +94,34 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
     block: int = 1024,
+    leave_one_out: bool = False,
 ) -> float:
     """Share of queries whose weighted nearest neighbours in the bank vote for their class.
 
-    The k most similar by cosine vote with weight exp(similarity / temperature). A query that is
-    in the bank too would vote for itself: keep the two apart. k is cut to the size of the bank.
+    The k most similar by cosine vote with weight exp(similarity / temperature); k is cut to the
+    size of the bank.
+
+    Args:
+        bank_ND: numbers of any real dtype, as the queries.
+        leave_one_out: the queries are the bank, and none of them is its own neighbour. Otherwise
+            keep the two apart: a query in the bank would vote for itself.
 
     Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance
     Discrimination", section 3.4.
     """
-    bank = F.normalize(torch.as_tensor(bank_ND, dtype=torch.float32), dim=1)
-    queries = F.normalize(torch.as_tensor(queries_MD, dtype=torch.float32), dim=1)
+
+    def unit(rows_ND: np.ndarray) -> Tensor:
+        return F.normalize(torch.tensor(np.asarray(rows_ND, np.float32)), dim=1)
+
+    bank = unit(bank_ND)
     classes_N = torch.as_tensor(bank_labels)
     votes = []
-    for rows in queries.split(block):
-        similarity, nearest = (rows @ bank.T).topk(min(k, len(bank)), dim=1)  # (block, k)
+    for start in range(0, len(queries_MD), block):
+        rows = unit(queries_MD[start : start + block])
+        similarity = rows @ bank.T
+        if leave_one_out:
+            similarity.diagonal(start).fill_(-torch.inf)
+        similarity, nearest = similarity.topk(min(k, len(bank) - leave_one_out), dim=1)
         ballot = torch.zeros(len(rows), int(classes_N.max()) + 1)
         ballot.scatter_add_(1, classes_N[nearest], (similarity / temperature).exp())
         votes.append(ballot.argmax(dim=1))
@@ -206,6 +220,7 @@ COLUMNS = {
     "ari": "ARI",
     "silhouette": "silhouette",
     "davies_bouldin": "Davies-Bouldin",
+    "knn_accuracy": "k-NN",
 }
 BASELINES = {"raw_pixels": "raw pixels", "untrained": "untrained network"}
 
@@ -229,6 +244,7 @@ def summary_table(metrics: dict[str, Any]) -> str:
     if named_on is None:
         return table
     table += "\nHungarian accuracy: clusters matched to classes on each split itself, as papers do."
+    table += f"\nk-NN: accuracy of the features themselves, by the 20 nearest images of {named_on}."
     for split, scores in metrics["splits"].items():
         if split != named_on and "transferred_accuracy" in scores:
             accuracy = _number(scores["transferred_accuracy"])

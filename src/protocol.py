@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import KMeans
 
-from src.evaluation import external_metrics, hungarian_match, internal_metrics, kmeans
+from src.evaluation import (
+    external_metrics,
+    hungarian_match,
+    internal_metrics,
+    kmeans,
+    knn_accuracy,
+)
 from src.reduction import PCA, fit_pca
 
 Splits = dict[str, np.ndarray]
@@ -64,7 +70,7 @@ class Protocol:
         return hungarian_match(labels, assigned, len(self.class_names), count)
 
     def score(
-        self, reduced: Splits, clusters: Splits, named_K: np.ndarray
+        self, features: Splits, reduced: Splits, clusters: Splits, named_K: np.ndarray
     ) -> dict[str, dict[str, Any]]:
         """Every metric of every split; those that need labels only where there are some."""
         scores = {}
@@ -72,6 +78,7 @@ class Protocol:
             scores[split] = {"images": len(assigned)}
             if split in self.labels:
                 scores[split] |= self._external(clusters, split, named_K)
+                scores[split]["knn_accuracy"] = self._knn(features, split)
             scores[split] |= internal_metrics(reduced[split], assigned)
             scores[split]["cluster_sizes"] = np.bincount(assigned, minlength=len(named_K)).tolist()
         return scores
@@ -80,7 +87,7 @@ class Protocol:
         """All of it: features (N, D) in, scores out."""
         _, reduced = self.reduce(features)
         _, clusters = self.cluster(reduced, count, seed)
-        return self.score(reduced, clusters, self.name(clusters, count))
+        return self.score(features, reduced, clusters, self.name(clusters, count))
 
     def over_seeds(self, reduced: Splits, count: int, seeds: range) -> dict[str, Any]:
         """Mean and standard deviation (n - 1) over seeds of K-means of what needs labels."""
@@ -98,9 +105,22 @@ class Protocol:
     def _external(self, clusters: Splits, split: str, named_K: np.ndarray) -> dict[str, Any]:
         return external_metrics(*self._known(clusters, split), named_K, self.class_names)
 
-    def _known(self, clusters: Splits, split: str) -> tuple[np.ndarray, np.ndarray]:
+    def _knn(self, features: Splits, split: str) -> float | None:
+        """k-NN accuracy: how good the features (N, D) of a split with labels are, whatever the
+        clusters. The neighbours are images of the split that names the clusters; among
+        themselves, none counts as its own. None where there is no neighbour."""
+        assert self.named_on is not None
+        bank_labels, bank = self._known(features, self.named_on)
+        labels, queries = self._known(features, split)
+        among_themselves = split == self.named_on
+        if len(bank) == among_themselves:
+            return None
+        return knn_accuracy(bank, bank_labels, queries, labels, leave_one_out=among_themselves)
+
+    def _known(self, arrays: Splits, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """The labels of the images that have one, and their rows of the split's array."""
         known = self.labels[split] >= 0
-        return self.labels[split][known], clusters[split][known]
+        return self.labels[split][known], arrays[split][known]
 
 
 def _mean_std(values: list[float | None]) -> dict[str, float] | None:

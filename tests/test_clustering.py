@@ -55,6 +55,7 @@ def test_three_splits_give_every_file_and_metric(tmp_path: Path) -> None:
         assert scores["hungarian_accuracy"] == scores["transferred_accuracy"] == 1.0
         assert scores["nmi"] == pytest.approx(1)
         assert scores["ari"] == pytest.approx(1)
+        assert scores["knn_accuracy"] == 1.0
         assert scores["per_class"]["bee"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
     assert set(found["splits"]["unlabeled"]) == {
         "images", "silhouette", "davies_bouldin", "cluster_sizes"
@@ -104,7 +105,7 @@ def test_names_from_one_split_can_fail_on_another(tmp_path: Path) -> None:
     config = write(tmp_path, train=blobs(60, 1), test=(x, (labels + 1) % 3))
     scores = metrics(config)["splits"]["test"]
     assert scores["hungarian_accuracy"] == 1.0
-    assert scores["transferred_accuracy"] == 0.0
+    assert scores["transferred_accuracy"] == scores["knn_accuracy"] == 0.0
 
 
 def test_no_label_at_all(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

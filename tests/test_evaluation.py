@@ -57,6 +57,18 @@ def test_knn_agrees_with_a_naive_loop() -> None:
     assert got == pytest.approx(right / 30)
 
 
+def test_knn_leaves_each_image_out_of_its_own_neighbours() -> None:
+    rng = np.random.default_rng(1)
+    x, labels = rng.normal(size=(40, 5)).astype(np.float32), rng.integers(3, size=40)
+    others = [np.arange(40) != i for i in range(40)]
+    right = [
+        knn_accuracy(x[rest], labels[rest], x[[i]], labels[[i]], k=5)
+        for i, rest in enumerate(others)
+    ]
+    got = knn_accuracy(x, labels, x, labels, k=5, block=7, leave_one_out=True)
+    assert got == pytest.approx(np.mean(right))
+
+
 def test_knn_takes_a_bank_smaller_than_k() -> None:
     bank, labels = np.eye(3), np.arange(3)
     assert knn_accuracy(bank, labels, bank, labels, k=20) == 1.0
@@ -160,7 +172,8 @@ def test_kmeans_with_fewer_distinct_points_than_clusters_leaves_some_empty() -> 
 
 def test_summary_table_lines_up_and_names_both_protocols() -> None:
     scores = {"images": 5, "hungarian_accuracy": 0.9, "transferred_accuracy": 0.8, "nmi": 0.7,
-              "ari": None, "silhouette": 0.123456, "davies_bouldin": 12.3}  # fmt: skip
+              "ari": None, "silhouette": 0.123456, "davies_bouldin": 12.3,
+              "knn_accuracy": 0.95}  # fmt: skip
     splits = {"unlabeled": {"images": 9, "silhouette": 0.1, "davies_bouldin": 2.0}, "test": scores}
     lines = summary_table(
         {
@@ -178,6 +191,7 @@ def test_summary_table_lines_up_and_names_both_protocols() -> None:
         "-",
         "0.123",
         "12.300",
+        "0.950",
     ]
     assert lines[3].split()[:3] == ["raw", "pixels", "test"]
     assert len({len(line) for line in lines[:4]}) == 1

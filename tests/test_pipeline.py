@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, Script
 
-EXTERNAL = {"hungarian_accuracy", "nmi", "ari"}
+EXTERNAL = {"hungarian_accuracy", "nmi", "ari", "knn_accuracy"}
 INTERNAL = {"silhouette", "davies_bouldin"}
 LATER = ("src/clustering.py", "src/inference.py", "visualize_features.py")
 

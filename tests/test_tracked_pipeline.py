@@ -48,7 +48,8 @@ EACH_EPOCH = {
 }  # fmt: skip
 TIMINGS = {"epoch/images_per_second", "epoch/seconds_left"}
 INTERNAL = {"silhouette", "davies_bouldin"}
-EXTERNAL = {"hungarian_accuracy", "majority_accuracy", "transferred_accuracy", "nmi", "ari"}
+EXTERNAL = {"hungarian_accuracy", "majority_accuracy", "transferred_accuracy", "nmi", "ari",
+            "knn_accuracy"}  # fmt: skip
 
 
 @dataclass(frozen=True)
