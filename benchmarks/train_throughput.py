@@ -43,7 +43,7 @@ from src.cli import run_script
 from src.models.simclr import SimCLR, freeze_batch_norm, nt_xent
 from src.recipe import TrainConfig
 from src.run import make_optimizer, make_scaler
-from src.runtime import DeviceName, compiled, random_stream, select_device, select_precision
+from src.runtime import DeviceName, random_stream, select_device, select_precision
 from src.train import train_step
 
 SIDE, WARM_UP = 96, 2
@@ -123,7 +123,7 @@ def ours(images: np.ndarray, config: BenchmarkConfig) -> Callable[[], float]:
     model = SimCLR().to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     freeze_batch_norm(model.backbone)
     optimizer, scaler = make_optimizer(model, recipe.weight_decay), make_scaler(device, dtype)
-    network: Any = compiled(model) if config.compile else model
+    network: Any = torch.compile(model) if config.compile else model
     store = ImageStore([images], device, "auto")
     batches = TrainingBatches(store, recipe.views, config.batch_size, 1, seed=0)
 

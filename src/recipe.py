@@ -86,7 +86,8 @@ class TrainConfig:
     precision: PrecisionName = "auto"
     """Mixed precision; auto is bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto is on for CUDA."""
+    """torch.compile; auto is on for CUDA. PyTorch keeps what it compiled for the next run, in
+    the system's temporary folder or in $TORCHINDUCTOR_CACHE_DIR."""
     images: Placement = "auto"
     """Keep the images on the device or stream them; auto decides from its free memory."""
     deterministic: bool = False

@@ -1,7 +1,6 @@
 """What a script runs on: device, precision, random streams, signals, progress."""
 
 import ctypes
-import os
 import signal
 import subprocess
 import sys
@@ -9,11 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from src import distributed
@@ -92,13 +90,6 @@ def random_stream(*key: int) -> torch.Generator:
     """
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
-
-
-def compiled(network: nn.Module) -> Any:
-    """`torch.compile`, with a cache that outlives the system's temporary folder."""
-    cache = Path.home() / ".cache" / "torchinductor"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
-    return torch.compile(network)
 
 
 def one_ahead(load: Callable[[Key], Value], keys: Iterable[Key]) -> Iterator[Value]:

@@ -27,7 +27,7 @@ from src.metrics_log import MetricsLog
 from src.models.simclr import SimCLR, nt_xent
 from src.recipe import TrainConfig, plain
 from src.run import Run, Setup, fill, freeze, observer, resume, save, set_up, start
-from src.runtime import StopSignal, autocast, compiled, git_commit, gpu_utilization, progress
+from src.runtime import StopSignal, autocast, git_commit, gpu_utilization, progress
 from src.tracking import PREFIXES, Tracker
 
 
@@ -77,7 +77,7 @@ def train(run: Run, setup: Setup, log: Callable[[dict[str, Any]], None], stop: S
     on_cuda = setup.device.type == "cuda"
     network: Any = distributed.shared(run.model, setup.device)
     if config.compile == "on" or (config.compile == "auto" and on_cuda):
-        network = compiled(network)
+        network = torch.compile(network)
     observe = observer(setup) if distributed.is_main() else None
     bar = progress(total=steps, initial=run.step, desc="training", unit="step")
     epoch_started, epoch_first = time.monotonic(), run.step
