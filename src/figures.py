@@ -47,7 +47,7 @@ STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a class may be called $x$
 }
 
-BLUE, ORANGE, GREEN, PINK = BASE[:4]
+BLUE, ORANGE = BASE[:2]
 WIDTH = 7.2
 """Inches: two columns of a paper."""
 CLUSTER_ROWS = 30
