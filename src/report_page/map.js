@@ -116,9 +116,14 @@ function drawNames(of, list) {
   context.textAlign = "center"; context.textBaseline = "middle"; context.lineJoin = "round";
   context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--stage");
   context.fillStyle = style.color; context.lineWidth = 3.5 * pixel;
+  const placed = []; // names give way to those before them
   middles(of, list.length).forEach(([x, y], g) => {
     if (x === undefined || !visibleCount || !on[$("#colour").value].has(g)) return;
     const at = [(x - view.x) * view.scale + wide / 2, (view.y - y) * view.scale + high / 2];
+    const half = context.measureText(names[g]).width / 2;
+    const covers = ([px, py, other]) => Math.abs(px - at[0]) < half + other && Math.abs(py - at[1]) < 14 * pixel;
+    while (placed.some(covers)) at[1] += 2 * pixel;
+    placed.push([...at, half]);
     context.strokeText(names[g], ...at);
     context.fillText(names[g], ...at);
   });
