@@ -67,6 +67,7 @@ def stage(config: BenchmarkConfig, directory: Path) -> bool:
 
     started = time.monotonic()
     command = [sys.executable, "src/clustering.py", "--feature-dir", str(directory)]
+    command += ["--wandb", "disabled"]
     subprocess.run(command, cwd=ROOT, check=True)
     seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
