@@ -101,16 +101,28 @@ def test_silhouette_equals_scikit_learn(block: int) -> None:
     assert got[7] == 0
 
 
-def test_silhouette_of_tight_clusters_far_from_the_origin() -> None:
+@pytest.mark.parametrize("spread", np.geomspace(1e-4, 1, 9))
+@pytest.mark.parametrize("origin", [0, 1000])
+def test_silhouette_of_clusters_tight_and_close_in_pairs(spread: float, origin: float) -> None:
+    """Near neighbours, within a cluster and between two: where the product form cancels."""
     rng = np.random.default_rng(0)
-    clusters = np.repeat([0, 1], 50)
-    x = 1000 + clusters[:, None] + 1e-3 * rng.normal(size=(100, 8))
+    clusters = np.repeat(np.arange(6), 40)
+    centers = rng.normal(size=(3, 100)).repeat(2, axis=0) + spread * rng.normal(size=(6, 100))
+    x = origin + centers[clusters] + spread * rng.normal(size=(240, 100))
     distance = cdist(x, x)
-    same = clusters == clusters[:, None]
-    within = (distance * same).sum(axis=1) / 49
-    between = (distance * ~same).sum(axis=1) / 50
+    sums_NK = np.stack([distance[:, clusters == k].sum(axis=1) for k in range(6)], axis=1)
+    own = np.eye(6, dtype=bool)[clusters]
+    within, between = sums_NK[own] / 39, np.where(own, np.inf, sums_NK / 40).min(axis=1)
     expected = (between - within) / np.maximum(between, within)
-    np.testing.assert_allclose(silhouette_samples(x, clusters), expected, atol=1e-6)
+    np.testing.assert_allclose(silhouette_samples(x, clusters, block=16), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_silhouette_knows_no_unit(unit: float) -> None:
+    rng = np.random.default_rng(0)
+    x, clusters = rng.normal(size=(60, 4)), rng.integers(3, size=60)
+    got = silhouette_samples(unit * x, clusters)
+    np.testing.assert_allclose(got, sk.silhouette_samples(x, clusters), atol=1e-6)
 
 
 def test_silhouette_of_equal_points_is_zero() -> None:
