@@ -20,17 +20,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dataset.load_dataset import Dataset, reload_dataset
-from src import artifacts, checkpoint, figures
+from src import artifacts, checkpoint
 from src.cli import UserError, run_script
 from src.evaluation import summary_table
-from src.map_figure import projection_map
-from src.metrics_log import Record, read_metrics
-from src.projection import FIT_POINTS, TITLES, ProjectionName, project
-from src.report import Page, write_report
-from src.results import Results, load_results, pictures
 from src.silhouette import silhouette_samples
-from src.stage_tracking import stage_tracker
-from src.wandb_run import WandbMode
+from src.tracking.metrics_log import Record, read_metrics
+from src.tracking.stage import stage_tracker
+from src.tracking.wandb_run import WandbMode
+from src.visualization import figures
+from src.visualization.map_figure import projection_map
+from src.visualization.projection import FIT_POINTS, TITLES, ProjectionName, project
+from src.visualization.report import Page, write_report
+from src.visualization.results import Results, load_results, pictures
 
 SILHOUETTES = 10_000
 """Images in the silhouette figure; its bands are the same with more, its cost is quadratic."""

@@ -23,7 +23,7 @@ from sklearn.decomposition import PCA
 
 from src import artifacts
 from src.cli import run_script
-from src.reduction import fit_pca, normalized
+from src.clusters.reduction import fit_pca, normalized
 from src.silhouette import silhouette_samples
 
 CLASSES = [f"class {c}" for c in range(10)]

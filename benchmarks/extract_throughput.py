@@ -25,7 +25,7 @@ from torchvision import transforms
 
 from src.augment import PIXEL_MEAN, PIXEL_STD
 from src.cli import run_script
-from src.encoder import encode_into
+from src.models.encoder import encode_into
 from src.models.simclr import Backbone, calibrate_batch_norm, fold_batch_norm
 from src.runtime import DeviceName, select_device, select_precision
 

@@ -22,9 +22,9 @@ from PIL import Image
 from dataset.load_dataset import Split, reload_dataset
 from src import artifacts
 from src.cli import run_script
-from src.confidence import confidence, temperature_of
+from src.clusters.confidence import confidence, temperature_of
 from src.export import to_onnx
-from src.predictor import Predictor
+from src.prediction.predictor import Predictor
 
 
 @dataclass(frozen=True)

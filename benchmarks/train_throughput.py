@@ -38,13 +38,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from src.augment import PIXEL_MEAN, PIXEL_STD, ViewSettings, draw, make_views
-from src.batches import ImageStore, TrainingBatches
 from src.cli import run_script
 from src.models.simclr import SimCLR, freeze_batch_norm, nt_xent
-from src.recipe import TrainConfig
-from src.run import make_optimizer, make_scaler
 from src.runtime import DeviceName, random_stream, select_device, select_precision
 from src.train import train_step
+from src.training.batches import ImageStore, TrainingBatches
+from src.training.recipe import TrainConfig
+from src.training.run import make_optimizer, make_scaler
 
 SIDE, WARM_UP = 96, 2
 

@@ -20,16 +20,16 @@ import numpy as np
 
 from src import artifacts
 from src.artifacts import CLUSTERING, EXTRACTION
-from src.baselines import load_baselines
 from src.cli import UserError, run_script
-from src.cluster_count import candidates, scan, scan_table
-from src.confidence import temperature_of
+from src.clusters.baselines import load_baselines
+from src.clusters.cluster_count import candidates, scan, scan_table
+from src.clusters.confidence import temperature_of
+from src.clusters.protocol import Protocol, Splits
+from src.clusters.reduction import PCA
 from src.evaluation import COLUMNS, class_table, summary_table
-from src.protocol import Protocol, Splits
-from src.reduction import PCA
 from src.runtime import git_commit, versions
-from src.stage_tracking import stage_tracker
-from src.wandb_run import WandbMode
+from src.tracking.stage import stage_tracker
+from src.tracking.wandb_run import WandbMode
 
 LOW_VARIANCE = 0.95
 

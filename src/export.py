@@ -35,7 +35,7 @@ from src import artifacts
 from src.augment import normalize
 from src.cli import RunError, UserError, run_script
 from src.models.simclr import Backbone
-from src.predictor import ClusterHead, Predictor
+from src.prediction.predictor import ClusterHead, Predictor
 
 OPSET = 18
 """The one that PyTorch's exporter writes without a conversion."""

@@ -17,7 +17,7 @@ from dataset.load_dataset import Dataset, Split, load_dataset
 from src import artifacts, checkpoint, distributed
 from src.artifacts import FEATURES, LABELS, UNTRAINED_FEATURES, Artifact
 from src.cli import UserError, run_script
-from src.encoder import TrainedBackbone, encode_into
+from src.models.encoder import TrainedBackbone, encode_into
 from src.runtime import (
     DeviceName,
     PrecisionName,

@@ -29,12 +29,12 @@ from dataset.load_dataset import reload_dataset
 from dataset.pictures import BadPicture
 from src import artifacts
 from src.cli import UserError, run_script
-from src.picture_stream import decode, find
-from src.prediction_output import Format, Montage, Near, Row, header, line, printable, sort_into
-from src.predictor import Predictor
+from src.prediction.output import Format, Montage, Near, Row, header, line, printable, sort_into
+from src.prediction.picture_stream import decode, find
+from src.prediction.predictor import Predictor
 from src.runtime import DeviceName, PrecisionName, progress
-from src.stage_tracking import stage_tracker
-from src.wandb_run import WandbMode
+from src.tracking.stage import stage_tracker
+from src.tracking.wandb_run import WandbMode
 
 SOME_NOT_READ = 3
 """Exit code."""

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import tyro
 
-from src import wandb_run
 from src.cli import RunError, UserError, run_script
+from src.tracking import wandb_run
 
 SYNC_SECONDS = 3600
 """For one directory."""

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from src import checkpoint, distributed, health
+from src import checkpoint, distributed
 from src.augment import make_views
-from src.batches import Batch
 from src.cli import run_script
-from src.metrics_log import MetricsLog
 from src.models.simclr import SimCLR, nt_xent
-from src.recipe import TrainConfig, plain
-from src.run import Run, Setup, fill, freeze, observer, resume, save, set_up, start
 from src.runtime import StopSignal, autocast, git_commit, gpu_utilization, progress
-from src.tracking import PREFIXES, Tracker
+from src.tracking.metrics_log import MetricsLog
+from src.tracking.tracker import PREFIXES, Tracker
+from src.training import health
+from src.training.batches import Batch
+from src.training.recipe import TrainConfig, plain
+from src.training.run import Run, Setup, fill, freeze, observer, resume, save, set_up, start
 
 
 def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from src import distributed
-from src.recipe import TrainConfig
-from src.run import freeze, set_up
 from src.train import begin, train_step
+from src.training.recipe import TrainConfig
+from src.training.run import freeze, set_up
 
 STEPS = 5
 

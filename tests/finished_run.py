@@ -11,7 +11,7 @@ from src.augment import normalize
 from src.clustering import ClusteringConfig
 from src.feature_extraction import ExtractionConfig
 from src.models.simclr import SimCLR, calibrate_batch_norm
-from src.recipe import TrainConfig, plain
+from src.training.recipe import TrainConfig, plain
 
 
 def write_checkpoint(

@@ -11,8 +11,8 @@ from dataset.load_dataset import load_dataset
 from src import artifacts
 from src.artifacts import EXTRACTION
 from src.cli import UserError
-from src.cluster_count import candidates, scan
 from src.clustering import ClusteringConfig, main
+from src.clusters.cluster_count import candidates, scan
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["ant", "bee", "cat"]

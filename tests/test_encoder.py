@@ -8,7 +8,7 @@ import torch
 from finished_run import write_checkpoint
 
 from src.checkpoint import file_name
-from src.encoder import TrainedBackbone, encode, encode_into
+from src.models.encoder import TrainedBackbone, encode, encode_into
 from src.models.simclr import Backbone, calibrate_batch_norm, fold_batch_norm
 
 CPU = torch.device("cpu")

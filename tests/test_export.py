@@ -21,7 +21,7 @@ from src import artifacts, export
 from src.artifacts import CLUSTER_TO_CLASS
 from src.cli import RunError, UserError
 from src.export import ExportConfig, main
-from src.predictor import Predictor
+from src.prediction.predictor import Predictor
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from dataset.load_dataset import load_dataset
 from dataset.pictures import BadPicture
-from src import artifacts, picture_stream
+from src import artifacts
 from src.artifacts import (
     ASSIGNMENTS,
     CENTROIDS,
@@ -28,11 +28,12 @@ from src.artifacts import (
     REDUCED,
 )
 from src.cli import UserError
-from src.confidence import confidence, fit_temperature
+from src.clusters.confidence import confidence, fit_temperature
 from src.inference import InferenceConfig, main
-from src.picture_stream import decode, find
-from src.prediction_output import sort_into
-from src.predictor import Predictions, Predictor
+from src.prediction import picture_stream
+from src.prediction.output import sort_into
+from src.prediction.picture_stream import decode, find
+from src.prediction.predictor import Predictions, Predictor
 
 ROOT = Path(__file__).parents[1]
 

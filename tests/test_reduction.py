@@ -4,8 +4,8 @@ from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 
 from src.cli import UserError
+from src.clusters.reduction import fit_pca, normalized
 from src.evaluation import effective_rank
-from src.reduction import fit_pca, normalized
 
 
 def features(rows: int, dim: int) -> np.ndarray:

@@ -14,9 +14,10 @@ from PIL import Image
 from pixel_run import everything, pixel_run
 
 from dataset.load_dataset import load_dataset
-from src import artifacts, thumbnails
-from src.report import script_json
-from src.report_sections import ticks
+from src import artifacts
+from src.visualization import thumbnails
+from src.visualization.report import script_json
+from src.visualization.report_sections import ticks
 from visualize_features import VisualizeConfig, main
 
 # Not wait_for_function: under load that falls back on eval, which the page forbids.

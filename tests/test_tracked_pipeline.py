@@ -19,9 +19,9 @@ from PIL import Image
 
 from dataset.load_dataset import load_dataset
 from src import artifacts, checkpoint
-from src.metrics_log import read_metrics
-from src.recipe import TrainConfig
 from src.runtime import git_commit
+from src.tracking.metrics_log import read_metrics
+from src.training.recipe import TrainConfig
 from tests.tracking_tools import (
     clean_environment,
     in_order,

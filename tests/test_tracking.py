@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from src.metrics_log import MetricsLog
+from src.tracking.metrics_log import MetricsLog
 from tests.fake_wandb_server import FakeServer
 from tests.tracking_tools import (
     KEY,

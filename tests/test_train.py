@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from src import checkpoint, health, run, train
+from src import checkpoint, train
 from src.cli import RunError, UserError
-from src.recipe import TrainConfig
-from src.run import calibrate, make_optimizer, make_scaler, set_up, start
 from src.train import learning_rate, main, train_step
+from src.training import health, run
+from src.training.recipe import TrainConfig
+from src.training.run import calibrate, make_optimizer, make_scaler, set_up, start
 
 
 @pytest.fixture

@@ -17,13 +17,14 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 from dataset.load_dataset import load_dataset
-from src import artifacts, figures, projection, thumbnails
+from src import artifacts
 from src.cli import UserError
-from src.map_figure import projection_map
-from src.palette import BASE, cluster_colours, colours
-from src.projection import project
-from src.report import nearest
-from src.results import load_results, pictures
+from src.visualization import figures, projection, thumbnails
+from src.visualization.map_figure import projection_map
+from src.visualization.palette import BASE, cluster_colours, colours
+from src.visualization.projection import project
+from src.visualization.report import nearest
+from src.visualization.results import load_results, pictures
 from visualize_features import silhouettes
 
 RECORDS = [

@@ -12,10 +12,10 @@ from torchvision.models import ResNet18_Weights
 
 from src import checkpoint, train
 from src.cli import UserError
-from src.encoder import TrainedBackbone, encode
+from src.models.encoder import TrainedBackbone, encode
 from src.models.simclr import Backbone
-from src.recipe import TrainConfig
-from src.weights import load_weights
+from src.models.weights import load_weights
+from src.training.recipe import TrainConfig
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src import tracking, wandb_run
-from src.metrics_log import MetricsLog
-from src.tracking import Tracker
+from src.tracking import tracker as tracking
+from src.tracking import wandb_run
+from src.tracking.metrics_log import MetricsLog
+from src.tracking.tracker import Tracker
 
 DEFAULTS = {
     "mode": "auto",

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from src.figures import WIDTH, short
-from src.palette import UNKNOWN, cluster_colours, colours
+from src.visualization.figures import WIDTH, short
+from src.visualization.palette import UNKNOWN, cluster_colours, colours
 
 TITLE, LINE = 0.35, 0.18
 """Inches: above a map, and of a line in the legend below it."""

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from src.evaluation import BASELINES, COLUMNS
-from src.figures import curve
-from src.metrics_log import Record
-from src.results import Results
+from src.tracking.metrics_log import Record
+from src.visualization.figures import curve
+from src.visualization.results import Results
 
 CHARTS = {
     "Loss": ["epoch loss"],

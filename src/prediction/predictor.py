@@ -1,6 +1,6 @@
 """New pictures to clusters: the backbone, the PCA and the centroids of one finished run.
 
-    from src.predictor import Predictor
+    from src.prediction.predictor import Predictor
 
     predictor = Predictor.load("features")
     found = predictor.predict(["a.jpg", "b.png"])      # or uint8 images (N, 3, S, S)
@@ -31,10 +31,10 @@ from src.artifacts import (
     PCA_MEAN,
 )
 from src.cli import UserError
-from src.confidence import confidence, squared_distances
-from src.encoder import TrainedBackbone, encode
+from src.clusters.confidence import confidence, squared_distances
+from src.models.encoder import TrainedBackbone, encode
 from src.models.simclr import Backbone
-from src.picture_stream import decode
+from src.prediction.picture_stream import decode
 from src.runtime import DeviceName, PrecisionName, select_device, select_precision
 
 
@@ -45,7 +45,7 @@ class Predictions:
     clusters: np.ndarray
     """int64 (N,), the nearest centroid."""
     confidence: np.ndarray
-    """float32 (N,), from 1/K to 1; see `src/confidence.py`."""
+    """float32 (N,), from 1/K to 1; see `src/clusters/confidence.py`."""
     distances: np.ndarray
     """float32 (N, K), Euclidean, to every centroid in the space of the principal components."""
 
@@ -56,7 +56,7 @@ class ClusterHead(nn.Module):
     Args:
         mean_D, components_PD, centroids_KP: what the clustering stage stored.
         l2_normalize: whether it scaled the features to length 1 first.
-        temperature: see `src/confidence.py`.
+        temperature: see `src/clusters/confidence.py`.
     """
 
     mean: Tensor

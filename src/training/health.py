@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dataset.load_dataset import Dataset, Split
 from src.cli import RunError
-from src.encoder import encode_all
 from src.evaluation import effective_rank, hungarian_accuracy, kmeans, knn_accuracy
+from src.models.encoder import encode_all
 from src.models.simclr import SimCLR
 from src.runtime import autocast
 

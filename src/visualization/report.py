@@ -12,12 +12,12 @@ import torch
 
 from dataset.load_dataset import Dataset
 from src.artifacts import replacing
-from src.metrics_log import Record
-from src.palette import UNKNOWN, colours
-from src.report_sections import how_made, metrics_table, training_charts
-from src.results import Results, pictures
 from src.runtime import progress
-from src.thumbnails import COLUMNS, Sheets, make_sheets
+from src.tracking.metrics_log import Record
+from src.visualization.palette import UNKNOWN, colours
+from src.visualization.report_sections import how_made, metrics_table, training_charts
+from src.visualization.results import Results, pictures
+from src.visualization.thumbnails import COLUMNS, Sheets, make_sheets
 
 PARTS = Path(__file__).parent / "report_page"
 SCRIPTS = ("data.js", "map.js", "panels.js")

@@ -9,7 +9,7 @@ import numpy as np
 from dataset.load_dataset import Dataset
 from src import artifacts
 from src.cli import UserError
-from src.palette import cluster_colours
+from src.visualization.palette import cluster_colours
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from src.palette import BASE
+from src.visualization.palette import BASE
 
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",

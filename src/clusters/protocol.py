@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import KMeans
 
+from src.clusters.reduction import PCA, fit_pca
 from src.evaluation import (
     external_metrics,
     hungarian_match,
@@ -16,7 +17,6 @@ from src.evaluation import (
     kmeans,
     knn_accuracy,
 )
-from src.reduction import PCA, fit_pca
 
 Splits = dict[str, np.ndarray]
 """An array for each split."""

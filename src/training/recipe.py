@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from dataset.load_dataset import DatasetName
 from src.augment import ViewSettings
-from src.batches import Placement
 from src.cli import UserError
 from src.models.simclr import Architecture, BatchNorm
+from src.models.weights import WeightsName
 from src.runtime import DeviceName, PrecisionName
-from src.wandb_run import WandbMode
-from src.weights import WeightsName
+from src.tracking.wandb_run import WandbMode
+from src.training.batches import Placement
 
 SplitName = Literal["unlabeled", "train", "test"]
 

@@ -11,11 +11,10 @@ from torch.amp.grad_scaler import GradScaler
 
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.stl10_archive import ensure_stl10
-from src import checkpoint, distributed, health
-from src.batches import CALIBRATION, INITIAL_WEIGHTS, PROBE, ImageStore, TrainingBatches
+from src import checkpoint, distributed
 from src.cli import UserError
 from src.models.simclr import SimCLR, calibrate_batch_norm, freeze_batch_norm
-from src.recipe import FREE_TO_CHANGE, TrainConfig, check, plain
+from src.models.weights import load_weights
 from src.runtime import (
     autocast,
     git_commit,
@@ -25,7 +24,9 @@ from src.runtime import (
     select_precision,
     versions,
 )
-from src.weights import load_weights
+from src.training import health
+from src.training.batches import CALIBRATION, INITIAL_WEIGHTS, PROBE, ImageStore, TrainingBatches
+from src.training.recipe import FREE_TO_CHANGE, TrainConfig, check, plain
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from src.runtime import git_commit
-from src.tracking import Tracker
-from src.wandb_run import WandbMode
+from src.tracking.tracker import Tracker
+from src.tracking.wandb_run import WandbMode
 
 
 def stage_tracker(

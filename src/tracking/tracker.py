@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from src import wandb_run
-from src.wandb_run import WandbMode
+from src.tracking import wandb_run
+from src.tracking.wandb_run import WandbMode
 
 PROJECT = "simclr-clusters"
 
