@@ -94,7 +94,9 @@ def random_stream(*key: int) -> torch.Generator:
 
 def one_ahead(load: Callable[[Key], Value], keys: Iterable[Key]) -> Iterator[Value]:
     """`load(key)` for every key, in order; a thread loads the next while this one is used."""
-    with ThreadPoolExecutor(max_workers=1) as loader:
+    # A thread begins on the first GPU, whichever is this process's; -1 is none.
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else -1
+    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(gpu,)) as loader:
         upcoming = None
         for key in keys:
             loading = loader.submit(load, key)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from conftest import ROOT, environment
 from test_faults import EPOCHS, command, wait_for_steps
 
 from src import checkpoint
+from src.runtime import one_ahead
 
 
 def torchrun(processes: int, script: Path, *arguments: object, **more: object) -> list[str]:
@@ -157,3 +159,15 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(stl10_dir: Path, tmp_path:
     done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "--batch-size 16 cannot be shared out evenly among 3 processes" in done.stderr
+
+
+def test_the_loading_thread_is_on_the_gpu_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_of = {}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda gpu: gpu_of.setdefault(threading.get_ident(), gpu)
+    )
+    threads = list(one_ahead(lambda _: threading.get_ident(), range(3)))
+    assert gpu_of == {threads[0]: 3}
+    assert threads[0] != threading.get_ident()
