@@ -88,7 +88,7 @@ class Pictures(Dataset):
 
 def torchvision_views() -> Callable[[Image.Image], tuple[Tensor, Tensor]]:
     view = v2.Compose([
-        v2.RandomResizedCrop(SIDE, scale=(TrainConfig.crop_min, 1.0)),
+        v2.RandomResizedCrop(SIDE, scale=(ViewSettings.crop_min, 1.0)),
         v2.RandomHorizontalFlip(),
         v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
         v2.RandomGrayscale(0.2),

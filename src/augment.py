@@ -46,23 +46,24 @@ class ViewSettings:
     """How far two views of an image may differ."""
 
     crop_min: float = 0.2
-    """Smallest part of the image's area that a crop keeps; the largest is all of it."""
+    """Smallest part of an image's area that a view shows; the largest is all of it."""
     flip: float = 0.5
-    """Probability of a mirror image."""
+    """Probability that a view is mirrored."""
     jitter: float = 0.5
-    """Strength s of ColorJitter(0.8 s, 0.8 s, 0.8 s, 0.2 s), applied with probability 0.8."""
+    """Strength s of the colour jitter, with probability 0.8: brightness, contrast and saturation
+    by up to 0.8 s, hue by up to 0.2 s."""
     grey: float = 0.2
-    """Probability of losing all colour."""
+    """Probability that a view has no colour."""
     blur: float = 0.5
     """Probability of a Gaussian blur: sigma 0.1 to 2 pixels, kernel a tenth of the side."""
     rotation: float = 0.0
-    """Largest rotation to either side, in degrees."""
+    """Largest rotation of a view to either side, in degrees."""
     shear: float = 0.0
-    """Largest slant to either side, in degrees."""
+    """Largest slant of a view to either side, in degrees."""
     shift: float = 0.0
-    """Largest shift along each axis, as a part of the side."""
+    """Largest shift of a view along each axis, as a part of its side."""
     zoom: float = 0.0
-    """Largest change of size, each way: 0.1 is 1/1.1 to 1.1."""
+    """Largest change of a view's size, each way: 0.1 is 1/1.1 to 1.1."""
 
     @property
     def is_affine(self) -> bool:

@@ -1,6 +1,7 @@
 """The architecture: scripts stand on leaves, and never on each other."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -49,3 +50,11 @@ def test_only_artifacts_spells_the_files_of_the_contract() -> None:
                 assert not (node.value.endswith(".npy") and "\n" not in node.value), (
                     f"{file.name}: {node.value}"
                 )
+
+
+def test_every_folder_of_modules_is_installed() -> None:
+    """An editable installation, which is all that the other tests see, would not miss one."""
+    packages = re.search(r"packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
+    assert packages is not None
+    listed = set(re.findall(r'"([\w.]+)"', packages[1]))
+    assert listed >= {module(file).rpartition(".")[0] for file in SOURCES} - {""}

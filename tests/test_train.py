@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from src import checkpoint, train
+from src.augment import ViewSettings
 from src.cli import RunError, UserError
 from src.train import learning_rate, main, train_step
 from src.training import health, run
@@ -232,7 +233,7 @@ def test_resuming_refuses_what_would_make_another_run(
     [
         ({"epochs": 0}, "--epochs"),
         ({"batch_size": 1000}, "more than the 60 images"),
-        ({"crop_min": 0.0}, "--crop-min"),
+        ({"views": ViewSettings(crop_min=0.0)}, "--crop-min"),
         ({"train_on": ("nowhere",)}, "--train-on"),
         ({"data_dir": Path("nowhere")}, "nowhere"),
     ],

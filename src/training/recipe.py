@@ -1,9 +1,11 @@
 """The recipe of a training run: every flag of src/train.py, and each dataset's own defaults."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import tyro
 
 from dataset.load_dataset import DatasetName
 from src.augment import ViewSettings
@@ -39,29 +41,12 @@ class TrainConfig:
     bn: BatchNorm = "frozen"
     """Batch norm: statistics frozen for good after the warm-up (with standardised weights), or
     those of every batch."""
-
     weights: WeightsName | Path = "none"
     """Where the backbone starts: random, torchvision's for ImageNet (learned with labels), or a
     file with a state dict. With weights from elsewhere, their batch-norm statistics are frozen."""
 
-    crop_min: float = 0.2
-    """Smallest part of an image that a view shows."""
-    flip: float = 0.5
-    """Probability that a view is mirrored."""
-    jitter: float = 0.5
-    """Strength of the colour jitter."""
-    grey: float = 0.2
-    """Probability that a view has no colour."""
-    blur: float = 0.5
-    """Probability that a view is blurred."""
-    rotation: float = 0.0
-    """Largest rotation of a view, in degrees."""
-    shear: float = 0.0
-    """Largest slant of a view, in degrees."""
-    shift: float = 0.0
-    """Largest shift of a view, as a part of its side."""
-    zoom: float = 0.0
-    """Largest change of a view's size: 0.1 is 1/1.1 to 1.1."""
+    views: tyro.conf.OmitArgPrefixes[ViewSettings] = field(default_factory=ViewSettings)
+    """What the two views of an image are."""
 
     temperature: float = 0.2
     """NT-Xent's tau."""
@@ -117,11 +102,6 @@ class TrainConfig:
         return cls(**{**own, **({"dataset": dataset} if dataset else {}), **changes})
 
     @property
-    def views(self) -> ViewSettings:
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(ViewSettings)}
-        return ViewSettings(**own)
-
-    @property
     def pretrained(self) -> bool:
         return self.weights != "none"
 
@@ -133,14 +113,10 @@ class TrainConfig:
 DIGITS: dict[str, Any] = {
     "image_size": 32,
     "arch": "resnet18",
-    "crop_min": 1.0,
-    "flip": 0.0,
-    "jitter": 0.6,
-    "grey": 0.0,
-    "rotation": 20.0,
-    "shear": 15.0,
-    "shift": 0.1,
-    "zoom": 0.2,
+    "views": ViewSettings(
+        crop_min=1.0, flip=0.0, jitter=0.6, grey=0.0,
+        rotation=20.0, shear=15.0, shift=0.1, zoom=0.2,
+    ),
     "temperature": 0.5,
     "batch_size": 128,
     "epochs": 24,
@@ -148,7 +124,7 @@ DIGITS: dict[str, Any] = {
     "checkpoint_every": 12,
     "monitor_every": 4,
     "log_every": 10,
-}
+}  # fmt: skip
 
 FREE_TO_CHANGE = {
     *("data_dir", "cache_dir", "checkpoint_dir", "wandb", "wandb_dir", "fresh", "keep"),
@@ -165,9 +141,9 @@ def check(config: TrainConfig) -> None:
         if not getattr(config, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0")
     for name in ("flip", "grey", "blur"):
-        if not 0 <= getattr(config, name) <= 1:
+        if not 0 <= getattr(config.views, name) <= 1:
             raise UserError(f"--{name} is a probability: 0 to 1")
-    if not 0 < config.crop_min <= 1:
+    if not 0 < config.views.crop_min <= 1:
         raise UserError("--crop-min must be above 0 and at most 1")
     if config.keep is not None and config.keep < 1:
         raise UserError("--keep must be at least 1")
@@ -178,5 +154,6 @@ def check(config: TrainConfig) -> None:
 def plain(config: TrainConfig) -> dict[str, Any]:
     """The flags as built-in types, as they go into a checkpoint."""
     flags = dataclasses.asdict(config)
+    flags |= flags.pop("views")
     paths = {name: str(value) for name, value in flags.items() if isinstance(value, Path)}
     return {**flags, **paths, "train_on": list(config.train_on)}
