@@ -100,9 +100,8 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
     # Folding frozen batch norm into the convolutions is arithmetic on constants: done here, once.
     everything = 1 << 31
     optimizer.optimize_ir(program.model, input_size_limit=everything, output_size_limit=everything)
-    ClearMetadataAndDocStringPass()(
-        program.model
-    )  # the exporter's notes, with this machine's paths
+    # The exporter's notes hold paths of this machine.
+    ClearMetadataAndDocStringPass()(program.model)
     model = program.model_proto
     onnx.helper.set_model_props(model, _metadata(predictor))
     onnx.checker.check_model(model, full_check=True)
