@@ -46,7 +46,7 @@ class TrainConfig:
     file with a state dict. With weights from elsewhere, their batch-norm statistics are frozen."""
 
     views: tyro.conf.OmitArgPrefixes[ViewSettings] = field(default_factory=ViewSettings)
-    """What the two views of an image are."""
+    """How far the two views of an image may differ."""
 
     temperature: float = 0.2
     """NT-Xent's tau."""
