@@ -125,7 +125,7 @@ def replacing(file: Path) -> Iterator[Path]:
     """A temporary path beside `file`; it is flushed to disk and renamed over `file` when the
     block ends well, and removed when it does not."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
+    temporary = temporary_path(file)
     try:
         yield temporary
         sync(temporary)
@@ -133,6 +133,11 @@ def replacing(file: Path) -> Iterator[Path]:
         sync(file.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_path(file: Path) -> Path:
+    """Where `file` is while it is being written; it stays there if the process is killed."""
+    return file.with_name(f".{file.name}.tmp")
 
 
 def sync(file: Path) -> None:

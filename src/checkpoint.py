@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from src.artifacts import replacing
+from src.artifacts import replacing, temporary_path
 from src.cli import RunError, UserError
 
 FORMAT = "simclr checkpoint, version 1"
@@ -66,12 +66,19 @@ class Saver:
     """Writes checkpoints in a thread of its own, one after the other: training goes on meanwhile,
     and its tensors may change as soon as `save` returns.
 
-    An error comes out of the next call, of `save` or of `wait`.
+    An error comes out of the next call, of `save` or of `wait`. Used as a context manager, it
+    waits at the end, whatever ended the block: what had begun becomes a checkpoint.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
 
     def save(self, file: Path, state: dict[str, Any], keep: int | None) -> None:
         """Begin to write `state`, and to `prune` when it is written."""
@@ -171,7 +178,8 @@ def set_aside(directory: Path) -> Path | None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the directory for one trainer; the system lets go of it when the process dies."""
+    """Hold the directory for one trainer, without what a killed one had only half written; the
+    system lets go of it when the process dies."""
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / ".lock")
     try:
@@ -182,6 +190,8 @@ def locked(directory: Path) -> Iterator[None]:
             "--checkpoint-dir"
         ) from None
     try:
+        for half in directory.glob(temporary_path(Path("simclr_epoch_*.pt")).name):
+            half.unlink()
         yield
     finally:
         lock.release()

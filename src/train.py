@@ -174,6 +174,7 @@ def lead(setup: Setup, stop: StopSignal) -> int:
         is_new = not run.tracking
         group = run.tracking.get("group") or f"{config.dataset}-{secrets.token_hex(4)}"
         with (
+            run.saver,
             MetricsLog(directory / checkpoint.METRICS_LOG, keep_until_step=run.step) as metrics,
             Tracker(
                 config.wandb,

@@ -155,6 +155,17 @@ with checkpoint.locked(Path({str(tmp_path)!r})):
         pass
 
 
+def test_what_a_killed_trainer_had_half_written_goes_away(saved: Path) -> None:
+    half = saved.with_name(f".{checkpoint.file_name(3, 7)}.tmp")
+    half.write_bytes(saved.read_bytes()[:100])
+    foreign = saved.with_name(".somebody_elses.tmp")
+    foreign.touch()
+    with checkpoint.locked(saved.parent):
+        assert not half.exists()
+    assert foreign.exists()
+    assert checkpoint.listed(saved.parent) == [saved]
+
+
 def test_set_aside_keeps_everything(saved: Path) -> None:
     (saved.parent / checkpoint.METRICS_LOG).write_text("{}\n")
     aside = checkpoint.set_aside(saved.parent)
@@ -182,3 +193,16 @@ def test_a_saver_tells_of_an_error_with_its_next_call(tmp_path: Path) -> None:
         saver.wait()
     saver.wait()
     assert not checkpoint.listed(tmp_path)
+
+
+def test_a_saver_finishes_what_had_begun_when_an_error_ends_the_block(tmp_path: Path) -> None:
+    file = tmp_path / checkpoint.file_name(1)
+
+    def fails() -> None:
+        with checkpoint.Saver() as saver:
+            saver.save(file, {"weights": torch.zeros(1_000_000)}, keep=None)
+            raise RunError("lost the others")
+
+    with pytest.raises(RunError, match="lost the others"):
+        fails()
+    assert checkpoint.load(file)["weights"].shape == (1_000_000,)

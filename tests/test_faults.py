@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, environment, wait_for_steps
 
-from src import checkpoint
+from src import artifacts, checkpoint
 
 EPOCHS = 4
 TIMINGS = ("images_per_second", "seconds_left")
@@ -133,15 +133,22 @@ def test_sigkill_twenty_times(stl10_dir: Path, tmp_path: Path, undisturbed: Path
     assert_same_run(tmp_path, undisturbed)
 
 
+def wait_for_writing(directory: Path, epoch: int, process: subprocess.Popen[str]) -> Path:
+    """Until the checkpoint after `epoch` is being written; returns the temporary file."""
+    wait_for_steps(directory, epoch, process)
+    deadline = time.monotonic() + 60
+    final = directory / checkpoint.file_name(epoch)
+    temporary = artifacts.temporary_path(final)
+    while not (temporary.exists() or final.exists()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return temporary
+
+
 def test_killed_while_a_checkpoint_is_written(
     stl10_dir: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
     process = begin(stl10_dir, tmp_path)
-    wait_for_steps(tmp_path, 3, process)
-    deadline = time.monotonic() + 60
-    temporary = tmp_path / f".{checkpoint.file_name(2)}.tmp"
-    while not temporary.exists() and time.monotonic() < deadline:
-        time.sleep(0.001)
+    temporary = wait_for_writing(tmp_path, 2, process)
     process.kill()
     process.communicate()
     assert temporary.exists()
