@@ -23,7 +23,7 @@ run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten d
 	$(PY) src/feature_extraction.py --untrained $(CHECKPOINTS) $(FEATURES)
 	$(PY) src/clustering.py --baselines $(FEATURES)
 	$(PY) src/inference.py $(FEATURES)
-	$(PY) visualize_features.py $(CHECKPOINTS) $(FEATURES)
+	$(PY) visualize_features.py $(FEATURES)
 
 test: $(VENV)/installed-dev  ## the tests: CPU, no network, a few minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2

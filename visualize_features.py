@@ -29,7 +29,13 @@ from src.tracking.stage import stage_tracker
 from src.tracking.wandb_run import WandbMode
 from src.visualization import figures
 from src.visualization.map_figure import projection_map
-from src.visualization.projection import FIT_POINTS, TITLES, ProjectionName, project
+from src.visualization.projection import (
+    FIT_POINTS,
+    TITLES,
+    ProjectionName,
+    enough_to_arrange,
+    project,
+)
 from src.visualization.report import Page, write_report
 from src.visualization.results import Results, load_results, pictures
 
@@ -43,8 +49,8 @@ PICTURES = 8
 class VisualizeConfig:
     feature_dir: Path = Path("features")
     """Where features and clusters are; figures and report go there too."""
-    checkpoint_dir: Path = Path("checkpoints")
-    """Where training left its log."""
+    checkpoint_dir: Path | None = None
+    """Where training left its log; None takes the place of the checkpoint of the features."""
     data_dir: Path | None = None
     """Where the images are; None takes the place that the features were extracted from."""
     format: Literal["png", "pdf"] = "png"
@@ -63,13 +69,16 @@ def main(config: VisualizeConfig) -> None:
     started = time.monotonic()
     results = load_results(config.feature_dir)
     dataset = images_or_none(results, config)
-    records = read_metrics(config.checkpoint_dir / checkpoint.METRICS_LOG)
+    trained = Path(results.extraction["checkpoint"]["file"]).parent
+    log = (config.checkpoint_dir or trained) / checkpoint.METRICS_LOG
+    records = read_metrics(log)
     if not records:
-        print(f"note: no training log in {config.checkpoint_dir}: no training curves")
-    print(f"{TITLES[config.projection]} of {len(results.x_NP):,} images")
-    if len(results.x_NP) > FIT_POINTS and config.projection != "pca":
+        print(f"note: no training log in {log.parent}: no training curves")
+    method = config.projection if enough_to_arrange(results.x_NP) else "pca"
+    print(f"{TITLES[method]} of {len(results.x_NP):,} images")
+    if len(results.x_NP) > FIT_POINTS and method != "pca":
         print(f"note: it arranges {FIT_POINTS:,} of them, the others join their neighbours there")
-    xy_N2 = project(results.x_NP, config.projection, config.seed)
+    xy_N2 = project(results.x_NP, method, config.seed)
 
     folder = config.feature_dir / artifacts.FIGURES
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,14 +89,14 @@ def main(config: VisualizeConfig) -> None:
             config.wandb, config.wandb_dir, "visualization", config, results.extraction
         ) as tracker,
     ):
-        for name, figure in draw(results, dataset, records, xy_N2, TITLES[config.projection]):
+        for name, figure in draw(results, dataset, records, xy_N2, TITLES[method]):
             files[name] = folder / f"{name}.{config.format}"
             with artifacts.replacing(files[name]) as temporary:
                 figure.savefig(temporary, format=config.format)
             if config.wandb != "disabled":  # it takes no PDF
                 picture = files[name] if config.format == "png" else pixels(figure)
                 tracker.image(f"figures/{name}", picture)
-    page = Page(results, xy_N2, TITLES[config.projection], records, dataset, config.seed)
+    page = Page(results, xy_N2, TITLES[method], records, dataset, config.seed)
     report = write_report(config.feature_dir / artifacts.REPORT, page)
 
     print(summary_table(results.metrics))

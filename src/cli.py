@@ -17,6 +17,7 @@ Config = TypeVar("Config")
 NOT_OURS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no room
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # no permission
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),  # a file where a folder should be, or the reverse
 }
 """Errors of the operating system that a person can do something about, and this code cannot."""
 
@@ -75,6 +76,12 @@ def parse(config: type[Config], arguments: list[str], prog: str, about: str) -> 
         if left.code:
             _complain(prog, f"{_first_message(complaint.getvalue())} (see --help)", 2)
         raise
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError where NumPy or scikit-learn would not take it."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: it must be from 0 to {2**32 - 1}")
 
 
 def _default(config: type[Config], arguments: list[str]) -> Any:

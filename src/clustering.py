@@ -20,7 +20,7 @@ import numpy as np
 
 from src import artifacts
 from src.artifacts import CLUSTERING, EXTRACTION
-from src.cli import UserError, run_script
+from src.cli import UserError, check_seed, run_script
 from src.clusters.baselines import load_baselines
 from src.clusters.cluster_count import candidates, scan, scan_table
 from src.clusters.confidence import temperature_of
@@ -123,10 +123,11 @@ def _check(config: ClusteringConfig) -> None:
         ("--components", config.components, 1),
         ("--restarts", config.restarts, 1),
         ("--seeds", 2 if config.seeds is None else config.seeds, 2),
-        ("--seed", config.seed, 0),
     ):
         if value < least:
             raise UserError(f"{flag} {value}: it must be at least {least}")
+    check_seed(config.seed)
+    check_seed(config.seed + (config.seeds or 1) - 1)
     candidates(config.clusters, classes=0)  # refuses what is no number, range or auto
 
 

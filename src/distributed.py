@@ -37,15 +37,12 @@ def joined() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    on_cuda = torch.cuda.is_available()
-    if on_cuda and local_rank() >= torch.cuda.device_count():
-        raise RunError(f"torchrun started more processes than {torch.cuda.device_count()} GPUs")
     # torchrun keeps one store for all its restarts on a node (PyTorch issue 135712): under the
     # same keys a process would find the addresses of those that died.
     store, own, count = next(iter(rendezvous("env://", timeout=PATIENCE)))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine() else "0"
+    attempt = restarts() if one_machine() else 0
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         store=PrefixStore(f"attempt {attempt}", store), rank=own, world_size=count,
         timeout=PATIENCE,
     )  # fmt: skip
@@ -78,6 +75,11 @@ def local_rank() -> int:
 def one_machine() -> bool:
     """Whether torchrun has all its processes here; several machines count restarts apart."""
     return os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+
+
+def restarts() -> int:
+    """How often torchrun has started the job again after a process died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def is_main() -> bool:

@@ -6,6 +6,7 @@ Labels of -1 mean that nobody knows the class; the caller leaves those images ou
 """
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -230,15 +231,9 @@ def summary_table(metrics: dict[str, Any]) -> str:
 
     A dash stands for what is undefined, or needs labels that a split does not have.
     """
-    kinds = {"learned features": metrics["splits"]} | {
-        BASELINES[name]: part["splits"] for name, part in metrics.get("baselines", {}).items()
-    }
     rows = [["", "split", *COLUMNS.values()]]
-    for split in metrics["splits"]:
-        for kind, splits in kinds.items():
-            if split in splits:
-                numbers = [_number(splits[split].get(column)) for column in COLUMNS]
-                rows.append([kind, split, *numbers])
+    for kind, split, scores in score_rows(metrics):
+        rows.append([kind, split, *(_number(scores.get(column)) for column in COLUMNS)])
     table = aligned(rows, left=2)
     named_on = metrics["kmeans"]["named_on"]
     if named_on is None:
@@ -252,6 +247,17 @@ def summary_table(metrics: dict[str, Any]) -> str:
                 f"\nWith the clusters named on {named_on}, {split} has an accuracy of {accuracy}."
             )
     return table
+
+
+def score_rows(metrics: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Kind of features, split and scores in metrics.json, the kinds of a split together."""
+    kinds = {"learned features": metrics["splits"]} | {
+        BASELINES[name]: part["splits"] for name, part in metrics.get("baselines", {}).items()
+    }
+    for split in metrics["splits"]:
+        for kind, splits in kinds.items():
+            if split in splits:
+                yield kind, split, splits[split]
 
 
 def class_table(per_class: dict[str, dict[str, float]]) -> str:

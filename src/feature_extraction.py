@@ -77,7 +77,7 @@ def extract_all(config: ExtractionConfig) -> None:
     if config.untrained:
         file = trained.file.with_name(checkpoint.file_name(0))
         untrained = TrainedBackbone.load(file, config.checkpoint_dir, device)
-        extract(untrained, compared(dataset), UNTRAINED_FEATURES, config, dtype)
+        extract(untrained, dataset.splits, UNTRAINED_FEATURES, config, dtype)
     if distributed.is_main():
         record(trained, dataset, data_dir, cache_dir, dtype, directory)
 
@@ -125,12 +125,6 @@ def record(
     artifacts.record(
         directory, artifacts.EXTRACTION, part | {"commit": git_commit(), "versions": versions()}
     )
-
-
-def compared(dataset: Dataset) -> dict[str, Split]:
-    """The splits that baselines are shown on: those with labels, and train; else all."""
-    splits = {n: s for n, s in dataset.splits.items() if s.labels is not None or n == "train"}
-    return splits or dataset.splits
 
 
 def extract(

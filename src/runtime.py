@@ -1,11 +1,15 @@
 """What a script runs on: device, precision, random streams, signals, progress."""
 
 import ctypes
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Literal, TypeVar
@@ -23,7 +27,11 @@ Value = TypeVar("Value")
 DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES: dict[PrecisionName, torch.dtype] = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}
 
 
 def select_device(name: DeviceName) -> torch.device:
@@ -40,8 +48,11 @@ def select_device(name: DeviceName) -> torch.device:
     if name == "cpu":
         keep_freed_memory()
     if name == "cuda":
-        torch.cuda.set_device(distributed.local_rank())
-        return torch.device("cuda", distributed.local_rank())
+        own, count = distributed.local_rank(), torch.cuda.device_count()
+        if own >= count:
+            raise UserError(f"torchrun started more processes here than there are GPUs: {count}")
+        torch.cuda.set_device(own)
+        return torch.device("cuda", own)
     return torch.device(name)
 
 
@@ -75,6 +86,28 @@ def select_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
     if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
         return torch.bfloat16
     return torch.float32
+
+
+def precision_name(dtype: torch.dtype) -> PrecisionName:
+    return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+def can_compile() -> bool:
+    """Whether torch.compile can build what it needs for a GPU; a note says what is missing.
+
+    Triton compiles its launcher in C against Python's headers.
+    """
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    if find_spec("triton") is None:
+        missing = "Triton"
+    elif not any(map(shutil.which, compilers)):
+        missing = "a C compiler"
+    elif not Path(sysconfig.get_path("include"), "Python.h").exists():
+        missing = "Python's headers"
+    else:
+        return True
+    print(f"note: training without torch.compile, which needs {missing}")
+    return False
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -147,7 +180,7 @@ def gpu_utilization(device: torch.device) -> float | None:
         return None
     try:
         return float(torch.cuda.utilization(device))
-    except (ModuleNotFoundError, RuntimeError):  # needs nvidia-ml-py and a driver that answers
+    except Exception:  # no nvidia-ml-py, no driver that answers, or NVML's own errors, as with MIG
         return None
 
 

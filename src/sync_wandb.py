@@ -94,7 +94,10 @@ def is_running(log: Path) -> bool:
     """Whether the log was written to just now and says nothing of an end."""
     if time.time() - log.stat().st_mtime > LIVE_SECONDS:
         return False
-    return not wandb_run.has_ended(log)
+    try:
+        return not wandb_run.has_ended(log)
+    except subprocess.SubprocessError:  # damaged: the upload says how
+        return False
 
 
 def upload(log: Path) -> list[str]:

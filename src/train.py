@@ -23,7 +23,14 @@ from src import checkpoint, distributed
 from src.augment import make_views
 from src.cli import run_script
 from src.models.simclr import SimCLR, nt_xent
-from src.runtime import StopSignal, autocast, git_commit, gpu_utilization, progress
+from src.runtime import (
+    StopSignal,
+    autocast,
+    can_compile,
+    git_commit,
+    gpu_utilization,
+    progress,
+)
 from src.tracking.metrics_log import MetricsLog
 from src.tracking.tracker import PREFIXES, Tracker
 from src.training import health
@@ -66,7 +73,7 @@ def train_step(
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
     scaler.step(optimizer)
-    scaler.update()
+    scaler.update(None if dtype == torch.float16 else 1.0)
     optimizer.zero_grad()
     return distributed.mean(torch.stack(losses).sum()), norm
 
@@ -77,7 +84,7 @@ def train(run: Run, setup: Setup, log: Callable[[dict[str, Any]], None], stop: S
     peak = config.learning_rate * math.sqrt(config.images_per_step / 256)
     on_cuda = setup.device.type == "cuda"
     network: Any = distributed.shared(run.model, setup.device)
-    if config.compile == "on" or (config.compile == "auto" and on_cuda):
+    if config.compile == "on" or (config.compile == "auto" and on_cuda and can_compile()):
         network = torch.compile(network)
     observe = observer(setup) if distributed.is_main() else None
     bar = progress(total=steps, initial=run.step, desc="training", unit="step")
@@ -168,7 +175,8 @@ def lead(setup: Setup, stop: StopSignal) -> int:
     """The process that writes: all there is, or the first of those under torchrun."""
     config, directory = setup.config, setup.config.checkpoint_dir
     with checkpoint.locked(directory):
-        if config.fresh and (aside := checkpoint.set_aside(directory)):
+        fresh = config.fresh and not distributed.restarts()
+        if fresh and (aside := checkpoint.set_aside(directory)):
             print(f"the earlier run's files are now in {aside}")
         run = begin(setup)
         is_new = not run.tracking

@@ -25,7 +25,12 @@ def pixel_run(directory: Path, name: str, data_dir: Path, **clustering_flags: ob
         "class_names": list(dataset.class_names),
         "splits": {split: len(part.images) for split, part in dataset.splits.items()},
     }
-    checkpoint = {"file": "none.pt", "digest": "0", "epoch": 0, "config": {"arch": "pixels"}}
+    checkpoint = {
+        "file": "checkpoints/none.pt",
+        "digest": "0",
+        "epoch": 0,
+        "config": {"arch": "pixels"},
+    }
     part = {"id": "pixels", "dataset": described, "checkpoint": checkpoint, "commit": "abc"}
     part |= {"versions": {}, "tracking": {"group": "a group", "run_id": None}}
     artifacts.record(directory, artifacts.EXTRACTION, part)

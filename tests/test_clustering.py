@@ -177,6 +177,7 @@ def test_one_class_and_one_cluster(tmp_path: Path, capsys: pytest.CaptureFixture
         ({"restarts": 0}, "--restarts 0"),
         ({"seeds": 1}, "--seeds 1"),
         ({"seed": -1}, "--seed -1"),
+        ({"seed": 2**32 - 2, "seeds": 3}, "--seed 4294967296"),
         ({"fit_on": "unlabeled"}, "--fit-on unlabeled: there are only features of train"),
     ],
 )

@@ -57,7 +57,8 @@ def test_stl10_without_a_test_split(script: Script, tmp_path: Path, stl10_dir: P
     for name in ("train_X.bin", "train_y.bin"):
         (data / name).symlink_to(stl10_dir / "stl10_binary" / name)
     train(script, "--data-dir", data.parent, "--batch-size", 16)
-    done(script("src/clustering.py", "--components", 10, "--clusters", 10))
+    own = ("--components", 10, "--clusters", 10, "--fit-on", "unlabeled", "--baselines")
+    done(script("src/clustering.py", *own))
     splits = json.loads((tmp_path / "features/metrics.json").read_text())["splits"]
     assert splits.keys() == {"unlabeled", "train"}
     assert not EXTERNAL & splits["unlabeled"].keys()

@@ -86,6 +86,20 @@ def test_what_did_not_arrive_is_said(
     assert uploaded(server) == expected_rows(3)
 
 
+def test_a_damaged_one_does_not_stop_the_others(
+    tmp_path: Path, environment: dict[str, str], server: FakeServer
+) -> None:
+    track(tmp_path, environment, mode="offline")
+    damaged = tmp_path / "wandb/offline-run-20260101_000000-abcd1234/run-abcd1234.wandb"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"garbage")  # just now, as if it were still running
+    run = sync(tmp_path, online(environment, server))
+    assert run.returncode == 1
+    assert f"wandb/{damaged.parent.name}: did NOT arrive: " in run.stdout
+    assert "1 of 2 arrived" in run.stdout
+    assert run.stderr == ""
+
+
 def test_without_key_or_server_it_says_so(
     tmp_path: Path, environment: dict[str, str], server: FakeServer
 ) -> None:

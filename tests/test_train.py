@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from src import checkpoint, train
 from src.augment import ViewSettings
 from src.cli import RunError, UserError
+from src.runtime import DTYPES
 from src.train import learning_rate, main, train_step
 from src.training import health, run
 from src.training.recipe import TrainConfig
@@ -103,6 +104,21 @@ def test_fp16_scales_its_gradients_and_the_others_do_not() -> None:
     assert make_scaler(cpu, torch.bfloat16).get_scale() == 1
 
 
+def test_the_statistics_count_every_image_once(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts count the same whatever their size, so none may be smaller than the others."""
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        run, "calibrate_batch_norm", lambda _, views: sizes.extend(len(x) for x in views)
+    )
+    setup = set_up(config)
+    monkeypatch.setattr(type(setup.batches.store), "__len__", lambda _: 257)
+    monkeypatch.setattr(type(setup.batches.store), "views", lambda _, indices, *__: indices)
+    calibrate(start(setup), setup)
+    assert sizes == [129, 128]
+
+
 def plant_nan(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
     real, calls = train.make_views, iter(range(10**6))
 
@@ -120,6 +136,7 @@ def test_a_nan_is_survived(config: TrainConfig, monkeypatch: pytest.MonkeyPatch)
     losses = [r["loss"] for r in records(config, "step")]
     assert epoch["skipped_steps"] == 1
     assert losses[1] is None
+    assert state(config, 1)["scaler"]["scale"] == 1
     assert epoch["loss"] == pytest.approx((losses[0] + losses[2]) / 2)
     assert all(t.isfinite().all() for t in state(config, 1)["model"].values())
 
@@ -132,6 +149,14 @@ def test_many_nans_in_a_row_stop_the_run(
         main(replace(config, epochs=8, checkpoint_every=2))
     last = checkpoint.listed(config.checkpoint_dir)[-1]
     assert all(t.isfinite().all() for t in checkpoint.load(last)["model"].values())
+
+
+def test_a_network_whose_output_is_not_finite_stops_the_run(config: TrainConfig) -> None:
+    begun = start(setup := set_up(config))
+    with torch.no_grad():
+        begun.model.backbone.conv1.weight.fill_(float("inf"))
+    with pytest.raises(RunError, match=r"not finite any more; start over \(--fresh\)"):
+        health.probe(begun.model, torch.zeros(4, 3, 32, 32), setup.dtype)
 
 
 def test_accumulated_gradient_is_the_mean(config: TrainConfig) -> None:
@@ -221,11 +246,30 @@ def test_resuming_refuses_what_would_make_another_run(
     main(config)
     with pytest.raises(UserError, match=r"--temperature 0.2 \(now 0.5\)"):
         main(replace(config, temperature=0.5))
+    with pytest.raises(UserError, match=r"--precision fp32 \(now bf16\)"):
+        main(replace(config, precision="bf16"))
     assert main(replace(config, epochs=2)) == 0
     assert "3 of 6 steps" in capsys.readouterr().out
+    with pytest.raises(UserError, match="6 steps behind it, --epochs 1 are only 3"):
+        main(config)
     assert main(replace(config, temperature=0.5, fresh=True)) == 0
     assert any(p.is_dir() for p in config.checkpoint_dir.iterdir())
     assert state(config, 1)["config"]["temperature"] == 0.5
+
+
+def test_auto_is_recorded_as_the_precision_it_meant(config: TrainConfig) -> None:
+    setup = set_up(replace(config, precision="auto"))
+    assert DTYPES[setup.config.precision] == setup.dtype
+
+
+def test_a_restart_by_torchrun_does_not_begin_afresh(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(config)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    main(replace(config, epochs=2, fresh=True))
+    assert "going on from " in capsys.readouterr().out
+    assert state(config, 2)["step"] == 6
 
 
 @pytest.mark.parametrize(
@@ -234,6 +278,9 @@ def test_resuming_refuses_what_would_make_another_run(
         ({"epochs": 0}, "--epochs"),
         ({"batch_size": 1000}, "more than the 60 images"),
         ({"views": ViewSettings(crop_min=0.0)}, "--crop-min"),
+        ({"views": ViewSettings(jitter=-1)}, "--jitter must be 0 or more"),
+        ({"warmup_epochs": math.nan}, "--warmup-epochs must be 0 or more"),
+        ({"seed": 2**32}, "--seed 4294967296: it must be from 0 to 4294967295"),
         ({"train_on": ("nowhere",)}, "--train-on"),
         ({"data_dir": Path("nowhere")}, "nowhere"),
     ],

@@ -117,9 +117,14 @@ def test_points_beyond_the_sample_join_their_neighbours(monkeypatch: pytest.Monk
         np.testing.assert_allclose(xy[other], np.median(xy[near], axis=0), atol=1e-3)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_tiny_maps(count: int) -> None:
-    assert np.isfinite(project(np.eye(count, 3, dtype=np.float32), "tsne", 0)).all()
+@pytest.mark.parametrize(("count", "dim"), [(1, 3), (9, 3), (10, 1), (10, 2)])
+def test_tiny_maps(count: int, dim: int) -> None:
+    x = np.random.default_rng(0).normal(size=(count, dim)).astype(np.float32)
+    enough = projection.enough_to_arrange(x)
+    assert enough == (count == 10 and dim == 2)
+    xy = project(x, "tsne" if enough else "pca", 0)
+    assert xy.shape == (count, 2)
+    assert np.isfinite(xy).all()
 
 
 # ---- pictures and neighbours --------------------------------------------------------------------

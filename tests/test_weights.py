@@ -13,7 +13,7 @@ from torchvision.models import ResNet18_Weights
 from src import checkpoint, train
 from src.cli import UserError
 from src.models.encoder import TrainedBackbone, encode
-from src.models.simclr import Backbone
+from src.models.simclr import Backbone, SimCLR, calibrate_batch_norm
 from src.models.weights import load_weights
 from src.training.recipe import TrainConfig
 
@@ -60,6 +60,20 @@ def test_a_mismatch_is_named_key_by_key(network: torchvision.models.ResNet, tmp_
         "conv1.weight has the shape (64, 3, 3, 3), not (64, 3, 7, 7)",
     ):
         assert part in str(error.value)
+
+
+def test_a_checkpoint_of_this_project_gives_the_same_features(tmp_path: Path) -> None:
+    """Its weights are standardised on the way; as weights from elsewhere they no longer are."""
+    torch.manual_seed(0)
+    model = SimCLR("resnet18").eval()
+    x = torch.randn(4, 3, 64, 64)
+    calibrate_batch_norm(model.backbone, [x])
+    file = tmp_path / checkpoint.file_name(1)
+    config = {"bn": "frozen", "weights": "none"}
+    checkpoint.save(file, {"model": model.state_dict(), "config": config})
+    backbone = Backbone("resnet18", pretrained=True).eval()
+    load_weights(backbone, "resnet18", file)
+    torch.testing.assert_close(backbone(x), model.backbone(x), rtol=1e-4, atol=1e-5)
 
 
 class Hostile:

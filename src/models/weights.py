@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
+from src.checkpoint import FORMAT
 from src.cli import UserError
-from src.models.simclr import Architecture, Backbone
+from src.models.simclr import Architecture, Backbone, standardized
 
 WeightsName = Literal["none", "imagenet"]
 
@@ -22,8 +23,9 @@ def load_weights(backbone: Backbone, arch: Architecture, weights: str | Path) ->
     """Fill the backbone, statistics of its batch norms included.
 
     Args:
-        weights: `imagenet`, or a file with a state dict, bare or under `state_dict` or `model`.
-            Prefixes are stripped; a classifier and anything beside the backbone is left out.
+        weights: `imagenet`, or a file with a state dict, bare or under `state_dict` or `model`,
+            such as a checkpoint of this project. Prefixes are stripped; a classifier and anything
+            beside the backbone is left out.
 
     Raises:
         UserError: the file cannot be used, or its keys or shapes do not fit; names each.
@@ -56,15 +58,18 @@ def imagenet(arch: Architecture) -> dict[str, Tensor]:
 def read(file: Path) -> dict[str, Any]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"--weights {file}: there is no such file") from None
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
         raise UserError(f"--weights {file} is damaged, or holds more than tensors") from None
+    config = state["config"] if isinstance(state, dict) and state.get("format") == FORMAT else {}
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"--weights {file} holds no state dict")
+    if config.get("bn") == "frozen" and config["weights"] == "none":  # see FrozenBatchNorm2d
+        state = {key: standardized(v) if v.ndim == 4 else v for key, v in state.items()}
     return state
 
 

@@ -19,6 +19,8 @@ from src.models.encoder import encode_all
 from src.models.simclr import SimCLR
 from src.runtime import autocast
 
+DIVERGED = "start over (--fresh) with a lower --learning-rate, or with --precision fp32"
+
 
 @torch.no_grad()
 def probe(model: SimCLR, views_NCSS: Tensor, dtype: torch.dtype) -> dict[str, float]:
@@ -30,6 +32,9 @@ def probe(model: SimCLR, views_NCSS: Tensor, dtype: torch.dtype) -> dict[str, fl
         projection_std: mean standard deviation of the normalised projections' d dimensions,
             near 1/sqrt(d) when they fill the sphere, 0 when all images look alike.
         projection_rank: effective rank of the projections, at most d.
+
+    Raises:
+        RunError: they are not finite.
     """
     was_training = model.training
     model.eval()
@@ -38,6 +43,8 @@ def probe(model: SimCLR, views_NCSS: Tensor, dtype: torch.dtype) -> dict[str, fl
         projections = model.head(features)
     model.train(was_training)
     z_Nd = F.normalize(projections.float(), dim=1)
+    if not z_Nd.isfinite().all():
+        raise RunError(f"the network's output is not finite any more; {DIVERGED}")
     return {
         "activation_rms": features.float().square().mean().sqrt().item(),
         "projection_std": z_Nd.std(0).mean().item(),
@@ -115,8 +122,7 @@ class Totals:
         if self.values[4].item() >= self.STREAK_LIMIT:
             raise RunError(
                 f"{self.STREAK_LIMIT} steps in a row had a loss or gradient that is not finite; "
-                "lower --learning-rate or use --precision fp32, and run the command again: it "
-                "goes on from the last checkpoint"
+                f"{DIVERGED}"
             )
 
     def means(self) -> dict[str, float | None]:

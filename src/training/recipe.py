@@ -1,6 +1,7 @@
 """The recipe of a training run: every flag of src/train.py, and each dataset's own defaults."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ import tyro
 
 from dataset.load_dataset import DatasetName
 from src.augment import ViewSettings
-from src.cli import UserError
+from src.cli import UserError, check_seed
 from src.models.simclr import Architecture, BatchNorm
 from src.models.weights import WeightsName
 from src.runtime import DeviceName, PrecisionName
@@ -143,6 +144,11 @@ def check(config: TrainConfig) -> None:
     for name in ("flip", "grey", "blur"):
         if not 0 <= getattr(config.views, name) <= 1:
             raise UserError(f"--{name} is a probability: 0 to 1")
+    flags = plain(config)
+    for name in ("jitter", "rotation", "shear", "shift", "zoom", "weight_decay", "warmup_epochs"):
+        if not 0 <= flags[name] < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} must be 0 or more")
+    check_seed(config.seed)
     if not 0 < config.views.crop_min <= 1:
         raise UserError("--crop-min must be above 0 and at most 1")
     if config.keep is not None and config.keep < 1:

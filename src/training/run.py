@@ -1,5 +1,6 @@
 """A training run: begun, resumed, and saved so that it goes on as if it had never stopped."""
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from src.models.weights import load_weights
 from src.runtime import (
     autocast,
     git_commit,
+    precision_name,
     progress,
     random_stream,
     select_device,
@@ -67,6 +69,8 @@ def set_up(config: TrainConfig) -> Setup:
     check(config)
     device = select_device(config.device)
     dtype = select_precision(config.precision, device)
+    # Going on where `auto` means another precision would be another run.
+    config = dataclasses.replace(config, precision=precision_name(dtype))
     torch.backends.cudnn.benchmark = not config.deterministic  # every step has the same shapes
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
@@ -87,12 +91,11 @@ def set_up(config: TrainConfig) -> Setup:
     batches = TrainingBatches(
         store, config.views, config.batch_size, config.accumulate, config.seed
     )
-    precision = str(dtype).removeprefix("torch.")
     where = "kept there" if store.placement == "device" else "streamed"
     processes = f"{distributed.size()} processes, the first " if distributed.size() > 1 else ""
     print(
-        f"{config.arch} on {processes}{device} in {precision}, {store.bytes / 1e6:,.0f} MB of "
-        f"images {where}"
+        f"{config.arch} on {processes}{device} in {config.precision}, "
+        f"{store.bytes / 1e6:,.0f} MB of images {where}"
     )
     return Setup(config, dataset, batches, device, dtype)
 
@@ -150,8 +153,9 @@ def fill(run: Run, setup: Setup) -> None:
 def calibrate(run: Run, setup: Setup, images: int = 2048) -> None:
     """Batch-norm statistics over the views of a random sample of the images."""
     store, rng = setup.batches.store, random_stream(setup.config.seed, CALIBRATION)
-    sample = torch.randperm(len(store), generator=rng)[:images].split(256)
-    batches = progress(sample, desc="calibrating batch norm", unit="batch", leave=False)
+    sample = torch.randperm(len(store), generator=rng)[:images]
+    parts = sample.tensor_split(-(-len(sample) // 256))  # of equal size: they count the same
+    batches = progress(parts, desc="calibrating batch norm", unit="batch", leave=False)
     views = (store.views(indices, setup.config.views, rng) for indices in batches)
     with autocast(setup.device, setup.dtype):
         calibrate_batch_norm(run.model.backbone, views)
@@ -172,6 +176,11 @@ def resume(run: Run, setup: Setup, file: Path, state: dict[str, Any]) -> None:
     run.scaler.load_state_dict(state["scaler"])
     run.totals = health.Totals(setup.device, state["totals"])
     run.step, run.loss, run.tracking = state["step"], state["loss"], state["tracking"]
+    if run.step > setup.steps:
+        raise UserError(
+            f"{file} has {run.step:,} steps behind it, --epochs {setup.config.epochs} are only "
+            f"{setup.steps:,}: give a larger number, or another --checkpoint-dir"
+        )
     freeze_batch_norm(run.model.backbone, frozen=frozen_at(run.step, setup))
     print(f"going on from {file}: {run.step:,} of {setup.steps:,} steps are done")
 
@@ -233,11 +242,9 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 
 
 def make_scaler(device: torch.device, dtype: torch.dtype) -> GradScaler:
-    """Gradient scaling for fp16. For the others its scale stays 1, and it still skips a step
-    whose gradients are not finite, on the device and without waiting for it."""
-    if dtype == torch.float16:
-        return GradScaler(device.type)
-    return GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
+    """Gradient scaling for fp16. For the others `train_step` keeps the scale at 1, and it still
+    skips a step whose gradients are not finite, on the device and without waiting for it."""
+    return GradScaler(device.type, init_scale=2.0**16 if dtype == torch.float16 else 1.0)
 
 
 def observer(setup: Setup) -> health.Observer:

@@ -19,6 +19,11 @@ INPUTS = 50
 """Principal components that t-SNE and UMAP see, as van der Maaten & Hinton 2008 take 30."""
 
 
+def enough_to_arrange(x_NP: np.ndarray) -> bool:
+    """Whether t-SNE and UMAP can do something with so few points, or so few dimensions."""
+    return len(x_NP) >= 10 and x_NP.shape[1] >= 2
+
+
 def project(x_NP: np.ndarray, method: ProjectionName, seed: int) -> np.ndarray:
     """A map of the points, float32 (N, 2), centred on their median.
 
@@ -28,7 +33,7 @@ def project(x_NP: np.ndarray, method: ProjectionName, seed: int) -> np.ndarray:
     Raises:
         UserError: `umap` and umap-learn is not installed.
     """
-    if method == "pca" or len(x_NP) < 10:
+    if method == "pca":
         xy = np.zeros((len(x_NP), 2))
         xy[:, : x_NP.shape[1]] = x_NP[:, :2]
     else:

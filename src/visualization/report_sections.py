@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from src.evaluation import BASELINES, COLUMNS
+from src.evaluation import COLUMNS, score_rows
 from src.tracking.metrics_log import Record
 from src.visualization.figures import curve
 from src.visualization.results import Results
@@ -25,18 +25,12 @@ WIDE, HIGH, LEFT, BOTTOM = 320, 170, 46, 22
 
 def metrics_table(metrics: dict[str, Any]) -> str:
     """The metrics of every split, baselines below the learned features."""
-    kinds = {"learned features": metrics["splits"]} | {
-        BASELINES.get(name, name): part["splits"]
-        for name, part in metrics.get("baselines", {}).items()
-    }
     columns = {"images": "images"} | COLUMNS
     if any("transferred_accuracy" in scores for scores in metrics["splits"].values()):
         columns["transferred_accuracy"] = "accuracy, named on " + str(metrics["kmeans"]["named_on"])
     rows = [
-        [kind, split, *(_cell(column, splits[split].get(column)) for column in columns)]
-        for split in metrics["splits"]
-        for kind, splits in kinds.items()
-        if split in splits
+        [kind, split, *(_cell(column, scores.get(column)) for column in columns)]
+        for kind, split, scores in score_rows(metrics)
     ]
     return _table(["features", "split", *columns.values()], rows)
 

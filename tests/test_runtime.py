@@ -1,0 +1,54 @@
+"""What a script finds where it runs."""
+
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from src import runtime
+from src.cli import UserError
+from src.runtime import can_compile, gpu_utilization, select_device
+
+
+def test_what_torch_compile_lacks_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said() -> str:
+        assert not can_compile()
+        return capsys.readouterr().out
+
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    assert "which needs Triton" in said()
+    monkeypatch.setattr(runtime, "find_spec", lambda name: object())
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "which needs a C compiler" in said()
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang" else None)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert "which needs Python's headers" in said()
+    (tmp_path / "Python.h").touch()
+    assert can_compile()
+    monkeypatch.setenv("CC", "my-compiler")
+    assert "which needs a C compiler" in said()
+
+
+def test_a_gpu_that_does_not_tell_its_utilization(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NVMLError_NotSupported(Exception):
+        pass
+
+    def refuses(device: torch.device) -> int:
+        raise NVMLError_NotSupported
+
+    monkeypatch.setattr(torch.cuda, "utilization", refuses)
+    assert gpu_utilization(torch.device("cuda", 0)) is None
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match="more processes here than there are GPUs: 1"):
+        select_device("auto")
+    assert select_device("cpu").type == "cpu"
