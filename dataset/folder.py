@@ -20,7 +20,8 @@ from src.artifacts import SPLITS
 from src.cli import UserError
 
 Found = tuple[str, int, int]
-"""A picture's name relative to the folder, its bytes, and when it changed, in nanoseconds."""
+"""A picture's name relative to the folder, its bytes, and when it changed, in nanoseconds; 0 for
+one that may not be read, which shows when it may."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,19 @@ def _scan(folder: str, prefix: str, above: frozenset[str] = frozenset()) -> Iter
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            if _leads_nowhere(entry):
+                continue
             if entry.is_dir():
                 yield from _scan(entry.path, f"{prefix}{entry.name}/", above | {here})
             elif _is_picture(entry):
                 status = entry.stat()
-                yield prefix + entry.name, status.st_size, status.st_mtime_ns
+                changed = status.st_mtime_ns if os.access(entry.path, os.R_OK) else 0
+                yield prefix + entry.name, status.st_size, changed
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link to nothing, or to itself."""
+    return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
 
 
 def _is_picture(entry: os.DirEntry[str]) -> bool:

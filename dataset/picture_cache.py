@@ -167,7 +167,7 @@ def _writing(folder: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"cannot write the cache of decoded pictures into {folder} "
-            f"({(error.strerror or '').lower()}): name another place with --cache-dir"
+            f"({(error.strerror or '').lower()}): make that possible, or train with --cache-dir"
         ) from None
 
 

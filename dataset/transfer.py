@@ -11,6 +11,7 @@ import re
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -88,6 +89,11 @@ def fetch(url: str, file: Path, patience: Patience) -> bool:
     """
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--url {url}: it has to start with http:// or https://")
+    try:
+        urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise UserError(f"--url {url}: {error}") from None
+    url = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # a browser takes umlauts, too
     most, failures, answered = arrived(file), 0, False
     while True:
         try:

@@ -77,6 +77,8 @@ def load(artifact: Artifact, directory: Path, split: str = "") -> np.ndarray:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{file} is missing: run python {artifact.writer} first") from None
+    except PermissionError:
+        raise
     except (ValueError, EOFError, OSError) as error:
         reason = "not a plain .npy array" if "pickle" in str(error) else str(error)
         raise UserError(f"{file} is damaged ({reason}): {mend}") from None
@@ -123,7 +125,8 @@ def create(
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A temporary path beside `file`; it is flushed to disk and renamed over `file` when the
-    block ends well, and removed when it does not."""
+    block ends well, and removed when it does not. A link stays, and leads to the new file."""
+    file = file.resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(file)
     try:

@@ -116,7 +116,8 @@ def _metadata(predictor: Predictor) -> dict[str, str]:
         "cluster_to_class": json.dumps(predictor.cluster_to_class.tolist()),
         "image_size": str(predictor.image_size),
         "opset": str(OPSET),
-        "images": "shorter side resized to image_size (bicubic, antialiased), centre cut out, RGB",
+        "images": "turned upright as EXIF says, shorter side resized to image_size (bicubic, "
+        "antialiased), centre cut out, RGB",
         "confidence": f"largest softmax of -distances^2 / {predictor.head.temperature!r}",
         "checkpoint": recorded["checkpoint"]["digest"],
         "features": recorded["id"],

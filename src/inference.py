@@ -112,7 +112,7 @@ def main(config: InferenceConfig) -> int:
     else:
         pictures, total = _demonstration(config, predictor)
     montage = Montage(config.montage_size)
-    right = done = failed = gone = 0
+    right = labelled = done = failed = gone = 0
     started = time.monotonic()
     with (
         contextlib.closing(pictures),
@@ -127,6 +127,7 @@ def main(config: InferenceConfig) -> int:
                 bar.write(f"not read: {printable(f'{row.path}: {row.error}')}", sys.stderr)
                 continue
             done += 1
+            labelled += row.label is not None
             right += row.label is not None and row.label == row.nearest[0].class_name
             montage.add(row, picture.content)
             if config.sort_into and picture.file:
@@ -139,8 +140,8 @@ def main(config: InferenceConfig) -> int:
         montage.save(config.montage)
     speed = done / (time.monotonic() - started)
     print(f"{done:,} pictures, {speed:,.0f} a second; {failed:,} not read", file=sys.stderr)
-    if not config.paths and len(predictor.class_names):
-        print(f"{right} of {done} are in a cluster of their own class", file=sys.stderr)
+    if labelled:
+        print(f"{right} of {labelled} are in a cluster of their own class", file=sys.stderr)
     track(config, predictor.extraction, montage)
     return SOME_NOT_READ if failed or gone else 0
 
@@ -167,6 +168,8 @@ def _check(config: InferenceConfig) -> None:
     for name in ("batch_size", "sample", "montage_size"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be above 0")
+    if "" in config.paths:
+        raise UserError("an empty name is no picture: the current folder is .")
     if config.json and config.csv:
         raise UserError("--json and --csv exclude each other")
     if config.montage and config.montage.suffix.lower() != ".png":
@@ -271,16 +274,15 @@ def _output(config: InferenceConfig) -> Iterator[Callable[[Row], None]]:
     """A function that writes a row where `config` says."""
     with contextlib.ExitStack() as stack:
         out, width = sys.stdout, None
-        if config.output:
-            temporary = stack.enter_context(artifacts.replacing(config.output))
-            # Names of files are bytes; those that are no UTF-8 go through unchanged.
-            out = stack.enter_context(
-                temporary.open("w", encoding="utf-8", errors="surrogateescape")
-            )
-        elif out.isatty():
-            width = max(20, shutil.get_terminal_size().columns - 88)
-        if not config.output:
+        # Names of files are bytes; those that are no UTF-8 go through unchanged.
+        if file := config.output:
+            if file.is_file() or not file.exists():  # no pipe, no device
+                file = stack.enter_context(artifacts.replacing(file))
+            out = stack.enter_context(file.open("w", encoding="utf-8", errors="surrogateescape"))
+        else:
             out.reconfigure(errors="surrogateescape")  # type: ignore[attr-defined]
+            if out.isatty():
+                width = max(20, shutil.get_terminal_size().columns - 88)
 
         def write_line(text: str | None) -> None:
             if text is not None:

@@ -33,8 +33,10 @@ def run(call: list[str]) -> None:
 
 
 @pytest.fixture(scope="module", params=["frozen float32", "train float64"])
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What came of five steps in one, two and three processes."""
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[dict], float]:
+    """What came of five steps in one, two and three processes, and how far gradients may differ."""
     found = []
     for processes in (1, 2, 3):
         output = tmp_path_factory.mktemp("steps") / "kept.pt"
@@ -42,16 +44,18 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         alone = [sys.executable, str(script), *kind, str(output)]
         run(alone if processes == 1 else torchrun(processes, script, *kind, output))
         found.append(torch.load(output))
-    return found
+    return found, 1e-4 if "float32" in request.param else 1e-9
 
 
-def test_losses_gradients_and_weights_do_not_depend_on_the_number_of_processes(runs: list) -> None:
-    alone = runs[0]
+def test_losses_gradients_and_weights_do_not_depend_on_the_number_of_processes(
+    runs: tuple[list[dict], float],
+) -> None:
+    (alone, *others), tolerance = runs
     assert len(alone["losses"]) == len(alone["gradients"]) == 5
-    for several in runs[1:]:
+    for several in others:
         torch.testing.assert_close(several["losses"], alone["losses"], rtol=0, atol=1e-5)
         for ours, expected in zip(several["gradients"], alone["gradients"], strict=True):
-            assert distance(ours, expected) < 1e-4
+            assert distance(ours, expected) < tolerance
         assert distance(several["model"], alone["model"]) < 1e-4
 
 

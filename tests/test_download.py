@@ -351,6 +351,15 @@ def test_other_addresses_are_refused(tmp_path: Path, url: str) -> None:
         fetch(url, tmp_path / "file", QUICK)
 
 
+def test_letters_and_blanks_of_any_alphabet_in_an_address(server: Server, tmp_path: Path) -> None:
+    asked: list[str] = []
+    server.answers = [lambda handler: (asked.append(handler.path), serve()(handler))]
+    fetch(f"{server.url}?from=Übersee 1", tmp_path / "file", QUICK)
+    assert asked == ["/stl10_binary.tar.gz?from=%C3%9Cbersee%201"]
+    with pytest.raises(UserError, match="Invalid IPv6 URL"):
+        fetch("http://[bad/x.tar.gz", tmp_path / "other", QUICK)
+
+
 def test_too_little_space_is_found_before_anything_is_asked(server: Server, tmp_path: Path) -> None:
     huge = Archive(server.url, "0", packed=10**17, unpacked=10**17)
     with pytest.raises(UserError, match=r"needs 200000000\.0 GB"):

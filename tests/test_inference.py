@@ -438,6 +438,68 @@ def test_a_picture_that_is_gone_before_it_is_sorted_is_named(
     assert sorted(file.name for file in (tmp_path / "out").glob("*/*")) == ["0.png", "2.png"]
 
 
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    file = tmp_path / "new\nline\r.png"
+    Image.new("RGB", (32, 32), "red").save(file)
+    return str(file)
+
+
+def test_output_leaves_links_and_pipes_what_they_are(
+    features: Path, picture: str, tmp_path: Path
+) -> None:
+    target, link, pipe = (tmp_path / name for name in ("target.csv", "link.csv", "pipe.csv"))
+    link.symlink_to(target)
+    assert main(InferenceConfig((picture,), feature_dir=features, output=link)) == 0
+    assert link.is_symlink()
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+    assert main(InferenceConfig((picture,), feature_dir=features, output=pipe)) == 0
+    assert pipe.is_fifo()
+    assert reader.communicate(timeout=60)[0] == target.read_bytes() != b""
+
+
+def test_names_with_line_breaks_in_csv(features: Path, picture: str, tmp_path: Path) -> None:
+    output = tmp_path / "found.csv"
+    assert main(InferenceConfig((picture,), feature_dir=features, output=output)) == 0
+    with output.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["path"] == picture
+    assert 0 < float(row["confidence"]) <= 1
+
+
+def test_an_interrupted_copy_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(reader: io.BufferedReader, writer: io.BufferedWriter) -> None:
+        writer.write(reader.read(3))
+        raise KeyboardInterrupt
+
+    (tmp_path / "a.png").write_bytes(b"content")
+    monkeypatch.setattr("shutil.copyfileobj", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sort_into(tmp_path / "sorted", tmp_path / "a.png", copy=True)
+    assert not list((tmp_path / "sorted").iterdir())
+
+
+def test_odd_names_are_reasons(tmp_path: Path) -> None:
+    names = ["a" * 300 + ".png", "two\0names.png"]
+    reasons = [str(reason) for _, reason in decode(find(names), 8, ahead=4)]
+    assert reasons == ["file name too long", "embedded null byte"]
+
+
+def test_patterns_meet_every_picture_once(tmp_path: Path) -> None:
+    for name in ("a.png", "sorted/b.png", "deep/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "self").symlink_to(".")
+    own = tmp_path / "sorted"
+    for pattern in ("*", "**/*.png"):
+        found = find([f"{tmp_path}/{pattern}"], leave_out=own)
+        names = sorted(path.name for path in found if "self" not in path.parts)
+        assert names == ["a.png", "c.png"], pattern
+
+
 def test_copies_never_overwrite(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
@@ -459,6 +521,7 @@ def test_bad_flags_are_one_line(features: Path, tmp_path: Path) -> None:
         ({"montage": Path("m.jpg")}, "PNG"),
         ({"sort_into": tmp_path}, "needs pictures"),
         ({"output": tmp_path}, "is a folder"),
+        ({"paths": ("a.png", "")}, "an empty name"),
         ({"batch_size": 0}, "above 0"),
     ):
         with pytest.raises(UserError, match=message):

@@ -566,3 +566,20 @@ def test_fingerprint_of_a_folder_sees_a_picture_that_is_not_sampled(tmp_path: Pa
     before = load(tmp_path).fingerprint
     Image.fromarray(pixels(9)).save(tmp_path / "101.png", compress_level=0)
     assert load(tmp_path).fingerprint != before
+
+
+def test_links_to_themselves_are_passed_over(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "self.png").symlink_to("self.png")
+    (tmp_path / "nowhere").symlink_to("nothing")
+    files = find_pictures(tmp_path)["unlabeled"].files
+    assert [name for name, _, _ in files] == ["a.png"]
+
+
+def test_a_picture_that_may_be_read_again_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    readable = find_pictures(tmp_path)["unlabeled"].files
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert find_pictures(tmp_path)["unlabeled"].files != readable

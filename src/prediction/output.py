@@ -126,8 +126,9 @@ def _csv_values(row: Row) -> list[object]:
 
 def _csv_line(values: object) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(values)  # type: ignore[arg-type]
-    return text.getvalue()
+    # Before Python 3.13 a line break in a name is quoted only where it is in this terminator.
+    csv.writer(text, lineterminator="\r\n").writerow(values)  # type: ignore[arg-type]
+    return text.getvalue().removesuffix("\r\n")
 
 
 def _rounded(number: float) -> float:
@@ -227,7 +228,7 @@ def _copy(source: Path, target: Path) -> None:
     with source.open("rb") as reader, target.open("xb") as writer:
         try:
             shutil.copyfileobj(reader, writer)
-        except OSError:  # a full disk leaves no half picture
+        except BaseException:  # neither a full disk nor Ctrl-C leaves half a picture
             target.unlink()
             raise
 

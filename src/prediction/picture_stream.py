@@ -35,14 +35,18 @@ def find(names: Iterable[str], leave_out: Path | None = None) -> Iterator[Path]:
             yield from _files(Path(name), leave_out)
         else:
             matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207
-            if "**" in name:  # it also matches the folders of the files that it matches
-                matches = [match for match in matches if not match.is_dir()]
+            if "**" in name:  # it also matches the folders of what it matches, and links back up
+                found: dict[Path, Path] = {}
+                for match in matches:
+                    found.setdefault(match.parent.resolve() / match.name, match)
+                matches = [match for match in found.values() if not match.is_dir()]
             for match in matches or [Path(name)]:
-                yield from _files(match, leave_out)
+                if leave_out not in (match.resolve(), *match.resolve().parents):
+                    yield from _files(match, leave_out)
 
 
 def _files(path: Path, leave_out: Path | None) -> Iterator[Path]:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 - False for a name that cannot be
         yield path
         return
     none_found = True
@@ -94,3 +98,5 @@ def _load(path: Path, size: int) -> np.ndarray | BadPicture:
         return reason
     except OSError as error:  # a name that is too long, a link to itself
         return BadPicture((error.strerror or str(error)).lower())
+    except ValueError as error:  # a list whose names end with NUL instead of a line's end
+        return BadPicture(str(error))
