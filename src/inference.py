@@ -241,26 +241,20 @@ def _predicted(
 ) -> Iterator[tuple[Picture, Row]]:
     while batch := list(itertools.islice(pictures, batch_size)):
         images = [p.content for p in batch if not isinstance(p.content, BadPicture)]
-        found = predictor.predict_batch(np.stack(images)) if images else None
-        at = 0
+        results: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
+        if images:
+            found = predictor.predict_batch(np.stack(images))
+            results = zip(found.confidence, found.distances, strict=True)
         for picture in batch:
-            if found is None or isinstance(picture.content, BadPicture):
+            if isinstance(picture.content, BadPicture):
                 yield picture, Row(picture.name, error=str(picture.content))
                 continue
+            confidence, distances_K = next(results)
             nearest = tuple(
-                Near(int(k), predictor.class_of(k), float(found.distances[at, k]))
-                for k in found.distances[at].argsort(kind="stable")[:3]
+                Near(int(k), predictor.class_of(k), float(distances_K[k]))
+                for k in distances_K.argsort(kind="stable")[:3]
             )
-            yield (
-                picture,
-                Row(
-                    picture.name,
-                    confidence=float(found.confidence[at]),
-                    nearest=nearest,
-                    label=picture.label,
-                ),
-            )
-            at += 1
+            yield picture, Row(picture.name, None, float(confidence), nearest, picture.label)
 
 
 def _folder(row: Row) -> str:
