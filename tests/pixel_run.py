@@ -26,7 +26,7 @@ def pixel_run(directory: Path, name: str, data_dir: Path, **clustering_flags: ob
         "splits": {split: len(part.images) for split, part in dataset.splits.items()},
     }
     checkpoint = {
-        "file": "checkpoints/none.pt",
+        "file": "trained/none.pt",
         "digest": "0",
         "epoch": 0,
         "config": {"arch": "pixels"},

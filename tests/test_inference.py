@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 
 from dataset.load_dataset import load_dataset
 from dataset.pictures import BadPicture
-from src import artifacts
+from src import artifacts, inference
 from src.artifacts import (
     ASSIGNMENTS,
     CENTROIDS,
@@ -374,6 +375,20 @@ def test_demonstration_without_pictures(
     with Image.open(montage) as grid:
         assert grid.size == (10 * 104 + 8, 2 * 120 + 8)
         assert np.asarray(grid).std() > 30
+
+
+def test_demonstration_without_labels_counts_none_as_wrong(
+    features: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = load_dataset("digits", Path())
+    splits = {"test": replace(digits.splits["test"], labels=None)}
+    monkeypatch.setattr(inference, "reload_dataset", lambda *_: replace(digits, splits=splits))
+    config = InferenceConfig(sample=2, feature_dir=features, wandb="disabled")
+    assert main(config) == 0
+    assert "of their own class" not in capsys.readouterr().err
+    monkeypatch.undo()
+    main(config)
+    assert "of 2 are in a cluster of their own class" in capsys.readouterr().err
 
 
 def test_montage_shows_a_sample_of_many(

@@ -298,7 +298,7 @@ def test_the_silhouette_figure_says_the_mean(digits: Path) -> None:
 
 def test_a_run_gets_every_figure(script: Script, stl10_dir: Path, tmp_path: Path) -> None:
     pixel_run(tmp_path / "features", "stl10", stl10_dir, clusters="3:6")
-    log = tmp_path / "checkpoints/metrics.jsonl"
+    log = tmp_path / "trained/metrics.jsonl"  # beside the checkpoint of the features
     log.parent.mkdir()
     log.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     run = script("visualize_features.py", "--wandb", "disabled")
