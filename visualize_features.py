@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dataset.load_dataset import Dataset, reload_dataset
-from src import artifacts, checkpoint
-from src.cli import UserError, run_script
-from src.evaluation import summary_table
-from src.silhouette import silhouette_samples
-from src.tracking.metrics_log import Record, read_metrics
+from src.evaluation.silhouette import silhouette_samples
+from src.evaluation.tables import summary_table
+from src.runtime.cli import UserError, run_script
+from src.storage import artifacts, checkpoint
+from src.storage.metrics_log import Record, read_metrics
 from src.tracking.stage import stage_tracker
 from src.tracking.wandb_run import WandbMode
 from src.visualization import figures

@@ -21,10 +21,10 @@ from scipy.linalg import subspace_angles
 from sklearn import metrics
 from sklearn.decomposition import PCA
 
-from src import artifacts
-from src.cli import run_script
-from src.clusters.reduction import fit_pca, normalized
-from src.silhouette import silhouette_samples
+from src.clusters.pca import fit_pca, normalized
+from src.evaluation.silhouette import silhouette_samples
+from src.runtime.cli import run_script
+from src.storage import artifacts
 
 CLASSES = [f"class {c}" for c in range(10)]
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from src.runtime import git_commit, keep_freed_memory, progress
+from src.runtime.cli import progress
+from src.runtime.device import keep_freed_memory
+from src.storage.provenance import git_commit
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from dataset.folder import Pictures, find_pictures
 from dataset.load_dataset import load_dataset
 from dataset.picture_cache import cores, load_pictures
-from src.cli import run_script
+from src.runtime.cli import run_script
 
 
 @dataclass(frozen=True)

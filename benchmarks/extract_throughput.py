@@ -23,11 +23,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from src.augment import PIXEL_MEAN, PIXEL_STD
-from src.cli import run_script
+from src.models.batch_norm import calibrate_batch_norm, fold_batch_norm
 from src.models.encoder import encode_into
-from src.models.simclr import Backbone, calibrate_batch_norm, fold_batch_norm
-from src.runtime import DeviceName, select_device, select_precision
+from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD
+from src.models.simclr import Backbone
+from src.runtime.cli import run_script
+from src.runtime.device import DeviceName, select_device, select_precision
 
 SIDE = 96
 

@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 from dataset.load_dataset import Split, reload_dataset
-from src import artifacts
-from src.cli import run_script
 from src.clusters.confidence import confidence, temperature_of
 from src.export import to_onnx
 from src.prediction.predictor import Predictor
+from src.runtime.cli import run_script
+from src.storage import artifacts
 
 
 @dataclass(frozen=True)

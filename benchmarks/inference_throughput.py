@@ -24,11 +24,11 @@ from PIL import Image
 
 from dataset.load_dataset import reload_dataset
 from dataset.pictures import load_picture
-from src.cli import UserError, run_script
 from src.export import to_onnx
 from src.models.encoder import encode_all
 from src.prediction.picture_stream import find
 from src.prediction.predictor import Predictor
+from src.runtime.cli import UserError, run_script
 
 
 @dataclass(frozen=True)

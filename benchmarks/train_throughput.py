@@ -37,14 +37,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from src.augment import PIXEL_MEAN, PIXEL_STD, ViewSettings, draw, make_views
-from src.cli import run_script
-from src.models.simclr import SimCLR, freeze_batch_norm, nt_xent
-from src.runtime import DeviceName, random_stream, select_device, select_precision
+from src.models.batch_norm import freeze_batch_norm
+from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD
+from src.models.simclr import SimCLR, nt_xent
+from src.runtime.cli import run_script
+from src.runtime.device import DeviceName, select_device, select_precision
 from src.train import train_step
-from src.training.batches import ImageStore, TrainingBatches
+from src.training.batches import ImageStore, TrainingBatches, random_stream
 from src.training.recipe import TrainConfig
-from src.training.run import make_optimizer, make_scaler
+from src.training.state import make_optimizer, make_scaler
+from src.training.views import ViewSettings, draw, make_views
 
 SIDE, WARM_UP = 96, 2
 

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from subprocess import PIPE, Popen
 
 from dataset.decoding import decode_rows
-from src.cli import RunError
+from src.runtime.cli import RunError
 
 _CHUNK = 32
 

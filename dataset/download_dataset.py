@@ -15,7 +15,7 @@ from pathlib import Path
 from dataset.stl10 import STL10_FOLDER, STL10_IMAGES, load_stl10
 from dataset.stl10_archive import STL10, get_stl10
 from dataset.transfer import DownloadError
-from src.cli import run_script
+from src.runtime.cli import run_script
 
 
 @dataclass(frozen=True)

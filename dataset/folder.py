@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.pictures import IMAGE_SUFFIXES
-from src.artifacts import SPLITS
-from src.cli import UserError
+from src.runtime.cli import UserError
+from src.storage.artifacts import SPLITS
 
 Found = tuple[str, int, int]
 """A picture's name relative to the folder, its bytes, and when it changed, in nanoseconds; 0 for

@@ -17,8 +17,8 @@ import numpy as np
 from dataset.folder import class_of, find_pictures
 from dataset.picture_cache import load_pictures
 from dataset.stl10 import STL10_FOLDER, STL10_IMAGE_SIZE, load_stl10, load_stl10_classes
-from src.artifacts import digest
-from src.cli import UserError
+from src.runtime.cli import UserError
+from src.storage.artifacts import digest
 
 DatasetName = Literal["stl10", "digits", "folder"]
 

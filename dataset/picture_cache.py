@@ -21,9 +21,8 @@ from numpy.lib import format as npy
 
 from dataset.decode_processes import decode_all
 from dataset.folder import Pictures
-from src import artifacts
-from src.cli import UserError
-from src.runtime import progress
+from src.runtime.cli import UserError, progress
+from src.storage import artifacts
 
 CACHE_FOLDER = ".picture_cache"
 PIXELS_VERSION = 1

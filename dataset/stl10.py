@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from src.artifacts import SPLITS
-from src.cli import UserError
+from src.runtime.cli import UserError
+from src.storage.artifacts import SPLITS
 
 STL10_FOLDER = "stl10_binary"
 STL10_IMAGE_SIZE = 96

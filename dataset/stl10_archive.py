@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from dataset.stl10 import STL10_FILES, STL10_FOLDER, load_stl10, stl10_splits
 from dataset.transfer import DownloadError, Patience, arrived, discard, fetch, part_of
-from src import artifacts
-from src.cli import UserError
+from src.runtime.cli import UserError
+from src.storage import artifacts
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src import artifacts
-from src.cli import RunError, UserError
+from src.runtime.cli import RunError, UserError
+from src.storage import artifacts
 
 RETRIED = (408, 425, 429)
 """Refusals that pass, besides every 5xx."""

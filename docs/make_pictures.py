@@ -15,8 +15,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from src import artifacts
-from src.cli import UserError, run_script
+from src.runtime.cli import UserError, run_script
+from src.storage import artifacts
 
 FIGURES = ("map", "clusters")
 WIDTH, HEIGHT = 1400, 900

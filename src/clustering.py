@@ -18,16 +18,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from src import artifacts
-from src.artifacts import CLUSTERING, EXTRACTION
-from src.cli import UserError, check_seed, run_script
 from src.clusters.baselines import load_baselines
-from src.clusters.cluster_count import candidates, scan, scan_table
+from src.clusters.choose_k import candidates, scan, scan_table
 from src.clusters.confidence import temperature_of
+from src.clusters.pca import PCA
 from src.clusters.protocol import Protocol, Splits
-from src.clusters.reduction import PCA
-from src.evaluation import COLUMNS, class_table, summary_table
-from src.runtime import git_commit, versions
+from src.evaluation.tables import COLUMNS, class_table, summary_table
+from src.runtime.cli import UserError, check_seed, run_script
+from src.storage import artifacts
+from src.storage.artifacts import CLUSTERING, EXTRACTION
+from src.storage.provenance import git_commit, versions
 from src.tracking.stage import stage_tracker
 from src.tracking.wandb_run import WandbMode
 

@@ -31,11 +31,11 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 
 from dataset.load_dataset import reload_dataset
-from src import artifacts
-from src.augment import normalize
-from src.cli import RunError, UserError, run_script
+from src.models.preprocessing import normalize
 from src.models.simclr import Backbone
 from src.prediction.predictor import ClusterHead, Predictor
+from src.runtime.cli import RunError, UserError, run_script
+from src.storage import artifacts
 
 OPSET = 18
 """The one that PyTorch's exporter writes without a conversion."""

@@ -14,19 +14,13 @@ from pathlib import Path
 import torch
 
 from dataset.load_dataset import Dataset, Split, load_dataset
-from src import artifacts, checkpoint, distributed
-from src.artifacts import FEATURES, LABELS, UNTRAINED_FEATURES, Artifact
-from src.cli import UserError, run_script
 from src.models.encoder import TrainedBackbone, encode_into
-from src.runtime import (
-    DeviceName,
-    PrecisionName,
-    git_commit,
-    progress,
-    select_device,
-    select_precision,
-    versions,
-)
+from src.runtime import distributed
+from src.runtime.cli import UserError, progress, run_script
+from src.runtime.device import DeviceName, PrecisionName, select_device, select_precision
+from src.storage import artifacts, checkpoint
+from src.storage.artifacts import FEATURES, LABELS, UNTRAINED_FEATURES, Artifact
+from src.storage.provenance import git_commit, versions
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from dataset.load_dataset import reload_dataset
 from dataset.pictures import BadPicture
-from src import artifacts
-from src.cli import UserError, run_script
 from src.prediction.output import Format, Montage, Near, Row, header, line, printable, sort_into
 from src.prediction.picture_stream import decode, find
 from src.prediction.predictor import Predictor
-from src.runtime import DeviceName, PrecisionName, progress
+from src.runtime.cli import UserError, progress, run_script
+from src.runtime.device import DeviceName, PrecisionName
+from src.storage import artifacts
 from src.tracking.stage import stage_tracker
 from src.tracking.wandb_run import WandbMode
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from src.cli import RunError, UserError, run_script
+from src.runtime.cli import RunError, UserError, run_script
 from src.tracking import wandb_run
 
 SYNC_SECONDS = 3600

@@ -19,24 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from src import checkpoint, distributed
-from src.augment import make_views
-from src.cli import run_script
 from src.models.simclr import SimCLR, nt_xent
-from src.runtime import (
-    StopSignal,
-    autocast,
-    can_compile,
-    git_commit,
-    gpu_utilization,
-    progress,
-)
-from src.tracking.metrics_log import MetricsLog
+from src.runtime import distributed
+from src.runtime.cli import progress, run_script
+from src.runtime.device import autocast, can_compile, gpu_utilization
+from src.storage import checkpoint
+from src.storage.metrics_log import MetricsLog
+from src.storage.provenance import git_commit
 from src.tracking.tracker import PREFIXES, Tracker
 from src.training import health
 from src.training.batches import Batch
 from src.training.recipe import TrainConfig, plain
-from src.training.run import Run, Setup, fill, freeze, observer, resume, save, set_up, start
+from src.training.state import Run, Setup, fill, freeze, observer, resume, save, set_up, start
+from src.training.stop_signal import StopSignal
+from src.training.views import make_views
 
 
 def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src import checkpoint
+from src.storage import checkpoint
 from tests.fake_wandb_server import FakeServer
 from tests.tracking_tools import clean_environment
 

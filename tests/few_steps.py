@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from src import distributed
+from src.runtime import distributed
 from src.train import begin, train_step
 from src.training.recipe import TrainConfig
-from src.training.run import freeze, set_up
+from src.training.state import freeze, set_up
 
 STEPS = 5
 

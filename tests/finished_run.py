@@ -6,11 +6,13 @@ import numpy as np
 import torch
 
 from dataset.load_dataset import Dataset, load_dataset
-from src import checkpoint, clustering, feature_extraction
-from src.augment import normalize
+from src import clustering, feature_extraction
 from src.clustering import ClusteringConfig
 from src.feature_extraction import ExtractionConfig
-from src.models.simclr import SimCLR, calibrate_batch_norm
+from src.models.batch_norm import calibrate_batch_norm
+from src.models.preprocessing import normalize
+from src.models.simclr import SimCLR
+from src.storage import checkpoint
 from src.training.recipe import TrainConfig, plain
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from dataset.load_dataset import Dataset, load_dataset
-from src import artifacts, clustering
+from src import clustering
 from src.clustering import ClusteringConfig
+from src.storage import artifacts
 
 
 def pixel_run(directory: Path, name: str, data_dir: Path, **clustering_flags: object) -> Dataset:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from src import checkpoint
-from src.checkpoint import BadCheckpoint
-from src.cli import RunError, UserError
+from src.runtime.cli import RunError, UserError
+from src.storage import checkpoint
+from src.storage.checkpoint import BadCheckpoint
 
 STATE = {"epoch": 3, "step": 30, "model": {"w": torch.arange(5000.0)}, "config": {"a": [1, "b"]}}
 
@@ -121,7 +121,7 @@ def test_full_disk_leaves_the_old_one(saved: Path) -> None:
     code = f"""
 import resource, signal, torch
 from pathlib import Path
-from src import checkpoint
+from src.storage import checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
@@ -140,7 +140,7 @@ def test_only_one_trainer_at_a_time(tmp_path: Path) -> None:
     hold = f"""
 import time
 from pathlib import Path
-from src import checkpoint
+from src.storage import checkpoint
 with checkpoint.locked(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dataset.load_dataset import load_dataset
-from src import artifacts
-from src.artifacts import EXTRACTION
-from src.cli import UserError
 from src.clustering import ClusteringConfig, main
-from src.clusters.cluster_count import candidates, scan
+from src.clusters.choose_k import candidates, scan
+from src.runtime.cli import UserError
+from src.storage import artifacts
+from src.storage.artifacts import EXTRACTION
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["ant", "bee", "cat"]

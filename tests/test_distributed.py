@@ -13,8 +13,8 @@ import torch
 from conftest import ROOT, environment
 from test_faults import EPOCHS, command, wait_for_steps, wait_for_writing
 
-from src import checkpoint
-from src.runtime import one_ahead
+from src.runtime.device import one_ahead
+from src.storage import checkpoint
 
 
 def torchrun(processes: int, script: Path, *arguments: object, **more: object) -> list[str]:

@@ -20,7 +20,7 @@ from dataset.download_dataset import DownloadConfig, main
 from dataset.load_dataset import load_dataset
 from dataset.stl10_archive import Archive, ensure_stl10, get_stl10
 from dataset.transfer import DownloadError, Patience, fetch, part_of
-from src.cli import UserError
+from src.runtime.cli import UserError
 
 ROOT = Path(__file__).parents[1]
 IMAGE = 3 * 96 * 96

@@ -7,9 +7,10 @@ import pytest
 import torch
 from finished_run import write_checkpoint
 
-from src.checkpoint import file_name
+from src.models.batch_norm import batch_norms, calibrate_batch_norm, fold_batch_norm
 from src.models.encoder import TrainedBackbone, encode, encode_into
-from src.models.simclr import Backbone, calibrate_batch_norm, fold_batch_norm
+from src.models.simclr import Backbone
+from src.storage.checkpoint import file_name
 
 CPU = torch.device("cpu")
 
@@ -35,7 +36,7 @@ def test_folding_changes_nothing() -> None:
     calibrate_batch_norm(backbone, [torch.randn(16, 3, 64, 64)])
     expected = encode(backbone.eval(), images, torch.float32)
     fold_batch_norm(backbone)
-    assert all(norm.folded is not None for norm in backbone.batch_norms())
+    assert all(norm.folded is not None for norm in batch_norms(backbone))
     assert torch.equal(encode(backbone, images, torch.float32), expected)
 
 

@@ -5,19 +5,19 @@ import pytest
 from scipy.spatial.distance import cdist
 from sklearn import metrics as sk
 
-from src.evaluation import (
+from src.clusters.kmeans import kmeans
+from src.evaluation.metrics import (
     contingency,
     effective_rank,
     external_metrics,
     hungarian_accuracy,
     hungarian_match,
     internal_metrics,
-    kmeans,
     knn_accuracy,
     majority_match,
-    summary_table,
 )
-from src.silhouette import silhouette_samples
+from src.evaluation.silhouette import silhouette_samples
+from src.evaluation.tables import summary_table
 
 
 @pytest.mark.parametrize(("classes", "n_clusters"), [(4, 4), (3, 5), (5, 3)])

@@ -17,11 +17,12 @@ from finished_run import digits_run
 from PIL import Image
 
 from dataset.load_dataset import load_dataset
-from src import artifacts, export
-from src.artifacts import CLUSTER_TO_CLASS
-from src.cli import RunError, UserError
+from src import export
 from src.export import ExportConfig, main
 from src.prediction.predictor import Predictor
+from src.runtime.cli import RunError, UserError
+from src.storage import artifacts
+from src.storage.artifacts import CLUSTER_TO_CLASS
 
 ROOT = Path(__file__).parents[1]
 

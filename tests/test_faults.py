@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, environment, wait_for_steps
 
-from src import artifacts, checkpoint
+from src.storage import artifacts, checkpoint
 
 EPOCHS = 4
 TIMINGS = ("images_per_second", "seconds_left")

@@ -17,8 +17,16 @@ from PIL import Image, ImageOps
 
 from dataset.load_dataset import load_dataset
 from dataset.pictures import BadPicture
-from src import artifacts, inference
-from src.artifacts import (
+from src import inference
+from src.clusters.confidence import confidence, fit_temperature
+from src.inference import InferenceConfig, main
+from src.prediction import picture_stream
+from src.prediction.output import sort_into
+from src.prediction.picture_stream import decode, find
+from src.prediction.predictor import Predictions, Predictor
+from src.runtime.cli import UserError
+from src.storage import artifacts
+from src.storage.artifacts import (
     ASSIGNMENTS,
     CENTROIDS,
     CLUSTER_TO_CLASS,
@@ -28,13 +36,6 @@ from src.artifacts import (
     PCA_MEAN,
     REDUCED,
 )
-from src.cli import UserError
-from src.clusters.confidence import confidence, fit_temperature
-from src.inference import InferenceConfig, main
-from src.prediction import picture_stream
-from src.prediction.output import sort_into
-from src.prediction.picture_stream import decode, find
-from src.prediction.predictor import Predictions, Predictor
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ from dataset import decode_processes, decoding, picture_cache
 from dataset.folder import Pictures, find_pictures
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.picture_cache import CACHE_FOLDER, load_pictures
-from src.cli import RunError, UserError
+from src.runtime.cli import RunError, UserError
 
 ROOT = Path(__file__).parents[1]
 IMAGE = 3 * 96 * 96

@@ -14,7 +14,7 @@ from PIL import Image
 from pixel_run import everything, pixel_run
 
 from dataset.load_dataset import load_dataset
-from src import artifacts
+from src.storage import artifacts
 from src.visualization import thumbnails
 from src.visualization.report import script_json
 from src.visualization.report_sections import ticks

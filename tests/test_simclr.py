@@ -8,14 +8,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from src.models.simclr import (
-    Backbone,
-    SimCLR,
-    calibrate_batch_norm,
-    freeze_batch_norm,
-    nt_xent,
-    standardized,
-)
+from src.models.batch_norm import batch_norms, calibrate_batch_norm, freeze_batch_norm, standardized
+from src.models.simclr import Backbone, SimCLR, nt_xent
 
 
 def algorithm_1(z: Tensor, temperature: float) -> Tensor:
@@ -74,7 +68,7 @@ def test_backbone_is_torchvisions(arch: Any, bn: Any) -> None:
     freeze_batch_norm(ours)
     theirs = torchvision.models.get_model(arch, weights=None)
     theirs.fc = torch.nn.Identity()
-    for norm in ours.batch_norms():
+    for norm in batch_norms(ours):
         torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
         torch.nn.init.normal_(norm.bias)
         norm.running_mean.normal_()
@@ -118,7 +112,7 @@ def test_frozen_statistics_stay_frozen_in_every_mode() -> None:
     for part in (model, model.backbone):
         part.eval()
         part.train()
-        assert not any(bn.training for bn in model.backbone.batch_norms())
+        assert not any(bn.training for bn in batch_norms(model.backbone))
 
 
 def test_calibration_measures_what_each_layer_sees() -> None:

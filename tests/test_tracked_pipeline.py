@@ -18,9 +18,9 @@ from conftest import ROOT, wait_for_steps
 from PIL import Image
 
 from dataset.load_dataset import load_dataset
-from src import artifacts, checkpoint
-from src.runtime import git_commit
-from src.tracking.metrics_log import read_metrics
+from src.storage import artifacts, checkpoint
+from src.storage.metrics_log import read_metrics
+from src.storage.provenance import git_commit
 from src.training.recipe import TrainConfig
 from tests.tracking_tools import (
     clean_environment,
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.timeout(600)  # six scripts in one fixture
 EPOCHS, STEPS = 4, 12
 TRAIN = """
 from src import train
-from src.cli import run_script
+from src.runtime.cli import run_script
 
 train.gpu_utilization = lambda device: 50.0  # all else is as in src/train.py
 run_script(train.main, train.TrainConfig)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from src.tracking.metrics_log import MetricsLog
+from src.storage.metrics_log import MetricsLog
 from tests.fake_wandb_server import FakeServer
 from tests.tracking_tools import (
     KEY,

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from src import checkpoint, train
-from src.augment import ViewSettings
-from src.cli import RunError, UserError
-from src.runtime import DTYPES
+from src import train
+from src.runtime.cli import RunError, UserError
+from src.runtime.device import DTYPES
+from src.storage import checkpoint
 from src.train import learning_rate, main, train_step
-from src.training import health, run
+from src.training import health, state
 from src.training.recipe import TrainConfig
-from src.training.run import calibrate, make_optimizer, make_scaler, set_up, start
+from src.training.state import calibrate, make_optimizer, make_scaler, set_up, start
+from src.training.views import ViewSettings
 
 
 @pytest.fixture
@@ -35,13 +36,13 @@ def records(config: TrainConfig, kind: str) -> list[dict[str, Any]]:
     return [r for line in lines if (r := json.loads(line))["kind"] == kind]
 
 
-def state(config: TrainConfig, epoch: int) -> dict[str, Any]:
+def saved(config: TrainConfig, epoch: int) -> dict[str, Any]:
     return checkpoint.load(config.checkpoint_dir / checkpoint.file_name(epoch))
 
 
 def test_an_epoch_of_frozen_training(config: TrainConfig) -> None:
     assert main(config) == 0
-    before, after = state(config, 0), state(config, 1)
+    before, after = saved(config, 0), saved(config, 1)
     statistics = [name for name in before["model"] if "running" in name or "num_batches" in name]
     assert len(statistics) == 20 * 3
     for name in statistics:
@@ -61,7 +62,7 @@ def test_an_epoch_of_frozen_training(config: TrainConfig) -> None:
 
 def test_batch_norm_is_frozen_when_the_warm_up_ends(config: TrainConfig) -> None:
     main(replace(config, epochs=3, warmup_epochs=1, checkpoint_every=1))
-    states = [state(config, epoch)["model"] for epoch in range(4)]
+    states = [saved(config, epoch)["model"] for epoch in range(4)]
     for name in states[0]:
         if "running" in name:
             assert not torch.equal(states[0][name], states[1][name]), name
@@ -77,8 +78,8 @@ def test_labels_change_nothing(config: TrainConfig, stl10_dir: Path, tmp_path: P
     relabelled = replace(config, data_dir=other.parent, checkpoint_dir=tmp_path / "other")
     main(config)
     main(relabelled)
-    for name, tensor in state(config, 1)["model"].items():
-        assert torch.equal(tensor, state(relabelled, 1)["model"][name]), name
+    for name, tensor in saved(config, 1)["model"].items():
+        assert torch.equal(tensor, saved(relabelled, 1)["model"][name]), name
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.004)])
@@ -110,7 +111,7 @@ def test_the_statistics_count_every_image_once(
     """Parts count the same whatever their size, so none may be smaller than the others."""
     sizes: list[int] = []
     monkeypatch.setattr(
-        run, "calibrate_batch_norm", lambda _, views: sizes.extend(len(x) for x in views)
+        state, "calibrate_batch_norm", lambda _, views: sizes.extend(len(x) for x in views)
     )
     setup = set_up(config)
     monkeypatch.setattr(type(setup.batches.store), "__len__", lambda _: 257)
@@ -136,9 +137,9 @@ def test_a_nan_is_survived(config: TrainConfig, monkeypatch: pytest.MonkeyPatch)
     losses = [r["loss"] for r in records(config, "step")]
     assert epoch["skipped_steps"] == 1
     assert losses[1] is None
-    assert state(config, 1)["scaler"]["scale"] == 1
+    assert saved(config, 1)["scaler"]["scale"] == 1
     assert epoch["loss"] == pytest.approx((losses[0] + losses[2]) / 2)
-    assert all(t.isfinite().all() for t in state(config, 1)["model"].values())
+    assert all(t.isfinite().all() for t in saved(config, 1)["model"].values())
 
 
 def test_many_nans_in_a_row_stop_the_run(
@@ -254,7 +255,7 @@ def test_resuming_refuses_what_would_make_another_run(
         main(config)
     assert main(replace(config, temperature=0.5, fresh=True)) == 0
     assert any(p.is_dir() for p in config.checkpoint_dir.iterdir())
-    assert state(config, 1)["config"]["temperature"] == 0.5
+    assert saved(config, 1)["config"]["temperature"] == 0.5
 
 
 def test_auto_is_recorded_as_the_precision_it_meant(config: TrainConfig) -> None:
@@ -269,7 +270,7 @@ def test_a_restart_by_torchrun_does_not_begin_afresh(
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     main(replace(config, epochs=2, fresh=True))
     assert "going on from " in capsys.readouterr().out
-    assert state(config, 2)["step"] == 6
+    assert saved(config, 2)["step"] == 6
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_a_restart_by_torchrun_does_not_begin_afresh(
 def test_what_cannot_be_is_refused(
     config: TrainConfig, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "ensure_stl10", lambda directory: None)  # no network in tests
+    monkeypatch.setattr(state, "ensure_stl10", lambda directory: None)  # no network in tests
     with pytest.raises(UserError, match=message):
         main(replace(config, **changes))
 

@@ -17,8 +17,8 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 from dataset.load_dataset import load_dataset
-from src import artifacts
-from src.cli import UserError
+from src.runtime.cli import UserError
+from src.storage import artifacts
 from src.visualization import figures, projection, thumbnails
 from src.visualization.map_figure import projection_map
 from src.visualization.palette import BASE, cluster_colours, colours

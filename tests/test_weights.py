@@ -10,11 +10,13 @@ import torchvision
 from torch import Tensor
 from torchvision.models import ResNet18_Weights
 
-from src import checkpoint, train
-from src.cli import UserError
+from src import train
+from src.models.batch_norm import calibrate_batch_norm
 from src.models.encoder import TrainedBackbone, encode
-from src.models.simclr import Backbone, SimCLR, calibrate_batch_norm
+from src.models.simclr import Backbone, SimCLR
 from src.models.weights import load_weights
+from src.runtime.cli import UserError
+from src.storage import checkpoint
 from src.training.recipe import TrainConfig
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from src.storage.metrics_log import MetricsLog
 from src.tracking import tracker as tracking
 from src.tracking import wandb_run
-from src.tracking.metrics_log import MetricsLog
 from src.tracking.tracker import Tracker
 
 DEFAULTS = {

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from src.tracking.metrics_log import read_metrics
+from src.storage.metrics_log import read_metrics
 from tests.fake_wandb_server import FakeServer
 from tests.tracked_run import records
 

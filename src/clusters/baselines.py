@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from dataset.load_dataset import reload_dataset
-from src import artifacts
-from src.artifacts import EXTRACTION, UNTRAINED_FEATURES
-from src.cli import UserError
+from src.runtime.cli import UserError
+from src.storage import artifacts
+from src.storage.artifacts import EXTRACTION, UNTRAINED_FEATURES
 
 
 def load_baselines(

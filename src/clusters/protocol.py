@@ -9,14 +9,9 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import KMeans
 
-from src.clusters.reduction import PCA, fit_pca
-from src.evaluation import (
-    external_metrics,
-    hungarian_match,
-    internal_metrics,
-    kmeans,
-    knn_accuracy,
-)
+from src.clusters.kmeans import kmeans
+from src.clusters.pca import PCA, fit_pca
+from src.evaluation.metrics import external_metrics, hungarian_match, internal_metrics, knn_accuracy
 
 Splits = dict[str, np.ndarray]
 """An array for each split."""

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src import checkpoint, distributed
-from src.augment import normalize
-from src.cli import UserError
-from src.models.simclr import Backbone, SimCLR, fold_batch_norm
-from src.runtime import autocast, one_ahead
+from src.models.batch_norm import fold_batch_norm
+from src.models.preprocessing import normalize
+from src.models.simclr import Backbone, SimCLR
+from src.runtime import distributed
+from src.runtime.cli import UserError
+from src.runtime.device import autocast, one_ahead
+from src.storage import checkpoint
 
 
 @torch.inference_mode()

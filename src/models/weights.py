@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
-from src.checkpoint import FORMAT
-from src.cli import UserError
-from src.models.simclr import Architecture, Backbone, standardized
+from src.models.batch_norm import standardized
+from src.models.simclr import Architecture, Backbone
+from src.runtime.cli import UserError
+from src.storage.checkpoint import FORMAT
 
 WeightsName = Literal["none", "imagenet"]
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from src.artifacts import replacing
+from src.storage.artifacts import replacing
 
 Format = Literal["table", "csv", "json"]
 

@@ -21,8 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset.pictures import BadPicture
-from src import artifacts, checkpoint
-from src.artifacts import (
+from src.clusters.confidence import confidence, squared_distances
+from src.models.encoder import TrainedBackbone, encode
+from src.models.simclr import Backbone
+from src.prediction.picture_stream import decode
+from src.runtime.cli import UserError
+from src.runtime.device import DeviceName, PrecisionName, select_device, select_precision
+from src.storage import artifacts, checkpoint
+from src.storage.artifacts import (
     CENTROIDS,
     CLUSTER_TO_CLASS,
     CLUSTERING,
@@ -30,12 +36,6 @@ from src.artifacts import (
     PCA_COMPONENTS,
     PCA_MEAN,
 )
-from src.cli import UserError
-from src.clusters.confidence import confidence, squared_distances
-from src.models.encoder import TrainedBackbone, encode
-from src.models.simclr import Backbone
-from src.prediction.picture_stream import decode
-from src.runtime import DeviceName, PrecisionName, select_device, select_precision
 
 
 @dataclass(frozen=True)

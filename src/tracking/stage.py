@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from src.runtime import git_commit
+from src.storage.provenance import git_commit
 from src.tracking.tracker import Tracker
 from src.tracking.wandb_run import WandbMode
 

@@ -8,14 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src import distributed
-from src.augment import ViewParameters, ViewSettings, draw, make_views
-from src.runtime import one_ahead, random_stream
+from src.runtime import distributed
+from src.runtime.device import one_ahead
+from src.training.views import ViewParameters, ViewSettings, draw, make_views
 
 Placement = Literal["auto", "device", "stream"]
 
 # The purposes of the random streams: (seed, purpose, ...) never repeats between them.
 INITIAL_WEIGHTS, EPOCH_ORDER, VIEWS, CALIBRATION, PROBE = range(5)
+
+
+def random_stream(*key: int) -> torch.Generator:
+    """An independent CPU generator for every key, such as (seed, purpose, epoch, step).
+
+    What is drawn is a pure function of the key, so a resumed run needs no stored random state
+    and every device and process draws the same.
+    """
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> 1))
 
 
 class ImageStore:

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.load_dataset import Dataset, Split
-from src.cli import RunError
-from src.evaluation import effective_rank, hungarian_accuracy, kmeans, knn_accuracy
+from src.clusters.kmeans import kmeans
+from src.evaluation.metrics import effective_rank, hungarian_accuracy, knn_accuracy
 from src.models.encoder import encode_all
 from src.models.simclr import SimCLR
-from src.runtime import autocast
+from src.runtime.cli import RunError
+from src.runtime.device import autocast
 
 DIVERGED = "start over (--fresh) with a lower --learning-rate, or with --precision fp32"
 

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import tyro
 
 from dataset.load_dataset import DatasetName
-from src.augment import ViewSettings
-from src.cli import UserError, check_seed
 from src.models.simclr import Architecture, BatchNorm
 from src.models.weights import WeightsName
-from src.runtime import DeviceName, PrecisionName
+from src.runtime.cli import UserError, check_seed
+from src.runtime.device import DeviceName, PrecisionName
 from src.tracking.wandb_run import WandbMode
 from src.training.batches import Placement
+from src.training.views import ViewSettings
 
 SplitName = Literal["unlabeled", "train", "test"]
 

@@ -6,8 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from src.cli import UserError
-from src.runtime import progress
+from src.runtime.cli import UserError, progress
 
 ProjectionName = Literal["pca", "tsne", "umap"]
 

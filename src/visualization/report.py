@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from dataset.load_dataset import Dataset
-from src.artifacts import replacing
-from src.runtime import progress
-from src.tracking.metrics_log import Record
+from src.runtime.cli import progress
+from src.storage.artifacts import replacing
+from src.storage.metrics_log import Record
 from src.visualization.palette import UNKNOWN, colours
 from src.visualization.report_sections import how_made, metrics_table, training_charts
 from src.visualization.results import Results, pictures

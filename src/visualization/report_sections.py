@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from src.evaluation import COLUMNS, score_rows
-from src.tracking.metrics_log import Record
+from src.evaluation.tables import COLUMNS, score_rows
+from src.storage.metrics_log import Record
 from src.visualization.figures import curve
 from src.visualization.results import Results
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from dataset.load_dataset import Dataset
-from src import artifacts
-from src.cli import UserError
+from src.runtime.cli import UserError
+from src.storage import artifacts
 from src.visualization.palette import cluster_colours
 
 

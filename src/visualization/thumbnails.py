@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from src.runtime import progress
+from src.runtime.cli import progress
 
 COLUMNS = 64
 """Tiles in each row and column of a sheet: 4,096 on a sheet, so that a phone can decode it."""

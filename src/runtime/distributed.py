@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from src.cli import RunError
+from src.runtime.cli import RunError
 
 T = TypeVar("T")
 

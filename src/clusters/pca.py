@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.cli import UserError
-from src.evaluation import entropy_rank
+from src.evaluation.metrics import entropy_rank
+from src.runtime.cli import UserError
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from src.cli import UserError
+from src.runtime.cli import UserError
 
 SPLITS = ("unlabeled", "train", "test")
 

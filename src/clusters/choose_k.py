@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
-from src.cli import UserError
-from src.evaluation import aligned, internal_metrics, kmeans
-from src.runtime import progress
+from src.clusters.kmeans import kmeans
+from src.evaluation.metrics import internal_metrics
+from src.evaluation.tables import aligned
+from src.runtime.cli import UserError, progress
 
 AUTO = range(2, 21)
 DEFAULT = 10

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from src.artifacts import replacing, temporary_path
-from src.cli import RunError, UserError
+from src.runtime.cli import RunError, UserError
+from src.storage.artifacts import replacing, temporary_path
 
 FORMAT = "simclr checkpoint, version 1"
 METRICS_LOG = "metrics.jsonl"

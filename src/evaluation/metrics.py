@@ -5,16 +5,12 @@ Shape letters: N images, D features, P principal components, C classes, K cluste
 Labels of -1 mean that nobody knows the class; the caller leaves those images out.
 """
 
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import (
     adjusted_rand_score,
     davies_bouldin_score,
@@ -22,18 +18,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from src.silhouette import silhouette_samples
-
-
-def kmeans(x_NP: np.ndarray, clusters: int, seed: int, restarts: int) -> KMeans:
-    """K-means++ on every core, the best of `restarts` starts.
-
-    Where `x_NP` has fewer distinct points than `clusters`, some clusters stay empty.
-    """
-    model = KMeans(clusters, n_init=restarts, random_state=seed)  # type: ignore[arg-type]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # those empty clusters
-        return model.fit(np.asarray(x_NP, np.float32))
+from src.evaluation.silhouette import silhouette_samples
 
 
 def contingency(
@@ -213,72 +198,3 @@ def _per_class(confusion: np.ndarray, class_names: list[str]) -> dict[str, dict[
                 "f1": float(2 * right / (predicted + real)),
             }
     return scores
-
-
-COLUMNS = {
-    "hungarian_accuracy": "Hungarian accuracy",
-    "nmi": "NMI",
-    "ari": "ARI",
-    "silhouette": "silhouette",
-    "davies_bouldin": "Davies-Bouldin",
-    "knn_accuracy": "k-NN",
-}
-BASELINES = {"raw_pixels": "raw pixels", "untrained": "untrained network"}
-
-
-def summary_table(metrics: dict[str, Any]) -> str:
-    """The content of metrics.json as aligned text: a row for each split of each kind of features.
-
-    A dash stands for what is undefined, or needs labels that a split does not have.
-    """
-    rows = [["", "split", *COLUMNS.values()]]
-    for kind, split, scores in score_rows(metrics):
-        rows.append([kind, split, *(_number(scores.get(column)) for column in COLUMNS)])
-    table = aligned(rows, left=2)
-    named_on = metrics["kmeans"]["named_on"]
-    if named_on is None:
-        return table
-    table += "\nHungarian accuracy: clusters matched to classes on each split itself, as papers do."
-    table += f"\nk-NN: accuracy of the features themselves, by the 20 nearest images of {named_on}."
-    for split, scores in metrics["splits"].items():
-        if split != named_on and "transferred_accuracy" in scores:
-            accuracy = _number(scores["transferred_accuracy"])
-            table += (
-                f"\nWith the clusters named on {named_on}, {split} has an accuracy of {accuracy}."
-            )
-    return table
-
-
-def score_rows(metrics: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Kind of features, split and scores in metrics.json, the kinds of a split together."""
-    kinds = {"learned features": metrics["splits"]} | {
-        BASELINES[name]: part["splits"] for name, part in metrics.get("baselines", {}).items()
-    }
-    for split in metrics["splits"]:
-        for kind, splits in kinds.items():
-            if split in splits:
-                yield kind, split, splits[split]
-
-
-def class_table(per_class: dict[str, dict[str, float]]) -> str:
-    """Precision, recall and F1 of every class as aligned text."""
-    rows = [["class", "precision", "recall", "F1"]]
-    for name, scores in per_class.items():
-        rows.append([name, *(_number(scores[key]) for key in ("precision", "recall", "f1"))])
-    return aligned(rows)
-
-
-def aligned(rows: list[list[str]], left: int = 1) -> str:
-    """Rows of text in columns, the first `left` of them flush left and the others right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

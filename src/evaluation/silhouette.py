@@ -6,7 +6,7 @@ Shape letters: N samples, P coordinates, K clusters.
 import numpy as np
 import torch
 
-from src.runtime import progress
+from src.runtime.cli import progress
 
 NEAR = 0.02  # of |x|² + |y|²: a squared distance below it is computed in float64
 

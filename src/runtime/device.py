@@ -3,23 +3,18 @@
 import ctypes
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Literal, TypeVar
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
-from src import distributed
-from src.cli import UserError
+from src.runtime import distributed
+from src.runtime.cli import UserError
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -115,16 +110,6 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def random_stream(*key: int) -> torch.Generator:
-    """An independent CPU generator for every key, such as (seed, purpose, epoch, step).
-
-    What is drawn is a pure function of the key, so a resumed run needs no stored random state
-    and every device and process draws the same.
-    """
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> 1))
-
-
 def one_ahead(load: Callable[[Key], Value], keys: Iterable[Key]) -> Iterator[Value]:
     """`load(key)` for every key, in order; a thread loads the next while this one is used."""
     # A thread begins on the first GPU, whichever is this process's; -1 is none.
@@ -140,40 +125,6 @@ def one_ahead(load: Callable[[Key], Value], keys: Iterable[Key]) -> Iterator[Val
             yield upcoming.result()
 
 
-class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a flag that a loop looks at between steps.
-
-    A second Ctrl-C leaves at once. Used as a context manager; the old handlers come back.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __enter__(self) -> "StopSignal":
-        self._old = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    @property
-    def exit_code(self) -> int:
-        """By convention 128 plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + (self.received or signal.SIGTERM)
-
-
-def progress(iterable: Iterable | None = None, **options: object) -> tqdm:
-    """A tqdm bar on a terminal, silence elsewhere."""
-    shown = distributed.is_main() and sys.stderr.isatty()
-    return tqdm(iterable, disable=not shown, dynamic_ncols=True, **options)  # type: ignore[arg-type]
-
-
 def gpu_utilization(device: torch.device) -> float | None:
     """Percent of the last second in which the GPU was busy; None where nothing tells."""
     if device.type != "cuda":
@@ -182,24 +133,3 @@ def gpu_utilization(device: torch.device) -> float | None:
         return float(torch.cuda.utilization(device))
     except Exception:  # no nvidia-ml-py, no driver that answers, or NVML's own errors, as with MIG
         return None
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout this file is in, "+" behind it when files differ from it."""
-    root = Path(__file__).parents[1]
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            cwd=root, capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return run.stdout.strip() or None
-
-
-def versions() -> dict[str, str]:
-    return {
-        "python": sys.version.split()[0],
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-    }

@@ -12,22 +12,23 @@ from torch.amp.grad_scaler import GradScaler
 
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.stl10_archive import ensure_stl10
-from src import checkpoint, distributed
-from src.cli import UserError
-from src.models.simclr import SimCLR, calibrate_batch_norm, freeze_batch_norm
+from src.models.batch_norm import calibrate_batch_norm, freeze_batch_norm
+from src.models.simclr import SimCLR
 from src.models.weights import load_weights
-from src.runtime import (
-    autocast,
-    git_commit,
-    precision_name,
-    progress,
-    random_stream,
-    select_device,
-    select_precision,
-    versions,
-)
+from src.runtime import distributed
+from src.runtime.cli import UserError, progress
+from src.runtime.device import autocast, precision_name, select_device, select_precision
+from src.storage import checkpoint
+from src.storage.provenance import git_commit, versions
 from src.training import health
-from src.training.batches import CALIBRATION, INITIAL_WEIGHTS, PROBE, ImageStore, TrainingBatches
+from src.training.batches import (
+    CALIBRATION,
+    INITIAL_WEIGHTS,
+    PROBE,
+    ImageStore,
+    TrainingBatches,
+    random_stream,
+)
 from src.training.recipe import FREE_TO_CHANGE, TrainConfig, check, plain
 
 

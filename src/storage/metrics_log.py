@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from src.artifacts import replacing
+from src.storage.artifacts import replacing
 
 Record = dict[str, Any]
 

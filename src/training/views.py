@@ -22,23 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# ImageNet's mean and standard deviation (torchvision's documentation), for every dataset.
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
+from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, channels
 
 _GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
-
-
-def normalize(images_NCSS: Tensor) -> Tensor:
-    """uint8 images (N, 3, S, S) as the network takes them: float32, channels last."""
-    mean, std = (_channels(values, images_NCSS.device) for values in (PIXEL_MEAN, PIXEL_STD))
-    x = images_NCSS.to(torch.float32, memory_format=torch.channels_last)
-    return x.div_(255).sub_(mean).div_(std)
-
-
-def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(C, 1, 1). Filled on the device: a tensor made here would be a copy that waits for it."""
-    return torch.stack([torch.full((1, 1), value, device=device) for value in values])
 
 
 @dataclass(frozen=True)
@@ -246,5 +232,5 @@ def _recolour(x_NCSS: Tensor, pixel_N33: Tensor, mean_N33: Tensor) -> Tensor:
     x = x_NCSS.reshape(n, 3, side * side)
     offset = mean_N33 @ x.mean(2, keepdim=True)
     x = torch.baddbmm(offset, pixel_N33, x).clamp_(0, 255).reshape(n, 3, side, side)
-    mean, std = (_channels(values, x.device) * 255 for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (channels(values, x.device) * 255 for values in (PIXEL_MEAN, PIXEL_STD))
     return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)

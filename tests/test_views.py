@@ -8,9 +8,8 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from src.augment import (
-    PIXEL_MEAN,
-    PIXEL_STD,
+from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, normalize
+from src.training.views import (
     ViewParameters,
     ViewSettings,
     _draw_box,
@@ -18,7 +17,6 @@ from src.augment import (
     _hue_matrix,
     draw,
     make_views,
-    normalize,
 )
 
 SIDE = 96

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from src import runtime
-from src.cli import UserError
-from src.runtime import can_compile, gpu_utilization, select_device
+from src.runtime import device
+from src.runtime.cli import UserError
+from src.runtime.device import can_compile, gpu_utilization, select_device
 
 
 def test_what_torch_compile_lacks_is_named(
@@ -20,9 +20,9 @@ def test_what_torch_compile_lacks_is_named(
         return capsys.readouterr().out
 
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    monkeypatch.setattr(device, "find_spec", lambda name: None)
     assert "which needs Triton" in said()
-    monkeypatch.setattr(runtime, "find_spec", lambda name: object())
+    monkeypatch.setattr(device, "find_spec", lambda name: object())
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "which needs a C compiler" in said()
     monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang" else None)

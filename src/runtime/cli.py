@@ -4,13 +4,15 @@ import argparse
 import contextlib
 import errno
 import io
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import tyro
+from tqdm import tqdm
 
 Config = TypeVar("Config")
 
@@ -106,3 +108,9 @@ def _first_message(box: str) -> str:
 def _complain(prog: str, message: str, code: int) -> int:
     print(f"{prog}: error: {message}", file=sys.stderr)
     return code
+
+
+def progress(iterable: Iterable | None = None, **options: object) -> tqdm:
+    """A tqdm bar on a terminal, silence elsewhere."""
+    shown = os.environ.get("RANK", "0") == "0" and sys.stderr.isatty()
+    return tqdm(iterable, disable=not shown, dynamic_ncols=True, **options)  # type: ignore[arg-type]

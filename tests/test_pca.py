@@ -3,9 +3,9 @@ import pytest
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 
-from src.cli import UserError
-from src.clusters.reduction import fit_pca, normalized
-from src.evaluation import effective_rank
+from src.clusters.pca import fit_pca, normalized
+from src.evaluation.metrics import effective_rank
+from src.runtime.cli import UserError
 
 
 def features(rows: int, dim: int) -> np.ndarray:

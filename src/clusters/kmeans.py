@@ -1,0 +1,18 @@
+"""K-means, as every stage runs it."""
+
+import warnings
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+
+
+def kmeans(x_NP: np.ndarray, clusters: int, seed: int, restarts: int) -> KMeans:
+    """K-means++ on every core, the best of `restarts` starts.
+
+    Where `x_NP` has fewer distinct points than `clusters`, some clusters stay empty.
+    """
+    model = KMeans(clusters, n_init=restarts, random_state=seed)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # those empty clusters
+        return model.fit(np.asarray(x_NP, np.float32))

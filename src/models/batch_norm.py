@@ -1,0 +1,133 @@
+"""Batch normalization that can be synchronized, calibrated, frozen and folded into convolutions.
+
+Shape letters: B images, C channels, H x W pixels; convolution weights are O x I x H x W.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from src.runtime import distributed
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose batch is that of all processes together; alone it is the ordinary one."""
+
+    synced = True
+    standardizes = False
+    """Whether the weights of the convolution in front are standardised."""
+    folded: tuple[Tensor, Tensor] | None = None
+    """Weights and shift of the convolution with this folded in, where nothing trains any more."""
+    momentum: float | None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.synced and distributed.size() > 1):
+            return super().forward(x)
+        assert self.momentum is not None  # as while calibrating, which is not synced
+        count = distributed.size() * x.numel() // x.shape[1]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = distributed.total(wide.sum((0, 2, 3))) / count
+        centred = wide - mean[:, None, None]
+        var = distributed.total(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+class FrozenBatchNorm2d(SyncedBatchNorm2d):
+    """Batch norm that is frozen for good after a warm-up: scale and shift learn on, the running
+    statistics never change again.
+
+    Frozen statistics say nothing about the weights of later on. So that activations cannot drift
+    away from them, the weights of the convolution in front are standardised on the way (Qiao et
+    al. 2019, "Weight Standardization"; by length as in Brock et al. 2021, "Characterizing signal
+    propagation"): every filter keeps mean 0 and length 1. Not so with weights from elsewhere, to
+    which their statistics belong.
+    """
+
+    frozen = False
+    standardizes = True
+
+    def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
+        return super().train(mode and not self.frozen)  # type: ignore[return-value]
+
+
+def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+    """`bn(conv(x))`. With fixed statistics batch norm is one affine map per channel and folds
+    into the convolution: no second pass over the activations, forward or backward."""
+    assert isinstance(bn, SyncedBatchNorm2d)
+    if not bn.training:
+        return conv._conv_forward(x, *(bn.folded or fold(conv, bn)))
+    weight = standardized(conv.weight) if bn.standardizes else conv.weight
+    return bn(conv._conv_forward(x, weight, None))
+
+
+def fold(conv: nn.Conv2d, bn: SyncedBatchNorm2d) -> tuple[Tensor, Tensor]:
+    scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
+    shift = bn.bias - bn.running_mean * scale
+    length = scale[:, None, None, None]
+    weight = standardized(conv.weight, length) if bn.standardizes else conv.weight * length
+    return weight, shift
+
+
+def standardized(weight_OIHW: Tensor, length: Tensor | float = 1.0) -> Tensor:
+    """Every output channel's filter with mean 0 and the given Euclidean length."""
+    centred = weight_OIHW - weight_OIHW.mean((1, 2, 3), keepdim=True)
+    norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)
+    return centred * (length / norm.clamp_min(1e-4))
+
+
+def batch_norms(backbone: nn.Module) -> list[SyncedBatchNorm2d]:
+    return [m for m in backbone.modules() if isinstance(m, SyncedBatchNorm2d)]
+
+
+@torch.no_grad()
+def fold_batch_norm(backbone: nn.Module) -> None:
+    """Fold every batch norm once and for all batches to come: nothing may train after this."""
+    backbone.eval()
+    for module in backbone.modules():
+        pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
+        if isinstance(module, nn.Sequential):  # a block's downsampling
+            pairs = [("0", "1")]
+        for conv, bn in ((getattr(module, c, None), getattr(module, b, None)) for c, b in pairs):
+            if isinstance(conv, nn.Conv2d) and isinstance(bn, SyncedBatchNorm2d):
+                bn.folded = fold(conv, bn)
+
+
+def freeze_batch_norm(backbone: nn.Module, frozen: bool = True) -> None:
+    """From here on, training leaves the running statistics alone; ordinary batch norm stays so."""
+    for bn in batch_norms(backbone):
+        if isinstance(bn, FrozenBatchNorm2d):
+            bn.frozen = frozen
+    backbone.train(backbone.training)
+
+
+@torch.no_grad()
+def calibrate_batch_norm(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set every batch norm's running statistics to the average over `batches`.
+
+    Each layer is normalised by its own batch statistics on the way, so the layers behind it see
+    inputs of the right scale.
+
+    Args:
+        backbone: its running statistics are replaced; nothing else changes.
+        batches: normalised images (B, 3, H, W).
+    """
+    was_training = backbone.training
+    for bn in batch_norms(backbone):
+        bn.reset_running_stats()
+        bn.momentum = None  # cumulative average instead of an exponential one
+        bn.synced = False  # every process sees the same batches
+        nn.BatchNorm2d.train(bn)  # frozen ones as well
+    for x_BCHW in batches:
+        backbone(x_BCHW)
+    for bn in batch_norms(backbone):
+        bn.momentum, bn.synced = 0.1, True
+    backbone.train(was_training)

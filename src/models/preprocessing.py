@@ -1,0 +1,20 @@
+"""The one preprocessing of every stage: uint8 pixels to normalized float32."""
+
+import torch
+from torch import Tensor
+
+# ImageNet's mean and standard deviation (torchvision's documentation), for every dataset.
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+
+def normalize(images_NCSS: Tensor) -> Tensor:
+    """uint8 images (N, 3, S, S) as the network takes them: float32, channels last."""
+    mean, std = (channels(values, images_NCSS.device) for values in (PIXEL_MEAN, PIXEL_STD))
+    x = images_NCSS.to(torch.float32, memory_format=torch.channels_last)
+    return x.div_(255).sub_(mean).div_(std)
+
+
+def channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(C, 1, 1). Filled on the device: a tensor made here would be a copy that waits for it."""
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])
