@@ -77,7 +77,7 @@ def main(config: VisualizeConfig) -> None:
     method = config.projection if enough_to_arrange(results.x_NP) else "pca"
     print(f"{TITLES[method]} of {len(results.x_NP):,} images")
     if len(results.x_NP) > FIT_POINTS and method != "pca":
-        print(f"note: it arranges {FIT_POINTS:,} of them, the others join their neighbours there")
+        print(f"note: it arranges {FIT_POINTS:,} of them, the others join their neighbors there")
     xy_N2 = project(results.x_NP, method, config.seed)
 
     folder = config.feature_dir / artifacts.FIGURES
@@ -129,10 +129,10 @@ def draw(
     yield "pca_variance", figures.pca_variance(results.variance_ratio)
     clusters = results.clusters, names, results.class_of_cluster
     yield "map", projection_map(xy_N2, *clusters, results.labels, results.class_names, method)
-    labelled = {n: scores for n, scores in metrics["splits"].items() if "confusion" in scores}
-    if not labelled:
+    labeled = {n: scores for n, scores in metrics["splits"].items() if "confusion" in scores}
+    if not labeled:
         print("note: no image has a label: no confusion matrix, no classes in the map")
-    for split, scores in labelled.items():
+    for split, scores in labeled.items():
         title = f"{split}, % of each class (accuracy {scores['hungarian_accuracy']:.1%})"
         counts = np.array(scores["confusion"])
         yield f"confusion_{split}", figures.confusion_matrix(counts, results.class_names, title)
@@ -164,7 +164,7 @@ def silhouettes(results: Results, split: str) -> Figure | None:
         return None
     scores = silhouette_samples(results.x_NP[rows], clusters)
     return figures.silhouette_profile(
-        scores, clusters, results.cluster_names, results.cluster_colours
+        scores, clusters, results.cluster_names, results.cluster_colors
     )
 
 

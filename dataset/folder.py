@@ -1,6 +1,6 @@
 """Which pictures a folder holds, and what the places they lie in say about splits and classes.
 
-    <folder>/train/<class>/...      labelled, a class per folder; `test` likewise
+    <folder>/train/<class>/...      labeled, a class per folder; `test` likewise
     <folder>/train/*.jpg            `train` without labels; `test` likewise
     <folder>/unlabeled/...          without labels
     <folder>/...                    where none of the three exists: one split "unlabeled"
@@ -32,12 +32,12 @@ class Pictures:
     split: str
     files: tuple[Found, ...]
     """Sorted by name."""
-    labelled: bool
+    labeled: bool
     """Whether names are <split>/<class>/..."""
 
     @property
     def classes(self) -> set[str]:
-        return {class_of(name) for name, _, _ in self.files} if self.labelled else set()
+        return {class_of(name) for name, _, _ in self.files} if self.labeled else set()
 
 
 def class_of(name: str) -> str:
@@ -58,7 +58,7 @@ def find_pictures(root: Path) -> dict[str, Pictures]:
         candidates = [_split(root, name) for name in splits]
     else:
         files = sorted(_scan(str(root), ""))
-        candidates = [Pictures(root, "unlabeled", tuple(files), labelled=False)]
+        candidates = [Pictures(root, "unlabeled", tuple(files), labeled=False)]
     found = {pictures.split: pictures for pictures in candidates if pictures.files}
     if not found:
         where = " or ".join(str(root / name) for name in splits) or str(root)
@@ -71,13 +71,13 @@ def find_pictures(root: Path) -> dict[str, Pictures]:
 def _split(root: Path, split: str) -> Pictures:
     files = sorted(_scan(str(root / split), f"{split}/"))
     loose = [name for name, _, _ in files if name.count("/") == 1]
-    labelled = split != "unlabeled" and len(loose) < len(files)
-    if labelled and loose:
+    labeled = split != "unlabeled" and len(loose) < len(files)
+    if labeled and loose:
         raise UserError(
             f"{root / split} has class folders and {len(loose):,} pictures beside them, such as "
             f"{loose[0]}: move these into a class, or into {root / 'unlabeled'}"
         )
-    return Pictures(root, split, tuple(files), labelled)
+    return Pictures(root, split, tuple(files), labeled)
 
 
 def _scan(folder: str, prefix: str, above: frozenset[str] = frozenset()) -> Iterator[Found]:

@@ -18,7 +18,7 @@ from dataset.folder import class_of, find_pictures
 from dataset.picture_cache import load_pictures
 from dataset.stl10 import STL10_FOLDER, STL10_IMAGE_SIZE, load_stl10, load_stl10_classes
 from src.runtime.cli import UserError
-from src.storage.artifacts import digest
+from src.storage.artifacts import json_digest
 
 DatasetName = Literal["stl10", "digits", "folder"]
 
@@ -108,13 +108,13 @@ def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
-    grey = [
+    gray = [
         np.asarray(
             Image.fromarray(np.uint8(image * (255 / 16))).resize((24, 24), Image.Resampling.BICUBIC)
         )
         for image in digits.images
     ]
-    framed = np.pad(np.stack(grey), ((0, 0), (4, 4), (4, 4)))
+    framed = np.pad(np.stack(gray), ((0, 0), (4, 4), (4, 4)))
     images = np.repeat(framed[:, None], 3, axis=1)
     labels = digits.target.astype(np.int64)
     is_test = np.arange(len(labels)) % 5 == 4
@@ -146,14 +146,14 @@ def _folder(
     for split, pictures in found.items():
         images, names = load_pictures(pictures, size, cache_dir)
         labels = None
-        if pictures.labelled:
+        if pictures.labeled:
             labels = np.array([index[class_of(name)] for name in names], np.int64)
         if names:
             splits[split] = Split(images, labels, names)
     if not splits:
         raise UserError(f"none of the pictures in {data_dir} can be decoded")
     files = [(name, size) for pictures in found.values() for name, size, _ in pictures.files]
-    return splits, class_names, digest(files)
+    return splits, class_names, json_digest(files)
 
 
 def _fingerprint(

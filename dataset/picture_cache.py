@@ -56,9 +56,9 @@ def load_pictures(
     """
     folder = pictures.root / CACHE_FOLDER
     if cache_dir is not None:
-        folder = cache_dir / artifacts.digest(str(pictures.root.resolve()))
+        folder = cache_dir / artifacts.json_digest(str(pictures.root.resolve()))
     stem = f"{pictures.split}_{size}px"
-    pixels = folder / f"{stem}_{artifacts.digest([PIXELS_VERSION, pictures.files])}.pixels"
+    pixels = folder / f"{stem}_{artifacts.json_digest([PIXELS_VERSION, pictures.files])}.pixels"
     cached = _open(pixels, pictures, size)
     if cached is None:
         with _writing(folder):

@@ -57,11 +57,11 @@ class BadPicture(ValueError):
 def load_picture(source: Path | BinaryIO, size: int) -> np.ndarray:
     """Decode a picture into a square.
 
-    The largest centred square is resized to `size` x `size` with an antialiased bicubic filter,
-    which is the shorter side resized to `size` and the centre cut out. A picture that is
+    The largest centered square is resized to `size` x `size` with an antialiased bicubic filter,
+    which is the shorter side resized to `size` and the center cut out. A picture that is
     `size` x `size` already comes back bit for bit. It is turned upright as EXIF says;
-    transparency is composited on white; of several frames or pages the first counts. 16-bit grey
-    is divided by 257; 32-bit and floating-point grey is stretched from its minimum to its maximum.
+    transparency is composited on white; of several frames or pages the first counts. 16-bit gray
+    is divided by 257; 32-bit and floating-point gray is stretched from its minimum to its maximum.
 
     Args:
         source: a file, or a binary stream that can seek.
@@ -118,7 +118,7 @@ def _open(stream: BinaryIO) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_grey(np.asarray(image), is_16_bit=_is_16_bit(image))).convert("RGB")
+        return Image.fromarray(_gray(np.asarray(image), is_16_bit=_is_16_bit(image))).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
@@ -129,7 +129,7 @@ def _is_16_bit(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
 
 
-def _grey(values: np.ndarray, is_16_bit: bool) -> np.ndarray:
+def _gray(values: np.ndarray, is_16_bit: bool) -> np.ndarray:
     """uint8 of the same shape; NaN and infinities count as the minimum."""
     if is_16_bit:
         low, high = 0.0, 65535.0

@@ -76,7 +76,7 @@ def existing(file: Path) -> Path:
 
 
 def write(picture: Path | io.BytesIO, file: Path) -> None:
-    """A copy in 256 colours, and as wide as `LARGEST` allows."""
+    """A copy in 256 colors, and as wide as `LARGEST` allows."""
     image = Image.open(picture).convert("RGB")
     content = io.BytesIO()
     for width in range(WIDTH, 0, -100):

@@ -2,7 +2,7 @@
 
     python src/clustering.py
 
-L2 normalisation, exact PCA, K-means++; PCA and K-means are fitted on one split and applied to
+L2 normalization, exact PCA, K-means++; PCA and K-means are fitted on one split and applied to
 all of them. Reads features/{split}_features.npy and _labels.npy. Writes features/{split}_pca.npy,
 pca_*.npy, centroids.npy, {split}_clusters.npy, cluster_to_class.npy, metrics.json and its part of
 manifest.json. Labels are used to name and to score the clusters, never to find them.
@@ -200,7 +200,7 @@ def describe_pca(pca: PCA, wanted: int) -> dict[str, Any]:
     )
     if kept < wanted:
         print(
-            f"note: the centred features span {kept} dimensions, fewer than --components {wanted}"
+            f"note: the centered features span {kept} dimensions, fewer than --components {wanted}"
         )
     elif explained < LOW_VARIANCE:
         print(f"note: that is under {LOW_VARIANCE:.0%}; --components {2 * kept} would keep more")
@@ -293,10 +293,10 @@ def report(metrics: dict[str, Any]) -> None:
     for split, scores in splits.items():
         if undefined := [name for key, name in COLUMNS.items() if scores.get(key, 0) is None]:
             print(f"note: {split}: {', '.join(undefined)} undefined with one class or one cluster")
-    labelled = [split for split in splits if "per_class" in splits[split]]
-    if labelled:
-        print(f"\n{labelled[-1]}, clusters matched to classes on it:")
-        print(class_table(splits[labelled[-1]]["per_class"]))
+    labeled = [split for split in splits if "per_class" in splits[split]]
+    if labeled:
+        print(f"\n{labeled[-1]}, clusters matched to classes on it:")
+        print(class_table(splits[labeled[-1]]["per_class"]))
     print(f"\n{summary_table(metrics)}\n")
     for split, means in metrics.get("seeds", {}).get("splits", {}).items():
         print(f"{split} over {metrics['seeds']['count']} seeds: {_spread(means)}")

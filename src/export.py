@@ -3,8 +3,8 @@
     python src/export.py
 
 Reads the outputs of src/clustering.py in features/ and the checkpoint that they were made with.
-Writes features/model.onnx: normalisation, network (batch norm folded into the convolutions), L2
-normalisation, PCA and centroids in float32.
+Writes features/model.onnx: normalization, network (batch norm folded into the convolutions), L2
+normalization, PCA and centroids in float32.
 
     in    images      uint8 (N, 3, S, S), red, green, blue
     out   cluster     int64 (N,)
@@ -31,7 +31,7 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 
 from dataset.load_dataset import reload_dataset
-from src.models.preprocessing import normalize
+from src.models.preprocessing import preprocess
 from src.models.simclr import Backbone
 from src.prediction.predictor import ClusterHead, Predictor
 from src.runtime.cli import RunError, UserError, run_script
@@ -64,7 +64,7 @@ class Pipeline(nn.Module):
         self.backbone, self.head = backbone, head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.head(self.backbone(normalize(images)))
+        return self.head(self.backbone(preprocess(images)))
 
 
 def main(config: ExportConfig) -> None:
@@ -117,7 +117,7 @@ def _metadata(predictor: Predictor) -> dict[str, str]:
         "image_size": str(predictor.image_size),
         "opset": str(OPSET),
         "images": "turned upright as EXIF says, shorter side resized to image_size (bicubic, "
-        "antialiased), centre cut out, RGB",
+        "antialiased), center cut out, RGB",
         "confidence": f"largest softmax of -distances^2 / {predictor.head.temperature!r}",
         "checkpoint": recorded["checkpoint"]["digest"],
         "features": recorded["id"],

@@ -48,7 +48,7 @@ class ExtractionConfig:
 def main(config: ExtractionConfig) -> None:
     if config.batch_size < 1:
         raise UserError("--batch-size must be above 0")
-    with distributed.joined():
+    with distributed.process_group():
         extract_all(config)
 
 
@@ -58,7 +58,7 @@ def extract_all(config: ExtractionConfig) -> None:
     trained = TrainedBackbone.load(config.checkpoint, config.checkpoint_dir, device)
     data_dir = config.data_dir or Path(trained.config["data_dir"])
     cache_dir = config.cache_dir or trained.cache_dir
-    with distributed.one_at_first():  # decodes for the others
+    with distributed.local_main_first():  # decodes for the others
         dataset = load_dataset(trained.config["dataset"], data_dir, trained.image_size, cache_dir)
     if dataset.fingerprint != trained.dataset["fingerprint"]:
         print(f"note: the images in {data_dir} are not those that {trained.file} was trained on")
@@ -97,7 +97,7 @@ def record(
     part = {
         "checkpoint": {
             "file": str(trained.file),
-            "digest": checkpoint.digest(trained.file),
+            "digest": checkpoint.file_digest(trained.file),
             "epoch": trained.epoch,
             "config": trained.config,
         },
@@ -113,7 +113,7 @@ def record(
         "precision": str(dtype).removeprefix("torch."),
         "tracking": trained.tracking,
     }
-    part["id"] = artifacts.digest(
+    part["id"] = artifacts.json_digest(
         [part["checkpoint"]["digest"], part["dataset"], part["precision"]]
     )
     artifacts.record(

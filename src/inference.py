@@ -112,7 +112,7 @@ def main(config: InferenceConfig) -> int:
     else:
         pictures, total = _demonstration(config, predictor)
     montage = Montage(config.montage_size)
-    right = labelled = done = failed = gone = 0
+    right = labeled = done = failed = gone = 0
     started = time.monotonic()
     with (
         contextlib.closing(pictures),
@@ -127,7 +127,7 @@ def main(config: InferenceConfig) -> int:
                 bar.write(f"not read: {printable(f'{row.path}: {row.error}')}", sys.stderr)
                 continue
             done += 1
-            labelled += row.label is not None
+            labeled += row.label is not None
             right += row.label is not None and row.label == row.nearest[0].class_name
             montage.add(row, picture.content)
             if config.sort_into and picture.file:
@@ -140,8 +140,8 @@ def main(config: InferenceConfig) -> int:
         montage.save(config.montage)
     speed = done / (time.monotonic() - started)
     print(f"{done:,} pictures, {speed:,.0f} a second; {failed:,} not read", file=sys.stderr)
-    if labelled:
-        print(f"{right} of {labelled} are in a cluster of their own class", file=sys.stderr)
+    if labeled:
+        print(f"{right} of {labeled} are in a cluster of their own class", file=sys.stderr)
     track(config, predictor.extraction, montage)
     return SOME_NOT_READ if failed or gone else 0
 

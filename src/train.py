@@ -62,7 +62,7 @@ def train_step(
     """One optimizer step; returns loss and gradient norm as tensors on the device."""
     losses = []
     for batch in batches:
-        with distributed.averaging(model, now=batch is batches[-1]):
+        with distributed.sync_gradients(model, now=batch is batches[-1]):
             loss = loss_of(model, batch, config, dtype) / len(batches)
             scaler.scale(loss).backward()
         losses.append(loss.detach())
@@ -79,7 +79,7 @@ def train(run: Run, setup: Setup, log: Callable[[dict[str, Any]], None], stop: S
     config, per_epoch, steps = setup.config, setup.batches.per_epoch, setup.steps
     peak = config.learning_rate * math.sqrt(config.images_per_step / 256)
     on_cuda = setup.device.type == "cuda"
-    network: Any = distributed.shared(run.model, setup.device)
+    network: Any = distributed.wrap_ddp(run.model, setup.device)
     if config.compile == "on" or (config.compile == "auto" and on_cuda and can_compile()):
         network = torch.compile(network)
     observe = observer(setup) if distributed.is_main() else None
@@ -211,7 +211,7 @@ def lead(setup: Setup, stop: StopSignal) -> int:
 
 
 def main(config: TrainConfig) -> int:
-    with distributed.joined():
+    with distributed.process_group():
         setup = set_up(config)
         with StopSignal() as stop:
             if distributed.is_main():

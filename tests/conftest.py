@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def write_stl10(folder: Path, split: str, count: int, labelled: bool) -> None:
-    """Noisy pictures of ten classes, each a colour and a direction; column-major, labels from 1."""
+def write_stl10(folder: Path, split: str, count: int, labeled: bool) -> None:
+    """Noisy pictures of ten classes, each a color and a direction; column-major, labels from 1."""
     rng = np.random.default_rng(len(split))
     labels = np.arange(count) % 10
     y, x = np.mgrid[:96, :96] / 96
@@ -27,11 +27,11 @@ def write_stl10(folder: Path, split: str, count: int, labelled: bool) -> None:
     for image, label in zip(images, labels, strict=True):
         angle = np.pi * label / 10 + rng.normal(0, 0.05)
         stripes = np.sin(20 * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform(0, 6))
-        colour = 0.5 + 0.5 * np.cos(2 * np.pi * (label / 10 + np.array([0, 1 / 3, 2 / 3])))
-        image[:] = colour[:, None, None] * (140 + 80 * stripes) + rng.normal(0, 15, (3, 96, 96))
+        color = 0.5 + 0.5 * np.cos(2 * np.pi * (label / 10 + np.array([0, 1 / 3, 2 / 3])))
+        image[:] = color[:, None, None] * (140 + 80 * stripes) + rng.normal(0, 15, (3, 96, 96))
     columns_first = images.clip(0, 255).astype(np.uint8).transpose(0, 1, 3, 2)
     columns_first.tofile(folder / f"{split}_X.bin")
-    if labelled:
+    if labeled:
         (labels + 1).astype(np.uint8).tofile(folder / f"{split}_y.bin")
 
 
@@ -41,9 +41,9 @@ def stl10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("data")
     folder = directory / "stl10_binary"
     folder.mkdir()
-    write_stl10(folder, "unlabeled", 20, labelled=False)
-    write_stl10(folder, "train", 40, labelled=True)
-    write_stl10(folder, "test", 20, labelled=True)
+    write_stl10(folder, "unlabeled", 20, labeled=False)
+    write_stl10(folder, "train", 40, labeled=True)
+    write_stl10(folder, "test", 20, labeled=True)
     return directory
 
 

@@ -33,7 +33,7 @@ def five_steps(bn: str, dtype: torch.dtype, output: Path) -> None:
     run = begin(setup)
     run.model.to(dtype)
     run.model.backbone.register_forward_pre_hook(lambda _, args: (args[0].to(dtype),))
-    network = distributed.shared(run.model, setup.device)
+    network = distributed.wrap_ddp(run.model, setup.device)
     losses, gradients = [], []
     run.optimizer.register_step_pre_hook(
         lambda *_: gradients.append({n: p.grad.clone() for n, p in run.model.named_parameters()})
@@ -52,5 +52,5 @@ def five_steps(bn: str, dtype: torch.dtype, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    with distributed.joined():
+    with distributed.process_group():
         five_steps(sys.argv[1], getattr(torch, sys.argv[2]), Path(sys.argv[3]))

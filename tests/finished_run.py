@@ -10,7 +10,7 @@ from src import clustering, feature_extraction
 from src.clustering import ClusteringConfig
 from src.feature_extraction import ExtractionConfig
 from src.models.batch_norm import calibrate_batch_norm
-from src.models.preprocessing import normalize
+from src.models.preprocessing import preprocess
 from src.models.simclr import SimCLR
 from src.storage import checkpoint
 from src.training.recipe import TrainConfig, plain
@@ -25,7 +25,7 @@ def write_checkpoint(
     model = SimCLR(arch, small_images)  # type: ignore[arg-type]
     images = next(iter(dataset.splits.values())).images[:128]
     calibrate_batch_norm(
-        model.backbone, [normalize(torch.from_numpy(np.ascontiguousarray(images)))]
+        model.backbone, [preprocess(torch.from_numpy(np.ascontiguousarray(images)))]
     )
     config = TrainConfig(name, data_dir, arch=arch, small_images=small_images)  # type: ignore[arg-type]
     described = {

@@ -525,7 +525,7 @@ def test_script_downloads_says_so_and_is_done_at_once_the_second_time(
     assert server.ranges == []
 
 
-def test_a_finished_folder_is_recognised_within_a_second(
+def test_a_finished_folder_is_recognized_within_a_second(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = tmp_path / "stl10_binary"

@@ -57,7 +57,7 @@ def test_knn_agrees_with_a_naive_loop() -> None:
     assert got == pytest.approx(right / 30)
 
 
-def test_knn_leaves_each_image_out_of_its_own_neighbours() -> None:
+def test_knn_leaves_each_image_out_of_its_own_neighbors() -> None:
     rng = np.random.default_rng(1)
     x, labels = rng.normal(size=(40, 5)).astype(np.float32), rng.integers(3, size=40)
     others = [np.arange(40) != i for i in range(40)]
@@ -104,7 +104,7 @@ def test_silhouette_equals_scikit_learn(block: int) -> None:
 @pytest.mark.parametrize("spread", np.geomspace(1e-4, 1, 9))
 @pytest.mark.parametrize("origin", [0, 1000])
 def test_silhouette_of_clusters_tight_and_close_in_pairs(spread: float, origin: float) -> None:
-    """Near neighbours, within a cluster and between two: where the product form cancels."""
+    """Near neighbors, within a cluster and between two: where the product form cancels."""
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(6), 40)
     centers = rng.normal(size=(3, 100)).repeat(2, axis=0) + spread * rng.normal(size=(6, 100))

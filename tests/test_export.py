@@ -87,7 +87,7 @@ def test_the_example_of_the_readme(
     (example,) = (block for block in blocks if "onnxruntime" in block)
     digits = load_dataset("digits", Path()).splits["test"].images
     row = np.concatenate([image.transpose(1, 2, 0) for image in digits[:3]], axis=1)
-    Image.fromarray(row).save(tmp_path / "photo.jpg")  # 96 x 32, the second is in the centre
+    Image.fromarray(row).save(tmp_path / "photo.jpg")  # 96 x 32, the second is in the center
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / file.name).symlink_to(file)
     monkeypatch.chdir(tmp_path)

@@ -189,9 +189,9 @@ def _bomb(side: int = 60_000) -> bytes:
 def write_odd_files(folder: Path, image_3SS: np.ndarray) -> dict[str, str]:
     """Every kind of file with its outcome: "same" as the image itself, "read", or the reason."""
     rgb = Image.fromarray(image_3SS.transpose(1, 2, 0))
-    grey = np.asarray(rgb.convert("L"))
-    black = Image.merge("RGBA", [Image.new("L", rgb.size)] * 3 + [Image.fromarray(255 - grey)])
-    inverse = [Image.fromarray(255 - grey)] * 3
+    gray = np.asarray(rgb.convert("L"))
+    black = Image.merge("RGBA", [Image.new("L", rgb.size)] * 3 + [Image.fromarray(255 - gray)])
+    inverse = [Image.fromarray(255 - gray)] * 3
     wide = Image.new("RGB", (96, 32), "red")
     wide.paste(rgb, (32, 0))
     turned = rgb.transpose(Image.Transpose.ROTATE_90)
@@ -200,10 +200,10 @@ def write_odd_files(folder: Path, image_3SS: np.ndarray) -> dict[str, str]:
     other = ImageOps.invert(rgb)
     same = {
         "rgb.png": (rgb, {}),
-        "grey.png": (rgb.convert("L"), {}),
+        "gray.png": (rgb.convert("L"), {}),
         "palette.png": (rgb.convert("P", palette=Image.Palette.ADAPTIVE), {}),
-        "grey16.png": (Image.fromarray(grey.astype(np.uint16) * 257), {}),
-        "grey16.tif": (Image.fromarray(grey.astype(np.uint16) * 257), {}),
+        "gray16.png": (Image.fromarray(gray.astype(np.uint16) * 257), {}),
+        "gray16.tif": (Image.fromarray(gray.astype(np.uint16) * 257), {}),
         "opaque.png": (rgb.convert("RGBA"), {}),
         "transparent.png": (black, {}),  # hidden black under alpha, on white it is the image
         "cmyk.tif": (Image.merge("CMYK", [*inverse, Image.new("L", rgb.size)]), {}),
@@ -219,10 +219,10 @@ def write_odd_files(folder: Path, image_3SS: np.ndarray) -> dict[str, str]:
     }
     read = {
         "photo.jpg": rgb.resize((640, 480)),
-        "grey.jpeg": rgb.convert("L"),
+        "gray.jpeg": rgb.convert("L"),
         "cmyk.jpg": rgb.convert("CMYK"),
         "bilevel.png": rgb.convert("1"),
-        "float.tif": Image.fromarray(grey.astype(np.float32) / 7),
+        "float.tif": Image.fromarray(gray.astype(np.float32) / 7),
         "one_pixel.png": rgb.crop((9, 9, 10, 10)),
         "needle.png": rgb.resize((1, 900)),
     }

@@ -44,7 +44,7 @@ def test_components_stop_at_the_dimensions_there_are() -> None:
     assert np.isfinite(pca.transform(three_points, normalize=True)).all()
 
 
-def test_effective_rank_is_of_the_centred_features() -> None:
+def test_effective_rank_is_of_the_centered_features() -> None:
     x = features(500, 40)
     expected = effective_rank(normalized(x))
     assert fit_pca(x, 5, normalize=True).effective_rank == pytest.approx(expected, rel=1e-4)

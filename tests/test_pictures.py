@@ -26,7 +26,7 @@ def encoded(image: Image.Image, format: str, **options: Any) -> io.BytesIO:
     return stream
 
 
-def colours(height: int = SIZE, width: int = SIZE) -> np.ndarray:
+def colors(height: int = SIZE, width: int = SIZE) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -50,7 +50,7 @@ def ramp(height: int, width: int) -> np.ndarray:
     ],
 )
 def test_a_picture_of_the_right_size_comes_back_bit_for_bit(format: str, options: dict) -> None:
-    pixels = colours()
+    pixels = colors()
     loaded = load_picture(encoded(Image.fromarray(pixels), format, **options), SIZE)
     assert loaded.dtype == np.uint8
     assert loaded.flags.c_contiguous
@@ -58,22 +58,22 @@ def test_a_picture_of_the_right_size_comes_back_bit_for_bit(format: str, options
 
 
 def test_jpeg_of_the_right_size_is_what_a_plain_decoder_gives() -> None:
-    stream = encoded(Image.fromarray(colours()), "JPEG")
+    stream = encoded(Image.fromarray(colors()), "JPEG")
     plain = np.asarray(Image.open(stream)).transpose(2, 0, 1)
     stream.seek(0)
     np.testing.assert_array_equal(load_picture(stream, SIZE), plain)
 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 72), (72, 96), (96, 72 + 1)])
-def test_shorter_side_is_resized_and_the_centre_cut_out(height: int, width: int) -> None:
+def test_shorter_side_is_resized_and_the_center_cut_out(height: int, width: int) -> None:
     pixels = ramp(height, width)
     loaded = load_picture(encoded(Image.fromarray(pixels), "PNG"), SIZE)
     side, factor = min(height, width), min(height, width) / SIZE
     top, left = (height - side) / 2, (width - side) / 2
-    # A linear ramp under any symmetric filter keeps its value at the centre of each new pixel.
-    centre = (np.arange(SIZE) + 0.5) * factor - 0.5
-    rows = 255 * (top + centre) / (height - 1)
-    columns = 255 * (left + centre) / (width - 1)
+    # A linear ramp under any symmetric filter keeps its value at the center of each new pixel.
+    center = (np.arange(SIZE) + 0.5) * factor - 0.5
+    rows = 255 * (top + center) / (height - 1)
+    columns = 255 * (left + center) / (width - 1)
     inner = slice(2, -2)  # at the edges the filter is cut off
     assert np.abs(loaded[0, inner].astype(float) - rows[inner, None]).max() < 1.5
     assert np.abs(loaded[1, :, inner].astype(float) - columns[inner]).max() < 1.5
@@ -103,7 +103,7 @@ def test_small_and_thin_pictures_are_enlarged() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
 def test_exif_orientation(format: str, orientation: int) -> None:
-    upright = colours()
+    upright = colors()
     # EXIF 2.3, 4.6.4 A: where row 0 and column 0 of the stored picture are seen.
     stored = {
         1: upright,
@@ -122,7 +122,7 @@ def test_exif_orientation(format: str, orientation: int) -> None:
     np.testing.assert_array_equal(load_picture(stream, SIZE), upright.transpose(2, 0, 1))
 
 
-def test_palette_grey_and_one_bit() -> None:
+def test_palette_gray_and_one_bit() -> None:
     indices = np.random.default_rng(1).integers(0, 4, (SIZE, SIZE), dtype=np.uint8)
     table = np.uint8([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]])
     image = Image.frombytes("P", (SIZE, SIZE), indices.tobytes())
@@ -130,8 +130,8 @@ def test_palette_grey_and_one_bit() -> None:
     for format in ("PNG", "GIF", "BMP"):
         loaded = load_picture(encoded(image, format), SIZE)
         np.testing.assert_array_equal(loaded, table[indices].transpose(2, 0, 1))
-    grey = Image.fromarray(indices * 60)
-    np.testing.assert_array_equal(load_picture(encoded(grey, "PNG"), SIZE)[2], indices * 60)
+    gray = Image.fromarray(indices * 60)
+    np.testing.assert_array_equal(load_picture(encoded(gray, "PNG"), SIZE)[2], indices * 60)
     bits = Image.fromarray(indices > 1)
     np.testing.assert_array_equal(
         load_picture(encoded(bits, "PNG"), SIZE)[0], np.uint8(indices > 1) * 255
@@ -139,7 +139,7 @@ def test_palette_grey_and_one_bit() -> None:
 
 
 def test_transparency_is_composited_on_white() -> None:
-    pixels = colours()
+    pixels = colors()
     alpha = np.random.default_rng(2).integers(0, 256, (SIZE, SIZE, 1), dtype=np.uint8)
     share = alpha / 255.0
     expected = (pixels * share + 255 * (1 - share)).transpose(2, 0, 1)
@@ -151,7 +151,7 @@ def test_transparency_is_composited_on_white() -> None:
     assert np.abs(load_picture(encoded(la, "PNG"), SIZE)[1] - expected[0]).max() <= 1
 
 
-def test_transparent_palette_entry_and_colour_key_are_white() -> None:
+def test_transparent_palette_entry_and_color_key_are_white() -> None:
     indices = np.random.default_rng(3).integers(0, 2, (SIZE, SIZE), dtype=np.uint8)
     image = Image.frombytes("P", (SIZE, SIZE), indices.tobytes())
     image.putpalette(bytes([1, 2, 3, 200, 100, 50]))
@@ -177,13 +177,13 @@ def test_cmyk() -> None:
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
-def test_16_bit_grey_keeps_its_levels(format: str) -> None:
+def test_16_bit_gray_keeps_its_levels(format: str) -> None:
     levels = np.linspace(0, 65535, SIZE * SIZE).astype(np.uint16).reshape(SIZE, SIZE)
     loaded = load_picture(encoded(Image.fromarray(levels), format), SIZE)
     np.testing.assert_array_equal(loaded[0], np.rint(levels / 257))
 
 
-def test_float_and_32_bit_grey_are_stretched_over_their_range() -> None:
+def test_float_and_32_bit_gray_are_stretched_over_their_range() -> None:
     values = np.linspace(-3.0, 5.0, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
     expected = np.rint((values.astype(float) + 3) / 8 * 255)
     np.testing.assert_array_equal(
@@ -196,7 +196,7 @@ def test_float_and_32_bit_grey_are_stretched_over_their_range() -> None:
     )
 
 
-def test_float_grey_with_nan_or_without_contrast() -> None:
+def test_float_gray_with_nan_or_without_contrast() -> None:
     values = np.ones((SIZE, SIZE), np.float32)
     values[0, 0], values[0, 1], values[0, 2] = np.nan, np.inf, 3
     loaded = load_picture(encoded(Image.fromarray(values), "TIFF"), SIZE)[0]
@@ -224,7 +224,7 @@ def _png_header(width: int, height: int) -> bytes:
 
 
 def _truncated(format: str, share: float) -> bytes:
-    whole = encoded(Image.fromarray(colours(64, 64)), format).getvalue()
+    whole = encoded(Image.fromarray(colors(64, 64)), format).getvalue()
     return whole[: int(len(whole) * share)]
 
 
@@ -274,7 +274,7 @@ def test_damage_anywhere_gives_a_picture_or_its_reason() -> None:
     rng = np.random.default_rng(4)
     exif = Image.Exif()
     exif[0x0112] = 6
-    image = Image.fromarray(colours())
+    image = Image.fromarray(colors())
     for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM"):
         options = {"exif": exif} if format in ("JPEG", "PNG", "WEBP") else {}
         whole = np.frombuffer(encoded(image, format, **options).getvalue(), np.uint8)
@@ -291,7 +291,7 @@ def test_damage_anywhere_gives_a_picture_or_its_reason() -> None:
 def test_threads_give_what_one_thread_gives(tmp_path: Path) -> None:
     files = []
     for index, format in enumerate(["png", "jpeg", "webp", "tiff", "gif"] * 8):
-        pixels = np.roll(colours(40, 50), index, axis=1)
+        pixels = np.roll(colors(40, 50), index, axis=1)
         files.append(tmp_path / f"{index}.{format}")
         Image.fromarray(pixels).save(files[-1])
     # A fresh process, so that Pillow's formats are not registered yet when the threads start.

@@ -100,7 +100,7 @@ def test_the_pictures_of_the_readme_are_small(
     assert pixels.shape == (900, 1400)
     with Image.open(picture) as image:
         on_map = np.asarray(image.convert("HSV"))[130:700, 50:1000]
-    assert (on_map[..., 1] > 80).sum() > 1797  # colourful pixels: the map is drawn
+    assert (on_map[..., 1] > 80).sum() > 1797  # colorful pixels: the map is drawn
     run = script("docs/make_pictures.py", "--feature-dir", tmp_path, *flags)
     assert run.returncode == 2
     assert "run python visualize_features.py first" in run.stderr
@@ -179,8 +179,8 @@ def inked(page: Opened) -> int:
         """new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => {
             const map = document.querySelector("#map");
             const pixels = map.getContext("2d").getImageData(0, 0, map.width, map.height).data;
-            const colours = new Uint32Array(pixels.buffer);
-            done(colours.filter(colour => colour !== colours[0]).length);
+            const colors = new Uint32Array(pixels.buffer);
+            done(colors.filter(color => color !== colors[0]).length);
         })))"""
     )
 
@@ -209,17 +209,17 @@ def test_hovering_shows_the_right_picture(opened: Opened) -> None:
         assert opened.page.inner_text("#tip").startswith(name)
 
 
-def test_a_click_shows_the_nearest_neighbours(opened: Opened, digits: Path) -> None:
+def test_a_click_shows_the_nearest_neighbors(opened: Opened, digits: Path) -> None:
     x = everything(digits, artifacts.REDUCED, SPLITS).astype(np.float64)
     for image in loners(opened, 3):
         opened.page.mouse.click(*opened.point(image))
         distance = np.linalg.norm(x - x[image], axis=1)
         distance[image] = np.inf
-        found = opened.images("#neighbours")
+        found = opened.images("#neighbors")
         assert len(found) == 12
         np.testing.assert_allclose(distance[found], np.sort(distance)[:12], rtol=1e-5)
-    second = opened.images("#neighbours")[1]
-    opened.page.click("#neighbours .thumb >> nth=1")
+    second = opened.images("#neighbors")[1]
+    opened.page.click("#neighbors .thumb >> nth=1")
     assert opened.page.get_attribute("#detail", "data-image") == str(second)
 
 
@@ -379,7 +379,7 @@ def test_a_sample_of_the_pictures_is_said_to_be_one(
     image = next(i for i in range(1797) if i not in pictured)
     page.js(f"select({image})")
     nearest = np.sort(np.linalg.norm(x[pictured] - x[image], axis=1))[:12]
-    found = page.images("#neighbours")
+    found = page.images("#neighbors")
     np.testing.assert_allclose(np.linalg.norm(x[found] - x[image], axis=1), nearest, rtol=1e-5)
     assert page.page.is_hidden("#portrait canvas")
     page.context.close()

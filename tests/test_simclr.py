@@ -62,7 +62,7 @@ def test_nt_xent_of_equal_projections_is_chance() -> None:
 )
 def test_backbone_is_torchvisions(arch: Any, bn: Any) -> None:
     """Same parameter names, same features and gradients, though batch norm is folded and the
-    weights of the frozen one are standardised on the way."""
+    weights of the frozen one are standardized on the way."""
     torch.manual_seed(0)
     ours = Backbone(arch, bn=bn).train(bn == "frozen")
     freeze_batch_norm(ours)

@@ -70,16 +70,16 @@ def test_batch_norm_is_frozen_when_the_warm_up_ends(config: TrainConfig) -> None
 
 
 def test_labels_change_nothing(config: TrainConfig, stl10_dir: Path, tmp_path: Path) -> None:
-    other = tmp_path / "relabelled" / "stl10_binary"
+    other = tmp_path / "relabeled" / "stl10_binary"
     other.mkdir(parents=True)
     for file in (stl10_dir / "stl10_binary").iterdir():
         content = file.read_bytes()
         (other / file.name).write_bytes(content[::-1] if "_y" in file.name else content)
-    relabelled = replace(config, data_dir=other.parent, checkpoint_dir=tmp_path / "other")
+    relabeled = replace(config, data_dir=other.parent, checkpoint_dir=tmp_path / "other")
     main(config)
-    main(relabelled)
+    main(relabeled)
     for name, tensor in saved(config, 1)["model"].items():
-        assert torch.equal(tensor, saved(relabelled, 1)["model"][name]), name
+        assert torch.equal(tensor, saved(relabeled, 1)["model"][name]), name
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.004)])

@@ -8,19 +8,19 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, normalize
+from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, preprocess
 from src.training.views import (
     ViewParameters,
     ViewSettings,
     _draw_box,
-    _draw_colour,
+    _draw_color,
     _hue_matrix,
     draw,
     make_views,
 )
 
 SIDE = 96
-STILL = ViewSettings(crop_min=1.0, flip=0, jitter=0, grey=0, blur=0)
+STILL = ViewSettings(crop_min=1.0, flip=0, jitter=0, gray=0, blur=0)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def views(images: Tensor, parameters: ViewParameters) -> Tensor:
 def test_nothing_drawn_is_the_evaluation_preprocessing(images: Tensor) -> None:
     rng = torch.Generator().manual_seed(0)
     seen = make_views(images, draw(STILL, len(images), SIDE, rng))
-    torch.testing.assert_close(seen, normalize(images), rtol=0, atol=1e-4)
+    torch.testing.assert_close(seen, preprocess(images), rtol=0, atol=1e-4)
     assert seen.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -103,13 +103,13 @@ def test_blur(images: Tensor) -> None:
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 @pytest.mark.parametrize("factor", [0.3, 0.7, 1.4, 1.8])
 def test_brightness_contrast_saturation(images: Tensor, name: str, factor: float) -> None:
-    n, grey = len(images), torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)
+    n, gray = len(images), torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)
     pixel = {
         "brightness": factor * torch.eye(3),
         "contrast": factor * torch.eye(3),
-        "saturation": factor * torch.eye(3) + (1 - factor) * grey,
+        "saturation": factor * torch.eye(3) + (1 - factor) * gray,
     }[name]
-    mean = (1 - factor) * grey if name == "contrast" else torch.zeros(3, 3)
+    mean = (1 - factor) * gray if name == "contrast" else torch.zeros(3, 3)
     ours = views(images, still(n, pixel_N33=pixel.repeat(n, 1, 1), mean_N33=mean.repeat(n, 1, 1)))
     expected = getattr(tv, f"adjust_{name}")(images.float() / 255, factor) * 255
     assert (ours - expected).abs().mean() < 0.5  # torchvision's luma has four digits
@@ -117,7 +117,7 @@ def test_brightness_contrast_saturation(images: Tensor, name: str, factor: float
 
 @pytest.mark.parametrize("turn", [-0.1, -0.05, 0.05, 0.1])
 def test_hue_is_near_torchvisions(images: Tensor, turn: float) -> None:
-    """Off by at most 0.9 of what hue itself moves the pixels, on strongly coloured photographs,
+    """Off by at most 0.9 of what hue itself moves the pixels, on strongly colored photographs,
     and by much less than turning the other way (on STL-10: 0.66)."""
     n = len(images)
     ours = views(images, still(n, pixel_N33=_hue_matrix(torch.full((n,), turn))))
@@ -128,13 +128,13 @@ def test_hue_is_near_torchvisions(images: Tensor, turn: float) -> None:
     assert error < 0.5 * (wrong_way - expected).abs().mean()
 
 
-def test_one_clamp_for_the_whole_chain_of_colour_operations(images: Tensor) -> None:
+def test_one_clamp_for_the_whole_chain_of_color_operations(images: Tensor) -> None:
     """Against torchvision's order with a clamp after each operation (hue apart): at strength 0.5
     off by under 2/255 on average."""
     rng = torch.Generator().manual_seed(5)
     factors = 0.6 + 0.8 * torch.rand(len(images), 3, generator=rng)
     orders = torch.rand(len(images), 3, generator=rng).argsort(1)
-    grey = torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)
+    gray = torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)
     operations = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation]
     pixels, means, expected = [], [], []
     for image, factor, order in zip(images, factors, orders, strict=True):
@@ -142,10 +142,10 @@ def test_one_clamp_for_the_whole_chain_of_colour_operations(images: Tensor) -> N
         for kind in order.tolist():
             f = float(factor[kind])
             x = operations[kind](x, f)
-            now = f * torch.eye(3) + ((1 - f) * grey if kind == 2 else 0)
+            now = f * torch.eye(3) + ((1 - f) * gray if kind == 2 else 0)
             pixel, mean = (
                 now @ pixel,
-                now @ mean + ((1 - f) * grey @ (pixel + mean) if kind == 1 else 0),
+                now @ mean + ((1 - f) * gray @ (pixel + mean) if kind == 1 else 0),
             )
         pixels.append(pixel)
         means.append(mean)
@@ -156,15 +156,15 @@ def test_one_clamp_for_the_whole_chain_of_colour_operations(images: Tensor) -> N
     assert (ours - torch.stack(expected)).abs().mean() < 2
 
 
-def test_colour_is_drawn_with_the_papers_probabilities() -> None:
-    settings = ViewSettings(jitter=0.5, grey=0.2)
-    pixel, mean = _draw_colour(settings, 5000, torch.Generator().manual_seed(6))
+def test_color_is_drawn_with_the_papers_probabilities() -> None:
+    settings = ViewSettings(jitter=0.5, gray=0.2)
+    pixel, mean = _draw_color(settings, 5000, torch.Generator().manual_seed(6))
     kept = ((pixel - torch.eye(3)).abs().amax((1, 2)) < 1e-6).float().mean()
-    assert kept == pytest.approx(0.2 * 0.8, abs=0.02)  # neither jitter nor grey
-    white = (pixel + mean) @ torch.ones(3)  # grey stays grey, only brightness moves it
+    assert kept == pytest.approx(0.2 * 0.8, abs=0.02)  # neither jitter nor gray
+    white = (pixel + mean) @ torch.ones(3)  # gray stays gray, only brightness moves it
     assert torch.allclose(white, white[:, :1].expand(-1, 3), atol=1e-4)
-    colourless = (pixel[:, 0] - pixel[:, 1]).abs().amax(1) < 1e-6
-    assert colourless.float().mean() == pytest.approx(0.2, abs=0.02)
+    colorless = (pixel[:, 0] - pixel[:, 1]).abs().amax(1) < 1e-6
+    assert colorless.float().mean() == pytest.approx(0.2, abs=0.02)
     assert 0.55 < white.min() < 0.65  # 1 - 0.8 s
     assert 1.35 < white.max() < 1.45
 
@@ -183,7 +183,7 @@ def test_affine_is_torchvisions(images: Tensor) -> None:
     the slant against its definition."""
     n, inner = len(images), (slice(None), slice(None), slice(16, -16), slice(16, -16))
     rng = torch.Generator().manual_seed(8)
-    still_but = {"crop_min": 1.0, "flip": 0, "jitter": 0, "grey": 0, "blur": 0}
+    still_but = {"crop_min": 1.0, "flip": 0, "jitter": 0, "gray": 0, "blur": 0}
     p = draw(ViewSettings(**still_but, rotation=15, shift=0.05, zoom=0.1), n, SIDE, rng)
     ours = views(images, p)
     expected = []

@@ -21,7 +21,7 @@ from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.visualization import figures, projection, thumbnails
 from src.visualization.map_figure import projection_map
-from src.visualization.palette import BASE, cluster_colours, colours
+from src.visualization.palette import BASE, cluster_colors, colors
 from src.visualization.projection import project
 from src.visualization.report import nearest
 from src.visualization.results import load_results, pictures
@@ -88,7 +88,7 @@ def test_missing_and_mixed_files_are_named(digits: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("method", ["tsne", "pca"])
-def test_the_map_keeps_neighbours(method: projection.ProjectionName) -> None:
+def test_the_map_keeps_neighbors(method: projection.ProjectionName) -> None:
     x = np.float32(PCA(20).fit_transform(load_digits().data[:400]))
     xy = project(x, method, seed=0)
     assert xy.shape == (400, 2)
@@ -107,7 +107,7 @@ def test_scikit_learn_draws_the_map_where_opentsne_is_missing(
         project(x, "umap", seed=0)
 
 
-def test_points_beyond_the_sample_join_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_beyond_the_sample_join_their_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "FIT_POINTS", 200)
     x = np.float32(load_digits().data[:300])
     xy = project(x, "tsne", seed=1)
@@ -127,10 +127,10 @@ def test_tiny_maps(count: int, dim: int) -> None:
     assert np.isfinite(xy).all()
 
 
-# ---- pictures and neighbours --------------------------------------------------------------------
+# ---- pictures and neighbors --------------------------------------------------------------------
 
 
-def test_neighbours_are_those_of_scikit_learn() -> None:
+def test_neighbors_are_those_of_scikit_learn() -> None:
     x = np.random.default_rng(0).normal(size=(700, 20)).astype(np.float32)
     among = np.arange(0, 700, 3)
     model = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(np.float64(x[among]))
@@ -181,8 +181,8 @@ def machado(rgb: np.ndarray, kind: str) -> np.ndarray:
     return np.clip(np.array(matrix) @ rgb, 0, 1)
 
 
-def cielab(colour: str, kind: str) -> np.ndarray:
-    encoded = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+def cielab(color: str, kind: str) -> np.ndarray:
+    encoded = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
     xyz = np.array(to_xyz) @ machado(linear, kind) / [0.9505, 1, 1.089]
@@ -191,23 +191,23 @@ def cielab(colour: str, kind: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["normal", "red", "green"])
-def test_colour_blind_people_can_tell_ten_clusters_apart(kind: str) -> None:
+def test_color_blind_people_can_tell_ten_clusters_apart(kind: str) -> None:
     apart = [np.linalg.norm(cielab(a, kind) - cielab(b, kind)) for a, b in combinations(BASE, 2)]
     assert min(apart) > 17  # matplotlib's own ten reach 4.6
 
 
-def test_fifty_clusters_have_fifty_colours() -> None:
-    assert len(set(colours(50))) == 50
-    assert colours(50)[:10] == list(BASE)
+def test_fifty_clusters_have_fifty_colors() -> None:
+    assert len(set(colors(50))) == 50
+    assert colors(50)[:10] == list(BASE)
 
 
-def test_a_cluster_has_the_colour_of_its_class() -> None:
-    found = cluster_colours([2, -1, 0, -1], 3)
-    assert found[0] == colours(3)[2]
-    assert found[2] == colours(3)[0]
-    assert not {found[1], found[3]} & set(colours(3))
+def test_a_cluster_has_the_color_of_its_class() -> None:
+    found = cluster_colors([2, -1, 0, -1], 3)
+    assert found[0] == colors(3)[2]
+    assert found[2] == colors(3)[0]
+    assert not {found[1], found[3]} & set(colors(3))
     assert len(set(found)) == 4
-    assert cluster_colours([-1] * 12, 0) == colours(12)
+    assert cluster_colors([-1] * 12, 0) == colors(12)
 
 
 def test_curves_take_each_quantity_from_where_it_is() -> None:
@@ -262,7 +262,7 @@ def test_the_legends_of_the_map_lie_inside(names: list[str], known: bool) -> Non
             assert box.y1 <= square.y0 + 1
 
 
-def test_both_maps_draw_a_cluster_and_its_class_in_one_colour(digits: Path) -> None:
+def test_both_maps_draw_a_cluster_and_its_class_in_one_color(digits: Path) -> None:
     results = load_results(digits)
     named, names = results.class_of_cluster, results.cluster_names
     assert named.tolist() != list(range(10))

@@ -65,7 +65,7 @@ def test_a_mismatch_is_named_key_by_key(network: torchvision.models.ResNet, tmp_
 
 
 def test_a_checkpoint_of_this_project_gives_the_same_features(tmp_path: Path) -> None:
-    """Its weights are standardised on the way; as weights from elsewhere they no longer are."""
+    """Its weights are standardized on the way; as weights from elsewhere they no longer are."""
     torch.manual_seed(0)
     model = SimCLR("resnet18").eval()
     x = torch.randn(4, 3, 64, 64)

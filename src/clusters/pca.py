@@ -2,7 +2,7 @@
 
 Shape letters: N images, D features, P principal components.
 
-scikit-learn is exact too, but its covariance solver centres after the product, which costs
+scikit-learn is exact too, but its covariance solver centers after the product, which costs
 digits in float32, wants a float64 copy of everything otherwise, and has no exact solver that is
 quick for raw pixels, where D is far above N.
 """
@@ -24,7 +24,7 @@ class PCA:
     variance_ratio_P: np.ndarray
     """Share of the variance along each component, whitened or not."""
     effective_rank: float
-    """Of the centred data it was fitted on, see `evaluation.effective_rank`."""
+    """Of the centered data it was fitted on, see `evaluation.effective_rank`."""
 
     def transform(self, x_ND: np.ndarray, normalize: bool) -> np.ndarray:
         """float32 (N, P) of rows that `normalize` brings to length 1 first."""
@@ -39,7 +39,7 @@ def fit_pca(x_ND: np.ndarray, components: int, normalize: bool, whiten: bool = F
 
     Args:
         x_ND: (N, D) numbers of any real dtype, memory-mapped or not.
-        components: P; fewer come back where the centred data has fewer dimensions.
+        components: P; fewer come back where the centered data has fewer dimensions.
         normalize: bring every row to length 1 first.
         whiten: scale the components so that every coordinate has variance 1.
 
@@ -57,14 +57,14 @@ def fit_pca(x_ND: np.ndarray, components: int, normalize: bool, whiten: bool = F
     if dim <= count:
         scatter = np.zeros((dim, dim))
         for _, x in _blocks(x_ND, normalize):
-            centred = x - mean_D
-            scatter += centred.T @ centred
+            centered = x - mean_D
+            scatter += centered.T @ centered
         values, vectors = np.linalg.eigh(scatter)
     else:
-        centred = np.empty((count, dim))
+        centered = np.empty((count, dim))
         for rows, x in _blocks(x_ND, normalize):
-            centred[rows] = x - mean_D
-        values, vectors = np.linalg.eigh(centred @ centred.T)
+            centered[rows] = x - mean_D
+        values, vectors = np.linalg.eigh(centered @ centered.T)
 
     total = values.sum()
     if total <= 1e-12 * count * (mean_D**2).sum():  # nothing beyond float32 rounding
@@ -73,7 +73,7 @@ def fit_pca(x_ND: np.ndarray, components: int, normalize: bool, whiten: bool = F
     keep = np.arange(len(values))[::-1][: min(components, rank)]
     components_PD = vectors[:, keep].T
     if dim > count:
-        components_PD = (components_PD @ centred) / np.sqrt(values[keep])[:, None]
+        components_PD = (components_PD @ centered) / np.sqrt(values[keep])[:, None]
     largest = np.abs(components_PD).argmax(axis=1)
     components_PD *= np.sign(components_PD[np.arange(len(keep)), largest])[:, None]
     if whiten:
@@ -95,7 +95,7 @@ def normalized(x_ND: np.ndarray) -> np.ndarray:
 def _blocks(
     x_ND: np.ndarray, normalize: bool, size: int = 2048
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Slices of rows and those rows in float32, normalised where asked."""
+    """Slices of rows and those rows in float32, normalized where asked."""
     for start in range(0, len(x_ND), size):
         rows = slice(start, start + size)
         x = np.asarray(x_ND[rows], np.float32)

@@ -102,8 +102,8 @@ class Protocol:
 
     def _knn(self, features: Splits, split: str) -> float | None:
         """k-NN accuracy: how good the features (N, D) of a split with labels are, whatever the
-        clusters. The neighbours are images of the split that names the clusters; among
-        themselves, none counts as its own. None where there is no neighbour."""
+        clusters. The neighbors are images of the split that names the clusters; among
+        themselves, none counts as its own. None where there is no neighbor."""
         assert self.named_on is not None
         bank_labels, bank = self._known(features, self.named_on)
         labels, queries = self._known(features, split)

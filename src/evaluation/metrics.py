@@ -82,14 +82,14 @@ def knn_accuracy(
     block: int = 1024,
     leave_one_out: bool = False,
 ) -> float:
-    """Share of queries whose weighted nearest neighbours in the bank vote for their class.
+    """Share of queries whose weighted nearest neighbors in the bank vote for their class.
 
     The k most similar by cosine vote with weight exp(similarity / temperature); k is cut to the
     size of the bank.
 
     Args:
         bank_ND: numbers of any real dtype, as the queries.
-        leave_one_out: the queries are the bank, and none of them is its own neighbour. Otherwise
+        leave_one_out: the queries are the bank, and none of them is its own neighbor. Otherwise
             keep the two apart: a query in the bank would vote for itself.
 
     Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance
@@ -117,8 +117,8 @@ def knn_accuracy(
 def effective_rank(x_ND: np.ndarray) -> float:
     """How many directions the rows really use: from 1 to D, 0.0 where all rows are equal.
 
-    exp of the Shannon entropy of the singular values, divided by their sum, of the centred
-    matrix. Source: Roy & Vetterli 2007, "The effective rank", definition 1 (there uncentred).
+    exp of the Shannon entropy of the singular values, divided by their sum, of the centered
+    matrix. Source: Roy & Vetterli 2007, "The effective rank", definition 1 (there uncentered).
     """
     x = np.asarray(x_ND, np.float64)
     x = x - x[0]  # equal rows become exact zeros, which the rounded mean would not give

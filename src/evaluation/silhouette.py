@@ -51,7 +51,7 @@ def _distance_sums(x_NP: np.ndarray, counts_K: np.ndarray, block: int) -> np.nda
     """float64 (K, N): the distances from each sample to all of a cluster, summed.
 
     The rows of `x_NP` are sorted by cluster. A squared distance is a product, |x|² - 2xy + |y|²,
-    which cancels between near neighbours: in float32 it errs by about 1e-7 of |x|² + |y|². So a
+    which cancels between near neighbors: in float32 it errs by about 1e-7 of |x|² + |y|². So a
     block in float32 stands only when all of its squared distances exceed `NEAR` of that, which
     keeps the silhouettes within 1e-6; any other block is computed again in float64.
     """

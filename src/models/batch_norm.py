@@ -16,7 +16,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
     synced = True
     standardizes = False
-    """Whether the weights of the convolution in front are standardised."""
+    """Whether the weights of the convolution in front are standardized."""
     folded: tuple[Tensor, Tensor] | None = None
     """Weights and shift of the convolution with this folded in, where nothing trains any more."""
     momentum: float | None
@@ -31,14 +31,14 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         count = distributed.size() * x.numel() // x.shape[1]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = distributed.total(wide.sum((0, 2, 3))) / count
-        centred = wide - mean[:, None, None]
-        var = distributed.total(centred.square().sum((0, 2, 3))) / count
+        centered = wide - mean[:, None, None]
+        var = distributed.total(centered.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(var + self.eps)
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 class FrozenBatchNorm2d(SyncedBatchNorm2d):
@@ -46,7 +46,7 @@ class FrozenBatchNorm2d(SyncedBatchNorm2d):
     statistics never change again.
 
     Frozen statistics say nothing about the weights of later on. So that activations cannot drift
-    away from them, the weights of the convolution in front are standardised on the way (Qiao et
+    away from them, the weights of the convolution in front are standardized on the way (Qiao et
     al. 2019, "Weight Standardization"; by length as in Brock et al. 2021, "Characterizing signal
     propagation"): every filter keeps mean 0 and length 1. Not so with weights from elsewhere, to
     which their statistics belong.
@@ -79,9 +79,9 @@ def fold(conv: nn.Conv2d, bn: SyncedBatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def standardized(weight_OIHW: Tensor, length: Tensor | float = 1.0) -> Tensor:
     """Every output channel's filter with mean 0 and the given Euclidean length."""
-    centred = weight_OIHW - weight_OIHW.mean((1, 2, 3), keepdim=True)
-    norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)
-    return centred * (length / norm.clamp_min(1e-4))
+    centered = weight_OIHW - weight_OIHW.mean((1, 2, 3), keepdim=True)
+    norm = torch.linalg.vector_norm(centered, dim=(1, 2, 3), keepdim=True)
+    return centered * (length / norm.clamp_min(1e-4))
 
 
 def batch_norms(backbone: nn.Module) -> list[SyncedBatchNorm2d]:
@@ -113,12 +113,12 @@ def freeze_batch_norm(backbone: nn.Module, frozen: bool = True) -> None:
 def calibrate_batch_norm(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set every batch norm's running statistics to the average over `batches`.
 
-    Each layer is normalised by its own batch statistics on the way, so the layers behind it see
+    Each layer is normalized by its own batch statistics on the way, so the layers behind it see
     inputs of the right scale.
 
     Args:
         backbone: its running statistics are replaced; nothing else changes.
-        batches: normalised images (B, 3, H, W).
+        batches: normalized images (B, 3, H, W).
     """
     was_training = backbone.training
     for bn in batch_norms(backbone):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.models.batch_norm import fold_batch_norm
-from src.models.preprocessing import normalize
+from src.models.preprocessing import preprocess
 from src.models.simclr import Backbone, SimCLR
 from src.runtime import distributed
 from src.runtime.cli import UserError
@@ -25,7 +25,7 @@ def encode(backbone: Backbone, images_BCSS: Tensor, dtype: torch.dtype) -> Tenso
     Args:
         dtype: precision of the activations.
     """
-    x = normalize(images_BCSS)
+    x = preprocess(images_BCSS)
     with autocast(x.device, dtype):
         return backbone(x).float()
 

@@ -8,7 +8,7 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
 
-def normalize(images_NCSS: Tensor) -> Tensor:
+def preprocess(images_NCSS: Tensor) -> Tensor:
     """uint8 images (N, 3, S, S) as the network takes them: float32, channels last."""
     mean, std = (channels(values, images_NCSS.device) for values in (PIXEL_MEAN, PIXEL_STD))
     x = images_NCSS.to(torch.float32, memory_format=torch.channels_last)

@@ -20,11 +20,11 @@ Architecture = Literal["resnet18", "resnet50"]
 BatchNorm = Literal["frozen", "train"]
 
 BRANCH_SCALE = 0.2
-"""The last batch-norm scale of ResNet-50's residual branches at initialisation (LOG.md)."""
+"""The last batch-norm scale of ResNet-50's residual branches at initialization (LOG.md)."""
 
 
 def nt_xent(views_2Bd: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross entropy, the mean over all 2B views.
+    """Normalized temperature-scaled cross entropy, the mean over all 2B views.
 
     Args:
         views_2Bd: projections of shape (2B, d); rows i and i + B are views of the same image.
@@ -118,7 +118,7 @@ class Backbone(ResNet):
                 norm.standardizes = not pretrained
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Features (B, D) of normalised images (B, 3, H, W)."""
+        """Features (B, D) of normalized images (B, 3, H, W)."""
         x = F.relu(conv_bn(x_BCHW, self.conv1, self.bn1), inplace=True)
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.maxpool(x)))))
         return x.mean(dim=(2, 3))  # global average pooling
@@ -155,5 +155,5 @@ class SimCLR(nn.Module):
         self.projection_dim = projection_dim
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Projections (B, d) of normalised images (B, 3, H, W)."""
+        """Projections (B, d) of normalized images (B, 3, H, W)."""
         return self.head(self.backbone(x_BCHW))

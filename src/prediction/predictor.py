@@ -206,7 +206,7 @@ def _load_backbone(
             f"{file} is missing: point --checkpoint at the checkpoint that the features in "
             f"{directory} were made with, or run python {EXTRACTION} and python {CLUSTERING} again"
         )
-    if checkpoint.digest(file) != recorded["digest"]:
+    if checkpoint.file_digest(file) != recorded["digest"]:
         raise UserError(
             f"{file} is not the checkpoint that the features in {directory} were made with "
             f"({recorded['file']}): run python {EXTRACTION} --checkpoint {file} and python "

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 Config = TypeVar("Config")
 
-NOT_OURS = {
+ENVIRONMENT_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no room
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # no permission
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),  # a file where a folder should be, or the reverse
@@ -55,7 +55,7 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
         sys.stderr.close()
         code = 141
     except OSError as error:
-        if error.errno not in NOT_OURS:
+        if error.errno not in ENVIRONMENT_ERRORS:
             raise
         where = f": {error.filename}" if error.filename else ""
         code = _complain(prog, f"{error.strerror}{where}", 1)

@@ -28,7 +28,7 @@ PATIENCE = timedelta(hours=12)
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Be one of torchrun's processes while the block runs. Only the main one prints.
 
     Raises:
@@ -111,7 +111,7 @@ def any_process(flag: bool) -> bool:
 
 
 @contextlib.contextmanager
-def one_at_first() -> Iterator[None]:
+def local_main_first() -> Iterator[None]:
     """The first process of every machine runs the block before the others do."""
     if local_rank():
         any_process(False)
@@ -153,7 +153,7 @@ def to_main(rows_BD: Tensor) -> list[Tensor] | None:
     return found
 
 
-def shared(model: nn.Module, device: torch.device) -> nn.Module:
+def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
     """The model with gradients averaged over the processes."""
     if size() == 1:
         return model
@@ -162,7 +162,7 @@ def shared(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model, device_ids=index, broadcast_buffers=False)
 
 
-def averaging(model: Any, now: bool) -> contextlib.AbstractContextManager:
+def sync_gradients(model: Any, now: bool) -> contextlib.AbstractContextManager:
     """Whether a backward pass in the block averages the gradients, or only adds them up here."""
     return contextlib.nullcontext() if now or size() == 1 else model.no_sync()
 

@@ -173,7 +173,7 @@ def read_json(file: Path, writer: str) -> dict[str, Any]:
     return content
 
 
-def digest(content: Any) -> str:
+def json_digest(content: Any) -> str:
     """A short name for what `content`, any JSON value, says."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

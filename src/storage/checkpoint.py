@@ -197,7 +197,7 @@ def locked(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
     """SHA-256 of the file, its first 16 hexadecimal digits."""
     sha = hashlib.sha256()
     with file.open("rb") as stream:

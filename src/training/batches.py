@@ -67,7 +67,7 @@ class ImageStore:
         return batch.to(self.device, non_blocking=True)
 
     def views(self, indices: Tensor, settings: ViewSettings, rng: torch.Generator) -> Tensor:
-        """One random view of each image, normalised, (B, 3, S, S) on the device."""
+        """One random view of each image, normalized, (B, 3, S, S) on the device."""
         images = self.gather(indices)
         parameters = draw(settings, len(images), images.shape[-1], rng)
         return make_views(images, _to_device(parameters, self.device))

@@ -25,12 +25,12 @@ DIVERGED = "start over (--fresh) with a lower --learning-rate, or with --precisi
 
 @torch.no_grad()
 def probe(model: SimCLR, views_NCSS: Tensor, dtype: torch.dtype) -> dict[str, float]:
-    """What the network does to a fixed batch of normalised views (N, 3, S, S).
+    """What the network does to a fixed batch of normalized views (N, 3, S, S).
 
     Returns:
         activation_rms: root mean square of the features. It explodes when frozen batch norm no
             longer fits the weights, long before the loss shows it.
-        projection_std: mean standard deviation of the normalised projections' d dimensions,
+        projection_std: mean standard deviation of the normalized projections' d dimensions,
             near 1/sqrt(d) when they fill the sphere, 0 when all images look alike.
         projection_rank: effective rank of the projections, at most d.
 
@@ -67,8 +67,8 @@ def score_features(features_ND: np.ndarray, labels_N: np.ndarray, seed: int) -> 
     }
 
 
-def labelled_sample(dataset: Dataset, size: int, seed: int) -> Split | None:
-    """A fixed random sample of a labelled split to watch; None where there are no labels."""
+def labeled_sample(dataset: Dataset, size: int, seed: int) -> Split | None:
+    """A fixed random sample of a labeled split to watch; None where there are no labels."""
     for name in ("train", "test", "unlabeled"):
         split = dataset.splits.get(name)
         if split is not None and split.labels is not None and len(split.images) >= 20:
@@ -83,8 +83,8 @@ class Observer:
     """What is measured when an epoch ends."""
 
     views: Tensor
-    """Normalised views (N, 3, S, S) for `probe`."""
-    labelled: Split | None
+    """Normalized views (N, 3, S, S) for `probe`."""
+    labeled: Split | None
     """Images for `score_features`."""
     every: int
     """Epochs between the scores."""
@@ -93,9 +93,9 @@ class Observer:
 
     def __call__(self, model: SimCLR, epoch: int, last: bool) -> dict[str, float]:
         seen = probe(model, self.views, self.dtype)
-        if self.labelled and self.labelled.labels is not None and (last or epoch % self.every == 0):
-            features = encode_all(model.backbone, self.labelled.images, self.dtype)
-            seen |= score_features(features, self.labelled.labels, self.seed)
+        if self.labeled and self.labeled.labels is not None and (last or epoch % self.every == 0):
+            features = encode_all(model.backbone, self.labeled.images, self.dtype)
+            seen |= score_features(features, self.labeled.labels, self.seed)
         return seen
 
 

@@ -40,7 +40,7 @@ class TrainConfig:
     small_images: bool = False
     """A stem without downsampling, for images of about 32 pixels."""
     bn: BatchNorm = "frozen"
-    """Batch norm: statistics frozen for good after the warm-up (with standardised weights), or
+    """Batch norm: statistics frozen for good after the warm-up (with standardized weights), or
     those of every batch."""
     weights: WeightsName | Path = "none"
     """Where the backbone starts: random, torchvision's for ImageNet (learned with labels), or a
@@ -90,7 +90,7 @@ class TrainConfig:
     log_every: int = 100
     """Steps between logged training losses."""
     monitor_every: int = 4
-    """Epochs between k-NN and K-means scores on 2,000 labelled images, where there are labels."""
+    """Epochs between k-NN and K-means scores on 2,000 labeled images, where there are labels."""
     wandb: WandbMode = "auto"
     """Weights & Biases; auto is online with a key and a server that answers, else offline."""
     wandb_dir: Path = Path("wandb")
@@ -115,7 +115,7 @@ DIGITS: dict[str, Any] = {
     "image_size": 32,
     "arch": "resnet18",
     "views": ViewSettings(
-        crop_min=1.0, flip=0.0, jitter=0.6, grey=0.0,
+        crop_min=1.0, flip=0.0, jitter=0.6, gray=0.0,
         rotation=20.0, shear=15.0, shift=0.1, zoom=0.2,
     ),
     "temperature": 0.5,
@@ -141,7 +141,7 @@ def check(config: TrainConfig) -> None:
     for name in positive:
         if not getattr(config, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0")
-    for name in ("flip", "grey", "blur"):
+    for name in ("flip", "gray", "blur"):
         if not 0 <= getattr(config.views, name) <= 1:
             raise UserError(f"--{name} is a probability: 0 to 1")
     flags = plain(config)

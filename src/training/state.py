@@ -76,7 +76,7 @@ def set_up(config: TrainConfig) -> Setup:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
         torch.use_deterministic_algorithms(True)
-    with distributed.one_at_first():  # downloads and decodes for the others
+    with distributed.local_main_first():  # downloads and decodes for the others
         dataset, names = open_dataset(config)
     store = ImageStore([dataset.splits[name].images for name in names], device, config.images)
     if config.images_per_step > len(store):
@@ -120,7 +120,7 @@ def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
 
 
 def start(setup: Setup) -> Run:
-    """A network at random initialisation, whatever it is to be filled with."""
+    """A network at random initialization, whatever it is to be filled with."""
     config = setup.config
     torch.manual_seed(random_stream(config.seed, INITIAL_WEIGHTS).initial_seed())
     model = SimCLR(
@@ -145,7 +145,7 @@ def fill(run: Run, setup: Setup) -> None:
     """What a new run begins with: weights from elsewhere, or statistics of its own images."""
     config = setup.config
     if config.pretrained:
-        with distributed.one_at_first():  # downloads for the others
+        with distributed.local_main_first():  # downloads for the others
             load_weights(run.model.backbone, config.arch, config.weights)
     else:
         calibrate(run, setup)
@@ -254,7 +254,7 @@ def observer(setup: Setup) -> health.Observer:
     sample = torch.randperm(len(store), generator=rng)[:256]
     return health.Observer(
         views=store.views(sample, config.views, rng),
-        labelled=health.labelled_sample(setup.dataset, 2000, config.seed),
+        labeled=health.labeled_sample(setup.dataset, 2000, config.seed),
         every=config.monitor_every,
         dtype=setup.dtype,
         seed=config.seed,

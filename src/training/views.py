@@ -3,16 +3,16 @@
 Every image has its own random parameters, drawn on the CPU from an explicit generator, so every
 device makes the same views; making them is a few batched matrix products on any device.
 
-Shape letters: N views, S side in pixels, C = 3 colour channels.
+Shape letters: N views, S side in pixels, C = 3 color channels.
 
 The views follow torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter,
 RandomGrayscale and GaussianBlur (Chen et al. 2020, appendix A), with three deliberate
 differences, each measured in `tests/test_augment.py`:
 - Crop, flip and blur are linear along rows and columns, so they are folded into one matrix for
-  the rows and one for the columns. Blur thus comes before colour; the two commute but for clamping.
-- The chain of colour operations is one 3x3 matrix on the pixel and one on the view's mean
-  colour, clamped once at its end instead of after each operation.
-- Hue turns the colour around the grey axis of the RGB cube, a matrix, instead of in HSV.
+  the rows and one for the columns. Blur thus comes before color; the two commute but for clamping.
+- The chain of color operations is one 3x3 matrix on the pixel and one on the view's mean
+  color, clamped once at its end instead of after each operation.
+- Hue turns the color around the gray axis of the RGB cube, a matrix, instead of in HSV.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, channels
 
-_GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
+_GRAY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class ViewSettings:
     flip: float = 0.5
     """Probability that a view is mirrored."""
     jitter: float = 0.5
-    """Strength s of the colour jitter, with probability 0.8: brightness, contrast and saturation
+    """Strength s of the color jitter, with probability 0.8: brightness, contrast and saturation
     by up to 0.8 s, hue by up to 0.2 s."""
-    grey: float = 0.2
-    """Probability that a view has no colour."""
+    gray: float = 0.2
+    """Probability that a view has no color."""
     blur: float = 0.5
     """Probability of a Gaussian blur: sigma 0.1 to 2 pixels, kernel a tenth of the side."""
     rotation: float = 0.0
@@ -66,9 +66,9 @@ class ViewParameters(NamedTuple):
     kernel_NT: Tensor
     """Blur weights of the T taps."""
     pixel_N33: Tensor
-    """Colour: what multiplies a pixel's colour ..."""
+    """Color: what multiplies a pixel's color ..."""
     mean_N33: Tensor
-    """... and what multiplies the view's mean colour (contrast); the sum is the new colour."""
+    """... and what multiplies the view's mean color (contrast); the sum is the new color."""
     affine_N23: Tensor
     """From a view's coordinates to the image's, both -1 to 1; (0, 2, 3) when there is no
     rotation, shear, shift or zoom."""
@@ -76,7 +76,7 @@ class ViewParameters(NamedTuple):
 
 def draw(settings: ViewSettings, views: int, side: int, rng: torch.Generator) -> ViewParameters:
     """Random parameters for `views` views of images with `side` pixels a side, on the CPU."""
-    pixel, mean = _draw_colour(settings, views, rng)
+    pixel, mean = _draw_color(settings, views, rng)
     return ViewParameters(
         box_N4=_draw_box(views, side, settings.crop_min, rng),
         flip_N=(torch.rand(views, generator=rng) < settings.flip).float(),
@@ -88,7 +88,7 @@ def draw(settings: ViewSettings, views: int, side: int, rng: torch.Generator) ->
 
 
 def make_views(images_NCSS: Tensor, parameters: ViewParameters) -> Tensor:
-    """One view of each uint8 image (N, 3, S, S), normalised, float32, channels last.
+    """One view of each uint8 image (N, 3, S, S), normalized, float32, channels last.
 
     `parameters` holds a row for every image and lies on its device.
     """
@@ -107,7 +107,7 @@ def make_views(images_NCSS: Tensor, parameters: ViewParameters) -> Tensor:
     n = len(x)
     x = torch.bmm(x.reshape(n, 3 * side, side), columns.transpose(1, 2))
     x = torch.matmul(rows[:, None], x.reshape(n, 3, side, side))
-    return _recolour(x, parameters.pixel_N33, parameters.mean_N33)
+    return _recolor(x, parameters.pixel_N33, parameters.mean_N33)
 
 
 # --- geometry ---------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def _draw_box(views: int, side: int, crop_min: float, rng: torch.Generator) -> T
 def _crop_matrix(start_N: Tensor, length_N: Tensor, side: int) -> Tensor:
     """Bilinear resampling of [start, start + length) to `side` pixels, as matrices (N, S, S).
 
-    Half-pixel centres; pixels outside the crop have no weight, as if it had been cut out first.
+    Half-pixel centers; pixels outside the crop have no weight, as if it had been cut out first.
     A crop is never longer than `side`, so nothing shrinks and antialiasing does not arise.
     """
     pixels = torch.arange(side, device=start_N.device, dtype=torch.float32)
@@ -179,14 +179,14 @@ def _draw_affine(settings: ViewSettings, views: int, rng: torch.Generator) -> Te
     return torch.stack(rows, 1).reshape(-1, 2, 3)
 
 
-# --- colour -----------------------------------------------------------------------------------
+# --- color -----------------------------------------------------------------------------------
 
 
-def _draw_colour(settings: ViewSettings, views: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """ColorJitter with p = 0.8 in random order, then grey: the two matrices of `ViewParameters`.
+def _draw_color(settings: ViewSettings, views: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """ColorJitter with p = 0.8 in random order, then gray: the two matrices of `ViewParameters`.
 
-    An operation turns the colour `pixel @ x + mean @ m`, with m the view's mean colour, into
-    another of that form. The mean of the whole view has the colour `(pixel + mean) @ m`.
+    An operation turns the color `pixel @ x + mean @ m`, with m the view's mean color, into
+    another of that form. The mean of the whole view has the color `(pixel + mean) @ m`.
     """
     s = settings.jitter
 
@@ -195,27 +195,27 @@ def _draw_colour(settings: ViewSettings, views: int, rng: torch.Generator) -> tu
         return low + (1 + reach - low) * torch.rand(views, generator=rng)
 
     eye = torch.eye(3)
-    to_grey = _GREY.expand(3, 3)  # every channel of the result is the luma
+    to_gray = _GRAY.expand(3, 3)  # every channel of the result is the luma
     brightness, contrast, saturation = (f[:, None, None] for f in (factor(0.8 * s) for _ in "bcs"))
     hue = (torch.rand(views, generator=rng) * 2 - 1) * 0.2 * s
-    operations = torch.stack(  # (4, N, 3, 3): what each multiplies the colour by
-        [brightness * eye, contrast * eye, saturation * eye + (1 - saturation) * to_grey,
+    operations = torch.stack(  # (4, N, 3, 3): what each multiplies the color by
+        [brightness * eye, contrast * eye, saturation * eye + (1 - saturation) * to_gray,
          _hue_matrix(hue)]
     )  # fmt: skip
     order = torch.rand(views, 4, generator=rng).argsort(1)
     pixel, mean = eye.repeat(views, 1, 1), torch.zeros(views, 3, 3)
     for kind in order.T:  # (N,): which operation comes now, for every view
         now = operations[kind, torch.arange(views)]
-        towards_mean = (kind == 1)[:, None, None] * (1 - contrast) * to_grey
+        towards_mean = (kind == 1)[:, None, None] * (1 - contrast) * to_gray
         pixel, mean = now @ pixel, now @ mean + towards_mean @ (pixel + mean)
     jittered = torch.rand(views, 1, 1, generator=rng) < 0.8
     pixel, mean = torch.where(jittered, pixel, eye), torch.where(jittered, mean, 0.0)
-    grey = torch.rand(views, 1, 1, generator=rng) < settings.grey
-    return torch.where(grey, to_grey @ pixel, pixel), torch.where(grey, to_grey @ mean, mean)
+    gray = torch.rand(views, 1, 1, generator=rng) < settings.gray
+    return torch.where(gray, to_gray @ pixel, pixel), torch.where(gray, to_gray @ mean, mean)
 
 
 def _hue_matrix(turn_N: Tensor) -> Tensor:
-    """Rotation around the grey axis by `turn` (1 is the full circle), as RGB matrices (N, 3, 3).
+    """Rotation around the gray axis by `turn` (1 is the full circle), as RGB matrices (N, 3, 3).
 
     Nearer to HSV's hue than rotating the chroma of YIQ: on STL-10 at a tenth of the circle it is
     off by 4.3/255 on average against 7.5/255.
@@ -226,8 +226,8 @@ def _hue_matrix(turn_N: Tensor) -> Tensor:
     return 1 / 3 + angle.cos() * across + angle.sin() * turned
 
 
-def _recolour(x_NCSS: Tensor, pixel_N33: Tensor, mean_N33: Tensor) -> Tensor:
-    """Apply the colour matrices to values from 0 to 255, clamp, normalise."""
+def _recolor(x_NCSS: Tensor, pixel_N33: Tensor, mean_N33: Tensor) -> Tensor:
+    """Apply the color matrices to values from 0 to 255, clamp, normalize."""
     n, _, side, _ = x_NCSS.shape
     x = x_NCSS.reshape(n, 3, side * side)
     offset = mean_N33 @ x.mean(2, keepdim=True)

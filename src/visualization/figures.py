@@ -182,15 +182,15 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
 
 
 def silhouette_profile(
-    scores: np.ndarray, clusters: np.ndarray, names: Sequence[str], colours: Sequence[str]
+    scores: np.ndarray, clusters: np.ndarray, names: Sequence[str], colors: Sequence[str]
 ) -> Figure:
     """The silhouette of every image, sorted, one band a cluster, and the mean (Rousseeuw 1987)."""
     figure = Figure(figsize=(WIDTH * 0.62, float(np.clip(1 + 0.3 * len(names), 3, 12))))
     ax = figure.subplots()
     gap, start, ticks = max(1, len(scores) // 100), 0, []
-    for k, colour in enumerate(colours):
+    for k, color in enumerate(colors):
         own = np.sort(scores[clusters == k])
-        ax.fill_betweenx(start + np.arange(len(own)), own, color=colour, linewidth=0, step="mid")
+        ax.fill_betweenx(start + np.arange(len(own)), own, color=color, linewidth=0, step="mid")
         ticks.append(start + len(own) / 2)
         start += len(own) + gap
     ax.axvline(scores.mean(), color="black", linestyle=(0, (4, 3)), linewidth=1)
@@ -210,8 +210,8 @@ def cluster_sizes(sizes: dict[str, np.ndarray], cluster_names: Sequence[str]) ->
     figure = Figure(figsize=(WIDTH * 0.62, float(np.clip(1 + 0.24 * len(cluster_names), 2.4, 12))))
     ax = figure.subplots()
     start = np.zeros(len(cluster_names))
-    for (split, counts), colour in zip(sizes.items(), (BLUE, "#8cc3e6", ORANGE), strict=False):
-        ax.barh(range(len(counts)), counts, 0.75, left=start, color=colour, label=split)
+    for (split, counts), color in zip(sizes.items(), (BLUE, "#8cc3e6", ORANGE), strict=False):
+        ax.barh(range(len(counts)), counts, 0.75, left=start, color=color, label=split)
         start += counts
     for k, total in enumerate(start):
         ax.annotate(f"{total:,.0f}", (total, k), (3, 0), textcoords="offset points",

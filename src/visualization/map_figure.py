@@ -9,15 +9,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from src.visualization.figures import WIDTH, short
-from src.visualization.palette import UNKNOWN, cluster_colours, colours
+from src.visualization.palette import UNKNOWN, cluster_colors, colors
 
 TITLE, LINE = 0.35, 0.18
 """Inches: above a map, and of a line in the legend below it."""
 MOST_NAMES = 20
-"""More names have no legend: nobody could tell so many colours apart."""
+"""More names have no legend: nobody could tell so many colors apart."""
 
 Entry = tuple[str, str]
-"""Colour and name."""
+"""Color and name."""
 
 
 def projection_map(
@@ -29,18 +29,18 @@ def projection_map(
     class_names: Sequence[str],
     method: str,
 ) -> Figure:
-    """The points coloured by cluster and, where any has a class, by class beside it.
+    """The points colored by cluster and, where any has a class, by class beside it.
 
-    A cluster has the colour, and the place in the legend, of its class; its number stands at the
+    A cluster has the color, and the place in the legend, of its class; its number stands at the
     median of its points.
     """
-    inks = cluster_colours(class_of_cluster, len(class_names))
+    inks = cluster_colors(class_of_cluster, len(class_names))
     last = len(class_names)  # -1, no class, goes there
     order = sorted(range(len(inks)), key=lambda k: class_of_cluster[k] % (last + 1))
     entries = _entries([inks[k] for k in order], [cluster_names[k] for k in order], 0)
     maps = [("cluster", clusters, inks, entries)]
     if (labels >= 0).any():
-        inks = colours(len(class_names))
+        inks = colors(len(class_names))
         maps.append(("class", labels, inks, _entries(inks, class_names, int((labels < 0).sum()))))
     side = WIDTH / 2 if len(maps) == 2 else 6.0
     columns = min(_columns(names, side) for *_, names in maps)
@@ -52,7 +52,7 @@ def projection_map(
         box = ((at + 0.01) / len(maps), (legend + 0.1) / high, 0.98 / len(maps), side / high)
         ax = figure.add_axes(box)
         _scatter(ax, xy_N2, groups, inks)
-        ax.set_title(f"{method}, coloured by {what}")
+        ax.set_title(f"{method}, colored by {what}")
         if names:
             _legend(ax, names, columns)
     for k in np.unique(clusters):
@@ -66,16 +66,16 @@ def projection_map(
 
 
 def _scatter(ax: Axes, xy_N2: np.ndarray, groups: np.ndarray, inks: Sequence[str]) -> None:
-    """Groups of -1 lie below all others, in grey; the others in random order, none on top."""
+    """Groups of -1 lie below all others, in gray; the others in random order, none on top."""
     known = np.random.default_rng(0).permutation(np.flatnonzero(groups >= 0))
-    grey = np.flatnonzero(groups < 0)
-    for rows, colour, alpha in (
-        (grey, UNKNOWN, 0.3),
+    gray = np.flatnonzero(groups < 0)
+    for rows, color, alpha in (
+        (gray, UNKNOWN, 0.3),
         (known, np.array(inks)[groups[known]], 0.8),
     ):
         size = float(np.clip(25_000 / max(len(rows), 1), 0.5, 10))
         ax.scatter(
-            xy_N2[rows, 0], xy_N2[rows, 1], s=size, c=colour, alpha=alpha, linewidths=0,
+            xy_N2[rows, 0], xy_N2[rows, 1], s=size, c=color, alpha=alpha, linewidths=0,
             rasterized=len(rows) > 2000,
         )  # fmt: skip
     low, top = xy_N2.min(axis=0), xy_N2.max(axis=0)
@@ -99,7 +99,7 @@ def _columns(names: list[Entry], side: float) -> int:
 
 
 def _legend(ax: Axes, names: list[Entry], columns: int) -> None:
-    dots = [Line2D([], [], linestyle="", marker="o", color=colour) for colour, _ in names]
+    dots = [Line2D([], [], linestyle="", marker="o", color=color) for color, _ in names]
     ax.legend(
         dots, [name for _, name in names], loc="upper center", bbox_to_anchor=(0.5, 0),
         ncols=columns, markerscale=0.8, handletextpad=0.1, columnspacing=0.8,

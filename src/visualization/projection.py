@@ -13,7 +13,7 @@ ProjectionName = Literal["pca", "tsne", "umap"]
 TITLES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
 FIT_POINTS = 20_000
-"""t-SNE and UMAP arrange at most this many points; the others join their neighbours."""
+"""t-SNE and UMAP arrange at most this many points; the others join their neighbors."""
 INPUTS = 50
 """Principal components that t-SNE and UMAP see, as van der Maaten & Hinton 2008 take 30."""
 
@@ -24,10 +24,10 @@ def enough_to_arrange(x_NP: np.ndarray) -> bool:
 
 
 def project(x_NP: np.ndarray, method: ProjectionName, seed: int) -> np.ndarray:
-    """A map of the points, float32 (N, 2), centred on their median.
+    """A map of the points, float32 (N, 2), centered on their median.
 
     `pca` takes the first two components as they are. Beyond `FIT_POINTS` the others arrange a
-    random sample, and every other point stands at the median of its five nearest neighbours in it.
+    random sample, and every other point stands at the median of its five nearest neighbors in it.
 
     Raises:
         UserError: `umap` and umap-learn is not installed.
@@ -73,7 +73,7 @@ def _tsne(x: np.ndarray, seed: int) -> np.ndarray:
         random_state=seed,
         callbacks=report,
         callbacks_every_iters=50,
-        # Exact neighbours where they are cheap; the approximate index fails on tiny sets.
+        # Exact neighbors where they are cheap; the approximate index fails on tiny sets.
         neighbors="exact" if len(x) < 2000 else "auto",
     )
     embedding = np.asarray(model.fit(x))
@@ -86,5 +86,5 @@ def _umap(x: np.ndarray, seed: int) -> np.ndarray:
         raise UserError("--projection umap needs one more package: pip install umap-learn")
     from umap import UMAP  # type: ignore[import-not-found]
 
-    neighbours = min(15, len(x) - 1)
-    return UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(x)  # type: ignore[return-value]
+    neighbors = min(15, len(x) - 1)
+    return UMAP(n_neighbors=neighbors, random_state=seed, n_jobs=1).fit_transform(x)  # type: ignore[return-value]

@@ -14,14 +14,14 @@ from dataset.load_dataset import Dataset
 from src.runtime.cli import progress
 from src.storage.artifacts import replacing
 from src.storage.metrics_log import Record
-from src.visualization.palette import UNKNOWN, colours
+from src.visualization.palette import UNKNOWN, colors
 from src.visualization.report_sections import how_made, metrics_table, training_charts
 from src.visualization.results import Results, pictures
 from src.visualization.thumbnails import COLUMNS, Sheets, make_sheets
 
 PARTS = Path(__file__).parent / "report_page"
 SCRIPTS = ("data.js", "map.js", "panels.js")
-NEIGHBOURS = 12
+NEIGHBORS = 12
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def write_report(file: Path, page: Page) -> Path:
     if page.dataset is not None:
         sheets = sheets_of(page.results, page.dataset, page.seed)
     shown = sheets.rows if sheets else np.arange(len(page.xy_N2))
-    near = nearest(page.results.x_NP, shown, NEIGHBOURS)
+    near = nearest(page.results.x_NP, shown, NEIGHBORS)
     slots = {
         "style": (PARTS / "page.css").read_text(encoding="utf-8"),
         "script": "\n".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS),
@@ -77,20 +77,20 @@ def nearest(x_NP: np.ndarray, among: np.ndarray, k: int, block: int = 512) -> np
 
     Args:
         x_NP: float (N, P).
-        among: int (M,), sorted: the points that may be neighbours.
+        among: int (M,), sorted: the points that may be neighbors.
         k: cut to M - 1.
 
     Returns:
         int64 (N, k), indices into `among`.
     """
     x = torch.from_numpy(np.asarray(x_NP, np.float32))
-    x = x - x.mean(dim=0)  # keeps the product form of the distance from cancelling
+    x = x - x.mean(dim=0)  # keeps the product form of the distance from canceling
     bank = x[torch.from_numpy(among)]
     square = (bank * bank).sum(dim=1)
     place = torch.full((len(x),), -1)
     place[torch.from_numpy(among)] = torch.arange(len(among))
     found = []
-    for start in progress(range(0, len(x), block), desc="neighbours", unit="block"):
+    for start in progress(range(0, len(x), block), desc="neighbors", unit="block"):
         rows = x[start : start + block]
         distance = torch.addmm(square, rows, bank.T, alpha=-2)
         own = place[start : start + block]
@@ -100,7 +100,7 @@ def nearest(x_NP: np.ndarray, among: np.ndarray, k: int, block: int = 512) -> np
     return torch.cat(found).numpy()
 
 
-def facts(page: Page, sheets: Sheets | None, neighbours: int) -> dict[str, Any]:
+def facts(page: Page, sheets: Sheets | None, neighbors: int) -> dict[str, Any]:
     """All that the page needs besides the arrays."""
     results = page.results
     names = None
@@ -117,11 +117,11 @@ def facts(page: Page, sheets: Sheets | None, neighbours: int) -> dict[str, Any]:
         "clusters": results.cluster_names,
         "classes": results.class_names,
         "classOfCluster": results.class_of_cluster.tolist(),
-        "clusterColours": results.cluster_colours,
-        "classColours": colours(len(results.class_names)),
-        "unknownColour": UNKNOWN,
+        "clusterColors": results.cluster_colors,
+        "classColors": colors(len(results.class_names)),
+        "unknownColor": UNKNOWN,
         "names": names,
-        "neighbours": neighbours,
+        "neighbors": neighbors,
         "tile": sheets.tile if sheets else 0,
         "columns": COLUMNS,
         "sheets": len(sheets.webp) if sheets else 0,

@@ -91,7 +91,7 @@ def training_charts(records: Sequence[Record]) -> str:
 
 
 def _chart(title: str, lines: dict[str, tuple[list[float], list[float]]], percent: bool) -> str:
-    """An SVG line chart over epochs that takes its colours from the page's style."""
+    """An SVG line chart over epochs that takes its colors from the page's style."""
     x = np.concatenate([line[0] for line in lines.values()])
     y = np.concatenate([line[1] for line in lines.values()])
     x_ticks, y_ticks = ticks(x.min(), x.max()), ticks(y.min(), y.max())

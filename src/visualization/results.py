@@ -9,7 +9,7 @@ import numpy as np
 from dataset.load_dataset import Dataset
 from src.runtime.cli import UserError
 from src.storage import artifacts
-from src.visualization.palette import cluster_colours
+from src.visualization.palette import cluster_colors
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Results:
         return [f"{k} · {name}" if name else str(k) for k, name in enumerate(classes)]
 
     @property
-    def cluster_colours(self) -> list[str]:
-        return cluster_colours(self.class_of_cluster, len(self.class_names))
+    def cluster_colors(self) -> list[str]:
+        return cluster_colors(self.class_of_cluster, len(self.class_names))
 
     @property
     def wrong(self) -> np.ndarray:

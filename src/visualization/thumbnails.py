@@ -18,7 +18,7 @@ PIXELS = 30_000_000
 @dataclass(frozen=True)
 class Sheets:
     tile: int
-    """Side of a tile in pixels; a multiple of 16, or colour bleeds from tile to tile."""
+    """Side of a tile in pixels; a multiple of 16, or color bleeds from tile to tile."""
     rows: np.ndarray
     """int (n,): which image each tile shows. All of them, or a sorted sample."""
     webp: list[bytes]

@@ -45,12 +45,12 @@ function request() {
   requestAnimationFrame(() => { asked = false; draw(); });
 }
 
-const hex = (colour) => [1, 3, 5].map((k) => parseInt(colour.slice(k, k + 2), 16));
-function inks() { // in the dark, colours are mixed with white
-  const by = $("#colour").value, dark = document.documentElement.dataset.theme === "dark";
-  const list = { cluster: data.clusterColours, label: data.classColours }[by];
+const hex = (color) => [1, 3, 5].map((k) => parseInt(color.slice(k, k + 2), 16));
+function inks() { // in the dark, colors are mixed with white
+  const by = $("#color").value, dark = document.documentElement.dataset.theme === "dark";
+  const list = { cluster: data.clusterColors, label: data.classColors }[by];
   const lift = (c) => hex(c).map((v) => (dark ? Math.round(v + 0.3 * (255 - v)) : v));
-  return { of: { cluster, label }[by], list: list.map(lift), unknown: dark ? [85, 89, 95] : hex(data.unknownColour) };
+  return { of: { cluster, label }[by], list: list.map(lift), unknown: dark ? [85, 89, 95] : hex(data.unknownColor) };
 }
 
 function disc(radius) { // offsets and coverage of an antialiased disc
@@ -70,12 +70,12 @@ function draw() {
   const image = context.createImageData(wide, high), pixels = image.data, stamp = disc(radius);
   new Uint32Array(pixels.buffer).fill((255 << 24) | (back[2] << 16) | (back[1] << 8) | back[0]);
   const inside = [], edge = Math.ceil(radius);
-  for (const grey of [true, false]) for (let i = 0; i < count; i++) { // the unknown lie below
-    if (!visible[i] || of[i] < 0 !== grey) continue;
+  for (const gray of [true, false]) for (let i = 0; i < count; i++) { // the unknown lie below
+    if (!visible[i] || of[i] < 0 !== gray) continue;
     const x = Math.round(screenX(i)), y = Math.round(screenY(i));
     if (x < edge || y < edge || x >= wide - edge || y >= high - edge) continue;
     inside.push(i);
-    const ink = grey ? unknown : list[of[i]];
+    const ink = gray ? unknown : list[of[i]];
     for (const [dx, dy, cover] of stamp) {
       const at = 4 * ((y + dy) * wide + x + dx);
       for (let k = 0; k < 3; k++) pixels[at + k] += (ink[k] - pixels[at + k]) * cover;
@@ -102,7 +102,7 @@ function drawPictures(inside, of, list, unknown) {
 
 const medians = {};
 function middles(of, groups) { // the median of each group on the map
-  const key = $("#colour").value;
+  const key = $("#color").value;
   if (medians[key]) return medians[key];
   const members = Array.from({ length: groups }, () => []);
   for (let i = 0; i < count; i++) if (of[i] >= 0) members[of[i]].push(i);
@@ -111,14 +111,14 @@ function middles(of, groups) { // the median of each group on the map
 }
 function drawNames(of, list) {
   if (list.length > 40) return;
-  const names = $("#colour").value === "cluster" ? data.clusters : data.classes, style = getComputedStyle(document.body);
+  const names = $("#color").value === "cluster" ? data.clusters : data.classes, style = getComputedStyle(document.body);
   context.font = `600 ${12 * pixel}px ${style.fontFamily}`;
   context.textAlign = "center"; context.textBaseline = "middle"; context.lineJoin = "round";
   context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--stage");
   context.fillStyle = style.color; context.lineWidth = 3.5 * pixel;
   const placed = []; // names give way to those before them
   middles(of, list.length).forEach(([x, y], g) => {
-    if (x === undefined || !visibleCount || !on[$("#colour").value].has(g)) return;
+    if (x === undefined || !visibleCount || !on[$("#color").value].has(g)) return;
     const at = [(x - view.x) * view.scale + wide / 2, (view.y - y) * view.scale + high / 2];
     const half = context.measureText(names[g]).width / 2;
     const covers = ([px, py, other]) => Math.abs(px - at[0]) < half + other && Math.abs(py - at[1]) < 14 * pixel;

@@ -50,8 +50,8 @@ function select(i, show = false) {
   const facts = [["Image", nameOf(i)], ["Split", data.splits[split[i]]], ["Class", className(label[i])], ["Cluster", data.clusters[cluster[i]]],
     ["Distance", distance[i].toFixed(3)], ["Margin", margin[i].toFixed(3)]];
   $("#portrait dl").replaceChildren(...facts.flatMap(([k, v]) => [make("dt", { textContent: k }), make("dd", { textContent: v })]));
-  const k = data.neighbours, places = Array.from(near.subarray(i * k, (i + 1) * k));
-  $("#neighbours").replaceChildren(...places.map((place) => thumb(shown[place])));
+  const k = data.neighbors, places = Array.from(near.subarray(i * k, (i + 1) * k));
+  $("#neighbors").replaceChildren(...places.map((place) => thumb(shown[place])));
   if (show) {
     const x = screenX(i), y = screenY(i);
     if (x < 0 || y < 0 || x > wide || y > high) { view.x = xy[2 * i]; view.y = xy[2 * i + 1]; }
@@ -130,7 +130,7 @@ function group(title, key, entries, palette, action) {
     box.onchange = () => { on[key][box.checked ? "add" : "delete"](value); applyFilters(); };
     boxes.push({ box, key, value });
     const swatch = make("span", { className: "swatch" });
-    if (palette) swatch.style.setProperty("--colour", value < 0 ? data.unknownColour : palette[value]);
+    if (palette) swatch.style.setProperty("--color", value < 0 ? data.unknownColor : palette[value]);
     const text = action ? make("button", { type: "button", className: "name", textContent: name, title: `Gallery of ${name}`, onclick: () => action(value) })
       : make("label", { className: "name", textContent: name, htmlFor: box.id });
     return make("div", { className: "row" }, box, ...(palette ? [swatch] : []), text, make("span", { className: "count", textContent: total.toLocaleString("en") }));
@@ -146,15 +146,15 @@ function tally(values, value) { let n = 0; for (const v of values) n += v === va
 
 function buildFilters() {
   if (data.splits.length > 1) group("Split", "split", data.splits.map((name, s) => [s, name, tally(split, s)]));
-  group("Cluster", "cluster", data.clusters.map((name, k) => [k, name, tally(cluster, k)]), data.clusterColours, openGallery);
+  group("Cluster", "cluster", data.clusters.map((name, k) => [k, name, tally(cluster, k)]), data.clusterColors, openGallery);
   $("#wrong-row").hidden = $("#dashed").hidden = !hasLabels;
   if (!hasLabels) return;
   const known = data.classes.map((name, c) => [c, name, tally(label, c)]), unknown = tally(label, -1);
-  group("Class", "label", unknown ? [...known, [-1, "unknown", unknown]] : known, data.classColours);
+  group("Class", "label", unknown ? [...known, [-1, "unknown", unknown]] : known, data.classColors);
   let wrong = 0;
   for (let i = 0; i < count; i++) wrong += isWrong(i);
   $("#wrong-row .count").textContent = wrong.toLocaleString("en");
-  $("#colour").append(make("option", { value: "label", textContent: "class" }));
+  $("#color").append(make("option", { value: "label", textContent: "class" }));
 }
 
 // ---- buttons -------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ $("#show-all").onclick = () => {
   refreshBoxes();
   applyFilters();
 };
-$("#colour").onchange = request;
+$("#color").onchange = request;
 $("#wrong").onchange = (event) => { wrongOnly = event.target.checked; applyFilters(); };
 $("#gallery-cluster").onchange = $("#gallery-order").onchange = () => { galleryLimit = 48; fillGallery(); };
 $("#more").onclick = () => { galleryLimit += 96; fillGallery(); };
@@ -187,7 +187,7 @@ $("#theme").onclick = () => setTheme(document.documentElement.dataset.theme !== 
 document.title = `Clusters of ${data.dataset}`;
 $("#dataset").textContent = data.dataset;
 $("#summary").textContent = `${count.toLocaleString("en")} images, ${data.clusters.length} clusters, ${data.method}.`
-  + (hasPictures && data.pictures < count ? ` Pictures and neighbours are of a random sample of ${data.pictures.toLocaleString("en")} images.` : "")
+  + (hasPictures && data.pictures < count ? ` Pictures and neighbors are of a random sample of ${data.pictures.toLocaleString("en")} images.` : "")
   + (hasPictures ? "" : " The images were not there, so there are no pictures.");
 data.clusters.forEach((name, k) => $("#gallery-cluster").append(make("option", { value: k, textContent: name })));
 setTheme(prefersDark.matches);
