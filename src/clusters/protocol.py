@@ -90,7 +90,9 @@ class Protocol:
         for seed in seeds:
             _, clusters = self.cluster(reduced, count, seed)
             class_K = self.name(clusters, count)
-            scores.append({split: self._external(clusters, split, class_K) for split in self.labels})
+            scores.append(
+                {split: self._external(clusters, split, class_K) for split in self.labels}
+            )
         splits = {
             split: {name: _mean_std([s[split][name] for s in scores]) for name in OVER_SEEDS}
             for split in self.labels
