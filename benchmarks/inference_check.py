@@ -1,4 +1,4 @@
-"""Check that inference repeats the clustering's clusters, and how well its confidence is calibrated.
+"""Check inference against clustering, and the calibration of its confidence.
 
     python benchmarks/inference_check.py --feature-dir features
 

@@ -251,13 +251,10 @@ def track(config: ClusteringConfig, extraction: dict[str, Any], metrics: dict[st
     with stage_tracker(config.wandb, config.wandb_dir, "clustering", config, extraction) as tracker:
         for split, scores in metrics["splits"].items():
             tracker.log(scores, f"clusters/{split}")
-            rows = [
-                [name, *values.values()] for name, values in scores.get("per_class", {}).items()
-            ]
-            if rows:
-                tracker.table(
-                    f"clusters/{split}/classes", ["class", "precision", "recall", "f1"], rows
-                )
+            if "per_class" in scores:
+                rows = [[name, *values.values()] for name, values in scores["per_class"].items()]
+                columns = ["class", "precision", "recall", "f1"]
+                tracker.table(f"clusters/{split}/classes", columns, rows)
         for kind, part in metrics.get("baselines", {}).items():
             for split, scores in part["splits"].items():
                 tracker.log(scores, f"baselines/{kind}/{split}")

@@ -2,7 +2,8 @@
 
     python src/export.py
 
-Reads the outputs of src/clustering.py in features/ and the checkpoint they were made with. Writes features/model.onnx: normalization, network (batch norm folded into the convolutions), L2
+Reads the outputs of src/clustering.py in features/ and the checkpoint they were made with. Writes
+features/model.onnx: normalization, network (batch norm folded into the convolutions), L2
 normalization, PCA and centroids in float32.
 
     in    images      uint8 (N, 3, S, S), red, green, blue

@@ -114,17 +114,14 @@ def main(config: InferenceConfig) -> int:
     predictor = Predictor.load(
         config.feature_dir, config.checkpoint, config.device, config.precision
     )
-    if config.paths:
-        pictures, total = _from_files(config, predictor.image_size), _count(config)
-    else:
-        pictures, total = _demonstration(config, predictor)
+    pictures = _from_files(config, predictor) if config.paths else _demonstration(config, predictor)
     montage = Montage(config.montage_size)
     right = labeled = predicted = unreadable = unsorted = 0
     started = time.monotonic()
     with (
         contextlib.closing(pictures),
         _output(config) as write,
-        progress(total=total, unit="picture") as bar,
+        progress(unit="picture") as bar,
     ):
         for picture, row in _predicted(pictures, predictor, config.batch_size):
             write(row)
@@ -146,9 +143,8 @@ def main(config: InferenceConfig) -> int:
     if config.montage:
         montage.save(config.montage)
     speed = predicted / (time.monotonic() - started)
-    print(
-        f"{predicted:,} pictures, {speed:,.0f} a second; {unreadable:,} not read", file=sys.stderr
-    )
+    summary = f"{predicted:,} pictures, {speed:,.0f} a second; {unreadable:,} not read"
+    print(summary, file=sys.stderr)
     if labeled:
         print(f"{right} of {labeled} are in a cluster of their own class", file=sys.stderr)
     track(config, predictor.extraction, montage)
@@ -182,9 +178,7 @@ def _check(config: InferenceConfig) -> None:
     if config.json and config.csv:
         raise UserError("--json and --csv exclude each other")
     if config.montage and config.montage.suffix.lower() != ".png":
-        raise UserError(
-            f"--montage {config.montage}: the montage is a PNG file, so the name must end in .png"
-        )
+        raise UserError(f"--montage {config.montage}: it is a PNG file, the name must end in .png")
     for file in (config.output, config.montage):
         if file and file.is_dir():
             raise UserError(f"{file} is a folder, not a file")
@@ -197,13 +191,10 @@ def _check(config: InferenceConfig) -> None:
 # --- input ------------------------------------------------------------------------------------
 
 
-def _from_files(config: InferenceConfig, size: int) -> Generator[Picture, None, None]:
-    for path, content in decode(_files(config), size, ahead=2 * config.batch_size):
+def _from_files(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
+    files = find(_names(config.paths), config.sort_into and config.sort_into.resolve())
+    for path, content in decode(files, predictor.image_size, ahead=2 * config.batch_size):
         yield Picture(str(path), content, path)
-
-
-def _files(config: InferenceConfig) -> Iterator[Path]:
-    return find(_names(config.paths), config.sort_into and config.sort_into.resolve())
 
 
 def _names(paths: tuple[str, ...]) -> Iterator[str]:
@@ -216,31 +207,21 @@ def _names(paths: tuple[str, ...]) -> Iterator[str]:
                 yield os.fsdecode(name)
 
 
-def _count(config: InferenceConfig) -> int | None:
-    """The number of pictures, for the progress bar; None without a bar, or with a list to read."""
-    if "-" in config.paths or not sys.stderr.isatty():
-        return None
-    return sum(1 for _ in _files(config))
-
-
-def _demonstration(
-    config: InferenceConfig, predictor: Predictor
-) -> tuple[Generator[Picture, None, None], int]:
+def _demonstration(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
     """Evenly spaced images of the test split, else of train, else of unlabeled."""
-    recorded = predictor.extraction["dataset"]
-    dataset = reload_dataset(recorded, config.data_dir)
+    dataset = reload_dataset(predictor.extraction["dataset"], config.data_dir)
     name = next(s for s in ("test", "train", "unlabeled") if s in dataset.splits)
     split = dataset.splits[name]
-    chosen = np.linspace(0, len(split.images) - 1, min(config.sample, len(split.images)))
-    print(f"no pictures given: showing {len(chosen)} of the {name} images", file=sys.stderr)
-
-    def pictures() -> Generator[Picture, None, None]:
-        for i in chosen.astype(int):
-            label = None if split.labels is None else dataset.class_names[split.labels[i]]
-            image = np.ascontiguousarray(split.images[i])
-            yield Picture(split.names[i] if split.names else f"{name}[{i}]", image, None, label)
-
-    return pictures(), len(chosen)
+    count = min(config.sample, len(split.images))
+    print(f"no pictures given: showing {count} of the {name} images", file=sys.stderr)
+    return (
+        Picture(
+            split.names[i] if split.names else f"{name}[{i}]",
+            np.ascontiguousarray(split.images[i]),
+            label=None if split.labels is None else dataset.class_names[split.labels[i]],
+        )
+        for i in np.linspace(0, len(split.images) - 1, count).astype(int)
+    )
 
 
 # --- output -----------------------------------------------------------------------------------

@@ -90,11 +90,9 @@ class Protocol:
         for seed in seeds:
             _, clusters = self.cluster(reduced, count, seed)
             class_K = self.name(clusters, count)
-            scores.append(
-                {split: self._external(clusters, split, class_K) for split in self.labels}
-            )
+            scores.append({s: self._external(clusters, s, class_K) for s in self.labels})
         splits = {
-            split: {name: _mean_std([s[split][name] for s in scores]) for name in OVER_SEEDS}
+            split: {name: _mean_std([one[split][name] for one in scores]) for name in OVER_SEEDS}
             for split in self.labels
         }
         return {"count": len(seeds), "splits": splits}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -160,7 +161,8 @@ class Montage:
         """Write the montage as PNG; without pictures write nothing."""
         if not (tiles := self.tiles):
             return
-        font = _font(12)
+        font_file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+        font = ImageFont.truetype(str(font_file), 12)  # more alphabets than Pillow's own
         gap, text = 8, 16
         columns = min(self.columns, len(tiles))
         step_x, step_y = self.side + gap, self.side + text + gap
@@ -174,14 +176,6 @@ class Montage:
             sheet.paste(tile.resize((self.side, self.side)), (x, y + text))
         with replacing(file) as temporary:
             sheet.save(temporary, "PNG")
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # its font has more alphabets than Pillow's
-
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
-    )
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
@@ -213,7 +207,9 @@ def sort_into(folder: Path, picture: Path, copy: bool) -> Path:
                 target.symlink_to(picture.resolve(strict=True))
             return target
         except FileExistsError:
-            if target.exists() and _is_same(target, picture, copy):
+            if target.exists() and (
+                target.samefile(picture) or (copy and filecmp.cmp(target, picture, shallow=False))
+            ):
                 return target
     raise AssertionError  # the numbers never end
 
@@ -222,10 +218,6 @@ def _copy(source: Path, target: Path) -> None:
     with source.open("rb") as reader, target.open("xb") as writer:
         try:
             shutil.copyfileobj(reader, writer)
-        except BaseException:  # on a full disk or Ctrl-C, leave no half a picture
+        except BaseException:  # on a full disk or Ctrl-C, leave no incomplete copy
             target.unlink()
             raise
-
-
-def _is_same(target: Path, picture: Path, copy: bool) -> bool:
-    return target.samefile(picture) or (copy and filecmp.cmp(target, picture, shallow=False))

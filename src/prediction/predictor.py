@@ -142,7 +142,12 @@ class Predictor:
             ValueError: the array has another dtype or shape.
         """
         if isinstance(pictures, np.ndarray):
-            _check_images(pictures, self.image_size)
+            side = self.image_size
+            if pictures.dtype != np.uint8 or pictures.shape[1:] != (3, side, side):
+                raise ValueError(
+                    f"images are {pictures.dtype} of shape {pictures.shape}, expected uint8 of "
+                    f"shape (N, 3, {side}, {side})"
+                )
             batches = (pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size))
         else:
             batches = _decoded(pictures, self.image_size, batch_size)
@@ -163,14 +168,6 @@ class Predictor:
         """The class that a cluster is named after; None if it has none."""
         class_index = self.cluster_to_class[cluster]
         return self.class_names[class_index] if class_index >= 0 else None
-
-
-def _check_images(images: np.ndarray, side: int) -> None:
-    if images.dtype != np.uint8 or images.shape[1:] != (3, side, side):
-        raise ValueError(
-            f"images are {images.dtype} of shape {images.shape}, expected uint8 of shape "
-            f"(N, 3, {side}, {side})"
-        )
 
 
 def _decoded(paths: Sequence[str | Path], side: int, batch_size: int) -> Iterator[np.ndarray]:

@@ -96,16 +96,10 @@ def load(
         )
     if rows not in (None, len(array)):
         raise UserError(f"{file} has {len(array):,} rows for {rows:,} images: {remedy}")
-    if bad := _count_not_finite(array):
-        raise UserError(f"{file} holds {bad} numbers that are NaN or infinite: {remedy}")
+    blocks = (array[i : i + 8192] for i in range(0, len(array), 8192))  # little memory at a time
+    if not_finite := sum(int(x.size - np.isfinite(x).sum()) for x in blocks):
+        raise UserError(f"{file} holds {not_finite} numbers that are NaN or infinite: {remedy}")
     return array
-
-
-def _count_not_finite(array: np.ndarray, block: int = 8192) -> int:
-    if array.dtype.kind != "f":
-        return 0
-    parts = (array[i : i + block] for i in range(0, len(array), block))
-    return sum(int(part.size - np.isfinite(part).sum()) for part in parts)
 
 
 def save(artifact: Artifact, directory: Path, array: np.ndarray, split: str = "") -> Path:
