@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,13 +100,8 @@ class InferenceConfig:
         return FORMATS.get(self.output.suffix.lower(), "table") if self.output else "table"
 
 
-@dataclass(frozen=True)
-class Picture:
-    name: str
-    content: np.ndarray | BadPicture
-    """uint8 (3, S, S), or why it could not be read."""
-    file: Path | None = None
-    label: str | None = None
+Picture = tuple[Row, np.ndarray | BadPicture]
+"""A row without its prediction, and uint8 (3, S, S) or why it could not be read."""
 
 
 def main(config: InferenceConfig) -> int:
@@ -123,20 +118,20 @@ def main(config: InferenceConfig) -> int:
         _output(config) as write,
         progress(unit="picture") as bar,
     ):
-        for picture, row in _predicted(pictures, predictor, config.batch_size):
+        for row, content in _predicted(pictures, predictor, config.batch_size):
             write(row)
             bar.update()
-            if isinstance(picture.content, BadPicture):
+            if isinstance(content, BadPicture):
                 unreadable += 1
                 bar.write(f"not read: {printable(f'{row.path}: {row.error}')}", sys.stderr)
                 continue
             predicted += 1
             labeled += row.label is not None
             right += row.label is not None and row.label == row.nearest[0].class_name
-            montage.add(row, picture.content)
-            if config.sort_into and picture.file:
+            montage.add(row, content)
+            if config.sort_into:
                 try:
-                    sort_into(config.sort_into / _folder(row), picture.file, config.copy)
+                    sort_into(config.sort_into / _folder(row), Path(row.path), config.copy)
                 except FileNotFoundError:
                     unsorted += 1
                     bar.write(f"not sorted: {printable(row.path)}: no longer there", sys.stderr)
@@ -194,7 +189,7 @@ def _check(config: InferenceConfig) -> None:
 def _from_files(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
     files = find(_names(config.paths), config.sort_into and config.sort_into.resolve())
     for path, content in decode(files, predictor.image_size, ahead=2 * config.batch_size):
-        yield Picture(str(path), content, path)
+        yield Row(str(path)), content
 
 
 def _names(paths: tuple[str, ...]) -> Iterator[str]:
@@ -212,16 +207,15 @@ def _demonstration(config: InferenceConfig, predictor: Predictor) -> Generator[P
     dataset = reload_dataset(predictor.extraction["dataset"], config.data_dir)
     name = next(s for s in ("test", "train", "unlabeled") if s in dataset.splits)
     split = dataset.splits[name]
-    count = min(config.sample, len(split.images))
-    print(f"no pictures given: showing {count} of the {name} images", file=sys.stderr)
-    return (
-        Picture(
-            split.names[i] if split.names else f"{name}[{i}]",
-            np.ascontiguousarray(split.images[i]),
-            label=None if split.labels is None else dataset.class_names[split.labels[i]],
-        )
-        for i in np.linspace(0, len(split.images) - 1, count).astype(int)
-    )
+    chosen = np.linspace(0, len(split.images) - 1, min(config.sample, len(split.images)))
+    print(f"no pictures given: showing {len(chosen)} of the {name} images", file=sys.stderr)
+
+    def picture(i: int) -> Picture:
+        label = None if split.labels is None else dataset.class_names[split.labels[i]]
+        row = Row(split.names[i] if split.names else f"{name}[{i}]", label=label)
+        return row, np.ascontiguousarray(split.images[i])
+
+    return (picture(i) for i in chosen.astype(int))
 
 
 # --- output -----------------------------------------------------------------------------------
@@ -229,23 +223,24 @@ def _demonstration(config: InferenceConfig, predictor: Predictor) -> Generator[P
 
 def _predicted(
     pictures: Iterator[Picture], predictor: Predictor, batch_size: int
-) -> Iterator[tuple[Picture, Row]]:
+) -> Iterator[Picture]:
+    """The pictures, with their predictions or errors in their rows."""
     while batch := list(itertools.islice(pictures, batch_size)):
-        images = [p.content for p in batch if not isinstance(p.content, BadPicture)]
-        predictions: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
+        images = [content for _, content in batch if not isinstance(content, BadPicture)]
+        predictions = iter(())
         if images:
             _, confidences, distances = predictor.predict_batch(np.stack(images))
             predictions = zip(confidences, distances, strict=True)
-        for picture in batch:
-            if isinstance(picture.content, BadPicture):
-                yield picture, Row(picture.name, error=str(picture.content))
+        for row, content in batch:
+            if isinstance(content, BadPicture):
+                yield replace(row, error=str(content)), content
                 continue
             confidence, distances_K = next(predictions)
             nearest = tuple(
                 NearCluster(int(k), predictor.class_of(k), float(distances_K[k]))
                 for k in distances_K.argsort(kind="stable")[:3]
             )
-            yield picture, Row(picture.name, None, float(confidence), nearest, picture.label)
+            yield replace(row, confidence=float(confidence), nearest=nearest), content
 
 
 def _folder(row: Row) -> str:

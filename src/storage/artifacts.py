@@ -102,11 +102,10 @@ def load(
     return array
 
 
-def save(artifact: Artifact, directory: Path, array: np.ndarray, split: str = "") -> Path:
-    """Write `array`, converted to the artifact's dtype; returns the path."""
+def save(artifact: Artifact, directory: Path, array: np.ndarray, split: str = "") -> None:
+    """Write `array`, converted to the artifact's dtype."""
     with create(artifact, directory, array.shape, split) as out:
         out[...] = array
-    return path(artifact, directory, split)
 
 
 @contextlib.contextmanager
@@ -158,12 +157,11 @@ def sync(file: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(file: Path, content: Any) -> Path:
+def write_json(file: Path, content: Any) -> None:
     """Write `content` to `file`; raises ValueError for NaN, which JSON does not have."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return file
 
 
 def read_json(file: Path, writer: str) -> dict[str, Any]:
