@@ -1,11 +1,11 @@
-"""The clustering stage at STL-10's full size, and its own code beside scikit-learn's.
+"""The clustering stage at the full size of STL-10, and its own code against scikit-learn's.
 
     python benchmarks/clustering_scale.py
 
 Makes 113,000 clustered features of 2,048 dimensions in a temporary directory (0.9 GB), runs
-src/clustering.py on them as a person would, and measures its time and memory. Then, in this
-process: the exact silhouette beside scikit-learn's, and the exact PCA beside a full SVD.
-Exit code 1 when a target is missed.
+src/clustering.py on them, and measures its time and memory. Then, in this process: the exact
+silhouette against scikit-learn's, and the exact PCA against a full SVD. Exit code 1 when a target
+is missed.
 """
 
 import resource
@@ -21,7 +21,7 @@ from scipy.linalg import subspace_angles
 from sklearn import metrics
 from sklearn.decomposition import PCA
 
-from src.clusters.pca import fit_pca, normalized
+from src.clusters.pca import fit_pca, l2_normalized
 from src.evaluation.silhouette import silhouette_samples
 from src.runtime.cli import run_script
 from src.storage import artifacts
@@ -41,11 +41,11 @@ class BenchmarkConfig:
     dimensions: int = 2048
     """Length of a feature vector."""
     silhouette_samples: int = 30_000
-    """Samples for the silhouette beside scikit-learn's, of 100 dimensions."""
+    """Samples, of 100 dimensions, to compare the silhouette with scikit-learn's on."""
     seed: int = 0
-    """Of the features."""
+    """Random seed of the features."""
     directory: Path | None = None
-    """Where the features go for a while; None is the system's place for temporary files."""
+    """Directory for the temporary features; by default the system's."""
 
 
 def main(config: BenchmarkConfig) -> int:
@@ -77,9 +77,9 @@ def stage(config: BenchmarkConfig, directory: Path) -> bool:
 
 
 def clustered(out_ND: np.ndarray, seed: int, stream: int, block: int = 4096) -> np.ndarray:
-    """Fill with what a ReLU network might give, and return the class (N,) of each row.
+    """Fill `out_ND` with features like a ReLU network's, and return the class (N,) of each row.
 
-    Ten overlapping classes in a space of 128 dimensions, a random map to D, ReLU, some noise.
+    Ten overlapping classes in 128 dimensions, a random map to D, some noise, ReLU.
     """
     shared = np.random.default_rng(seed)
     centers = shared.normal(size=(len(CLASSES), 128)).astype(np.float32)
@@ -118,9 +118,9 @@ def pca(config: BenchmarkConfig) -> bool:
     x = np.empty((config.train, config.dimensions), np.float32)
     clustered(x, config.seed, stream=1)
     started = time.monotonic()
-    ours = fit_pca(x, 100, normalize=True)
+    ours = fit_pca(x, 100, l2_normalize=True)
     middle = time.monotonic()
-    theirs = PCA(100, svd_solver="full").fit(normalized(x).astype(np.float64))
+    theirs = PCA(100, svd_solver="full").fit(l2_normalized(x).astype(np.float64))
     ratio = (time.monotonic() - middle) / (middle - started)
     angle = subspace_angles(
         ours.components_PD.T.astype(np.float64), np.asarray(theirs.components_).T

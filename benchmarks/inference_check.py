@@ -1,12 +1,12 @@
-"""Whether inference says what clustering said, and how far its confidence can be trusted.
+"""Check inference against clustering, and the calibration of its confidence.
 
     python benchmarks/inference_check.py --feature-dir features
 
-Needs a finished run. Writes the images of every split out as PNG, predicts the files, and counts
-those that come into another cluster than `src/clustering.py` gave; compares ONNX Runtime with
-PyTorch, both in float32; and on splits with labels takes the expected calibration error (Guo et al.
-2017, 15 bins) of the confidence, with the temperature of the run and with the one that it would
-have had without labels. Prints an object for every split.
+Needs the outputs of src/clustering.py. Writes the images of every split as PNG, predicts the files,
+and counts those whose cluster differs from the clustering's; compares ONNX Runtime with PyTorch,
+both in float32; and on splits with labels measures the expected calibration error (Guo et al. 2017,
+15 bins) of the confidence, with the clustering's scale and with the scale fitted without labels.
+Prints a JSON object for every split.
 """
 
 import json
@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from dataset.load_dataset import Split, reload_dataset
-from src.clusters.confidence import confidence, temperature_of
-from src.export import to_onnx
+from src.clusters.confidence import confidence, fit_scale
+from src.export import onnx_clusters, to_onnx
 from src.prediction.predictor import Predictor
 from src.runtime.cli import run_script
 from src.storage import artifacts
@@ -30,13 +30,13 @@ from src.storage import artifacts
 @dataclass(frozen=True)
 class CheckConfig:
     feature_dir: Path = Path("features")
-    """A finished run."""
+    """Directory of the clusters."""
     checkpoint: Path | None = None
-    """Where its checkpoint is now, when it was moved since the features were extracted."""
+    """The checkpoint of the features, if it was moved since the extraction."""
     data_dir: Path | None = None
-    """Where its images are; None takes the place they were extracted from."""
+    """Directory of the images; by default, where they were extracted from."""
     onnx_images: int = 1000
-    """How many images of each split ONNX Runtime and PyTorch are compared on, evenly spaced."""
+    """Evenly spaced images of each split to compare ONNX Runtime and PyTorch on."""
 
 
 def main(config: CheckConfig) -> None:
@@ -47,17 +47,13 @@ def main(config: CheckConfig) -> None:
     )
     dataset = reload_dataset(predictor.extraction["dataset"], config.data_dir)
     for name, split in dataset.splits.items():
-        said = check_clusters(config.feature_dir, predictor, name, split)
+        results = check_clusters(config.feature_dir, predictor, name, split)
         count = len(split.images)
         rows = np.linspace(0, count - 1, min(config.onnx_images, count)).astype(int)
-        said["onnx_compared"] = len(rows)
-        said["onnx_differences"] = 0
-        for i in range(0, len(rows), 64):
-            images = split.images[rows[i : i + 64]]
-            (clusters,) = session.run(["cluster"], {"images": images})
-            different = np.asarray(clusters) != in_float32.predict(images).clusters
-            said["onnx_differences"] += int(different.sum())
-        print(json.dumps({"split": name, **said}), flush=True)
+        images = split.images[rows]
+        different = onnx_clusters(session, images) != in_float32.predict(images).clusters
+        results |= {"onnx_compared": len(rows), "onnx_differences": int(different.sum())}
+        print(json.dumps({"split": name, **results}), flush=True)
 
 
 def check_clusters(directory: Path, predictor: Predictor, name: str, split: Split) -> dict:
@@ -65,38 +61,38 @@ def check_clusters(directory: Path, predictor: Predictor, name: str, split: Spli
         files = [Path(folder, f"{i:06d}.png") for i in range(len(split.images))]
         for file, image in zip(files, split.images, strict=True):
             Image.fromarray(image.transpose(1, 2, 0)).save(file)
-        found = predictor.predict(files)
+        predictions = predictor.predict(files)
     assigned = artifacts.load(artifacts.ASSIGNMENTS, directory, name)
-    said = {
+    results = {
         "images": len(files),
-        "cluster_differences": int((found.clusters != assigned).sum()),
-        "mean_confidence": float(found.confidence.mean()),
+        "cluster_differences": int((predictions.clusters != assigned).sum()),
+        "mean_confidence": float(predictions.confidence.mean()),
     }
     if split.labels is None:
-        return said
-    right = predictor.cluster_to_class[found.clusters] == split.labels
-    alone = temperature_without_labels(directory, predictor)
-    squared = torch.from_numpy(found.distances).square()
-    return said | {
+        return results
+    right = predictor.cluster_to_class[predictions.clusters] == split.labels
+    scale = scale_without_labels(directory, predictor)
+    squared = torch.from_numpy(predictions.distances).square()
+    return results | {
         "right": float(right.mean()),
-        "calibration_error": calibration_error(found.confidence, right),
-        "temperature": predictor.head.temperature,
+        "calibration_error": calibration_error(predictions.confidence, right),
+        "confidence_scale": predictor.head.confidence_scale,
         "calibration_error_without_labels": calibration_error(
-            confidence(squared, alone).numpy(), right
+            confidence(squared, scale).numpy(), right
         ),
-        "temperature_without_labels": alone,
+        "confidence_scale_without_labels": scale,
     }
 
 
-def temperature_without_labels(directory: Path, predictor: Predictor) -> float:
+def scale_without_labels(directory: Path, predictor: Predictor) -> float:
     fit_on = artifacts.recorded(directory, artifacts.CLUSTERING)["fit_on"]
     reduced = artifacts.load(artifacts.REDUCED, directory, fit_on)
     centroids = predictor.head.centroids.numpy()
-    return temperature_of(reduced, centroids, predictor.cluster_to_class, None)
+    return fit_scale(reduced, centroids, predictor.cluster_to_class, None)
 
 
 def calibration_error(confidence_N: np.ndarray, right_N: np.ndarray, bins: int = 15) -> float:
-    """Mean distance between confidence and share of right ones, over bins of equal width."""
+    """Mean difference between confidence and accuracy, over bins of equal width."""
     bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)
     gap_N = confidence_N.astype(np.float64) - right_N
     return float(np.abs(np.bincount(bin_N, gap_N)).sum() / len(gap_N))

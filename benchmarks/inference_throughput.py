@@ -1,10 +1,10 @@
-"""Pictures a second: inference from files beside extraction, and ONNX Runtime beside PyTorch.
+"""Pictures a second: inference from files against extraction, ONNX Runtime against PyTorch.
 
     python benchmarks/inference_throughput.py --feature-dir features [FOLDER]
 
-Needs a finished run, and takes the pictures of a folder or writes those of the run's own train
-images out as PNG. The ways take turns on the same pictures with the same number of threads; the
-median of the rounds counts. Prints a table, or with --json an object.
+Needs the outputs of src/clustering.py. Takes the pictures of a folder, or writes the train images
+as PNG. The methods take turns on the same pictures with the same number of threads; the median of
+the rounds counts. Prints a table, or with --json a JSON object.
 """
 
 import json
@@ -24,7 +24,7 @@ from PIL import Image
 
 from dataset.load_dataset import reload_dataset
 from dataset.pictures import load_picture
-from src.export import to_onnx
+from src.export import onnx_clusters, to_onnx
 from src.models.encoder import encode_all
 from src.prediction.picture_stream import find
 from src.prediction.predictor import Predictor
@@ -34,19 +34,19 @@ from src.runtime.cli import UserError, run_script
 @dataclass(frozen=True)
 class ThroughputConfig:
     folder: Annotated[Path | None, tyro.conf.Positional] = None
-    """Pictures; None writes the train images out."""
+    """Pictures; by default the train images, written as PNG."""
     feature_dir: Path = Path("features")
-    """A finished run."""
+    """Directory of the clusters."""
     checkpoint: Path | None = None
-    """Where its checkpoint is now, when it was moved since the features were extracted."""
+    """The checkpoint of the features, if it was moved since the extraction."""
     data_dir: Path | None = None
-    """Where its images are; None takes the place they were extracted from."""
+    """Directory of the images; by default, where they were extracted from."""
     pictures: int = 2000
-    """How many at most."""
+    """Most pictures to use."""
     rounds: int = 3
-    """How often each way has its turn."""
+    """Turns of each method."""
     json: bool = False
-    """An object instead of a table."""
+    """Print a JSON object instead of a table."""
 
 
 def main(config: ThroughputConfig) -> None:
@@ -57,17 +57,17 @@ def main(config: ThroughputConfig) -> None:
         files = list(islice(find([str(folder)]), config.pictures))
         images = np.stack([load_picture(file, predictor.image_size) for file in files])
         session = onnx_session(in_float32)
-        ways = {
+        methods = {
             "extraction": lambda: encode_all(predictor.backbone, images, predictor.dtype),
             "inference from files": lambda: predictor.predict(files),
             "PyTorch float32": lambda: in_float32.predict(images),
-            "ONNX Runtime float32": lambda: run_onnx(session, images),
+            "ONNX Runtime float32": lambda: onnx_clusters(session, images),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        seconds: dict[str, list[float]] = {name: [] for name in methods}
         for _ in range(config.rounds):
-            for name, way in ways.items():
+            for name, method in methods.items():
                 started = time.perf_counter()
-                way()
+                method()
                 seconds[name].append(time.perf_counter() - started)
     rates = {name: len(images) / statistics.median(times) for name, times in seconds.items()}
     ratios = {
@@ -92,7 +92,7 @@ def main(config: ThroughputConfig) -> None:
 def write_train_images(folder: Path, predictor: Predictor, config: ThroughputConfig) -> Path:
     splits = reload_dataset(predictor.extraction["dataset"], config.data_dir).splits
     if "train" not in splits:
-        raise UserError("there is no train split: name a folder of pictures")
+        raise UserError("no train split: give a folder of pictures")
     for i, image in enumerate(splits["train"].images[: config.pictures]):
         Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i:06d}.png")
     return folder
@@ -104,12 +104,6 @@ def onnx_session(predictor: Predictor) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = torch.get_num_threads()
     model = to_onnx(predictor).SerializeToString()
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def run_onnx(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
-    """Clusters, in batches as large as PyTorch's."""
-    parts = (images[i : i + 64] for i in range(0, len(images), 64))
-    return np.concatenate([np.asarray(session.run(["cluster"], {"images": p})[0]) for p in parts])
 
 
 if __name__ == "__main__":

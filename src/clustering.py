@@ -1,4 +1,4 @@
-"""Clusters of the features, and how good they are.
+"""Cluster the features and score the clusters.
 
     python src/clustering.py
 
@@ -7,11 +7,12 @@ all of them. Reads features/{split}_features.npy and _labels.npy. Writes feature
 pca_*.npy, centroids.npy, {split}_clusters.npy, cluster_to_class.npy, metrics.json and its part of
 manifest.json. Labels are used to name and to score the clusters, never to find them.
 
-Hungarian accuracy comes under two protocols. `hungarian_accuracy` matches clusters to classes on
-the very split it scores, as papers report; `transferred_accuracy` names them once, on the split
-K-means was fitted on, and applies the names to the others, which is all a user can do.
+There are two accuracies. `hungarian_accuracy` matches clusters to classes on each split itself, as
+papers report. `transferred_accuracy` names the clusters once, on the split that K-means was fitted
+on, and applies these names to the other splits, as you would without test labels.
 """
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ import numpy as np
 
 from src.clusters.baselines import load_baselines
 from src.clusters.choose_k import candidates, scan, scan_table
-from src.clusters.confidence import temperature_of
+from src.clusters.confidence import fit_scale
 from src.clusters.pca import PCA
 from src.clusters.protocol import Protocol, Splits
 from src.evaluation.tables import COLUMNS, class_table, summary_table
@@ -37,29 +38,27 @@ LOW_VARIANCE = 0.95
 @dataclass(frozen=True)
 class ClusteringConfig:
     feature_dir: Path = Path("features")
-    """Where the features are and the clusters go."""
+    """Directory of the features; the clusters are written there too."""
     fit_on: Literal["unlabeled", "train", "test"] = "train"
-    """The split that PCA and K-means are fitted on; without a train split, the largest there is."""
-    normalize: bool = True
-    """Bring every feature vector to length 1 first."""
+    """The split that PCA and K-means are fitted on; without a train split, the largest one."""
+    l2_normalize: bool = True
+    """Scale every feature vector to length 1 first."""
     components: int = 100
     """Principal components to keep; fewer where the features have fewer dimensions."""
-    whiten: bool = False
-    """Give every component the same variance."""
     clusters: str | None = None
     """A number, a range such as 5:20 to pick from, or auto (2:20); None is one per class, or 10."""
     restarts: int = 20
-    """K-means starts, of which the best is kept."""
+    """K-means starts; the best one is kept."""
     seeds: int | None = None
     """Also report mean and standard deviation over this many seeds of K-means."""
     baselines: bool = False
-    """Also cluster raw pixels, and the features of the untrained network, in the same way."""
+    """Also cluster raw pixels and the features of the untrained network, for comparison."""
     seed: int = 0
-    """Of K-means."""
+    """Random seed of K-means."""
     wandb: WandbMode = "auto"
     """Weights & Biases; auto is online with a key and a server that answers, else offline."""
     wandb_dir: Path = Path("wandb")
-    """Where Weights & Biases keeps its files."""
+    """Directory of the Weights & Biases files."""
 
 
 def main(config: ClusteringConfig) -> None:
@@ -80,20 +79,21 @@ def main(config: ClusteringConfig) -> None:
         compared = [split for split in features if split in protocol.labels or split == fit_on]
         baselines = load_baselines(directory, extraction, compared)
 
-    artifacts.record(directory, CLUSTERING, None)  # not finished from here on
+    artifacts.record(directory, CLUSTERING, None)  # unfinished until `record` below
     pca, reduced = protocol.reduce(features)
     metrics: dict[str, Any] = {"splits": {}, "pca": describe_pca(pca, config.components)}
+    count = counts[0]
     if len(counts) > 1:
         metrics["scan"] = scan(reduced[fit_on], counts, config.seed)
         print(scan_table(metrics["scan"]))
-    count = metrics["scan"]["picked"] if "scan" in metrics else counts[0]
+        count = metrics["scan"]["picked"]
     model, clusters = protocol.cluster(reduced, count, config.seed)
-    named_K = protocol.name(clusters, count)
+    class_K = protocol.name(clusters, count)
     centroids_KP = model.cluster_centers_.astype(np.float32)
-    save(directory, pca, reduced, centroids_KP, clusters, named_K)
+    save(directory, pca, reduced, centroids_KP, clusters, class_K)
     named_on = protocol.named_on
     labels = protocol.labels[named_on] if named_on else None
-    temperature = temperature_of(reduced[named_on or fit_on], centroids_KP, named_K, labels)
+    scale = fit_scale(reduced[named_on or fit_on], centroids_KP, class_K, labels)
 
     metrics["kmeans"] = {
         "clusters": count,
@@ -102,20 +102,20 @@ def main(config: ClusteringConfig) -> None:
         "inertia": float(model.inertia_ or 0),
         "restarts": config.restarts,
     }
-    metrics["splits"] = protocol.score(features, reduced, clusters, named_K)
+    metrics["splits"] = protocol.score(features, reduced, clusters, class_K)
     if config.seeds:
         seeds = range(config.seed, config.seed + config.seeds)
         metrics["seeds"] = protocol.over_seeds(reduced, count, seeds)
     if baselines:
         metrics["baselines"] = {
-            kind: {"splits": protocol.score_features(x, count, config.seed)}
+            kind: {"splits": protocol.score_baseline(x, count, config.seed)}
             for kind, x in baselines.items()
         }
     artifacts.write_json(directory / artifacts.METRICS, metrics)
-    record(config, extraction["id"], fit_on, count, temperature)
+    record(config, extraction["id"], fit_on, count, scale)
     report(metrics)
     track(config, extraction, metrics)
-    print(f"wrote {directory / artifacts.METRICS} and the clusters beside it")
+    print(f"wrote {directory / artifacts.METRICS} and the clusters next to it")
 
 
 def _check(config: ClusteringConfig) -> None:
@@ -128,20 +128,15 @@ def _check(config: ClusteringConfig) -> None:
             raise UserError(f"{flag} {value}: it must be at least {least}")
     check_seed(config.seed)
     check_seed(config.seed + (config.seeds or 1) - 1)
-    candidates(config.clusters, classes=0)  # refuses what is no number, range or auto
+    candidates(config.clusters, classes=0)  # raises if --clusters cannot be parsed
 
 
 def load_features(directory: Path, extraction: dict[str, Any]) -> Splits:
     """The features (N, D) of every split that the extraction wrote, memory-mapped."""
-    features = {}
-    for split, images in extraction["dataset"]["splits"].items():
-        features[split] = artifacts.load(artifacts.FEATURES, directory, split)
-        if len(features[split]) != images:
-            raise UserError(
-                f"{artifacts.path(artifacts.FEATURES, directory, split)} has "
-                f"{len(features[split]):,} rows, the extraction wrote {images:,}: run python "
-                f"{EXTRACTION} again"
-            )
+    features = {
+        split: artifacts.load(artifacts.FEATURES, directory, split, images)
+        for split, images in extraction["dataset"]["splits"].items()
+    }
     if len({x.shape[1] for x in features.values()}) > 1:
         raise UserError(
             f"the splits in {directory} have features of different lengths: run python "
@@ -151,23 +146,23 @@ def load_features(directory: Path, extraction: dict[str, Any]) -> Splits:
 
 
 def load_labels(directory: Path, features: Splits, class_names: list[str]) -> Splits:
-    """The labels (N,) of the splits that have any; -1 stands for an unknown one."""
-    labels = {}
+    """The labels (N,) of the splits that have any; -1 stands for an unknown class."""
+    all_labels = {}
     for split, x in features.items():
         if not artifacts.exists(artifacts.LABELS, directory, split):
             continue
-        known = artifacts.load(artifacts.LABELS, directory, split)
+        labels = artifacts.load(artifacts.LABELS, directory, split, len(x))
         file = artifacts.path(artifacts.LABELS, directory, split)
-        if len(known) != len(x) or known.min() < -1 or known.max() >= len(class_names):
+        if labels.min() < -1 or labels.max() >= len(class_names):
             raise UserError(
-                f"{file} has {len(known):,} labels from {known.min()} to {known.max()} for "
-                f"{len(x):,} images of {len(class_names)} classes: run python {EXTRACTION} again"
+                f"{file} has labels from {labels.min()} to {labels.max()} for "
+                f"{len(class_names)} classes: run python {EXTRACTION} again"
             )
-        if unknown := int((known < 0).sum()):
-            print(f"note: {file} has {unknown:,} labels of -1, which are left out of the scores")
-        if unknown < len(known):
-            labels[split] = known
-    return labels
+        if unknown := int((labels < 0).sum()):
+            print(f"note: {file} has {unknown:,} labels of -1; these images are not scored")
+        if unknown < len(labels):
+            all_labels[split] = labels
+    return all_labels
 
 
 def choose_protocol(
@@ -176,17 +171,16 @@ def choose_protocol(
     fit_on = config.fit_on
     if fit_on not in features:
         if fit_on != "train":
-            raise UserError(f"--fit-on {fit_on}: there are only features of {', '.join(features)}")
+            raise UserError(f"--fit-on {fit_on}: the extraction wrote only {', '.join(features)}")
         fit_on = max(features, key=lambda split: len(features[split]))
-        print(f"note: there is no train split, PCA and K-means are fitted on {fit_on}")
+        print(f"note: no train split; PCA and K-means are fitted on {fit_on}")
     class_names = extraction["dataset"]["class_names"]
     return Protocol(
         fit_on=fit_on,
         labels=load_labels(config.feature_dir, features, class_names),
         class_names=class_names,
-        normalize=config.normalize,
+        l2_normalize=config.l2_normalize,
         components=config.components,
-        whiten=config.whiten,
         restarts=config.restarts,
     )
 
@@ -203,7 +197,7 @@ def describe_pca(pca: PCA, wanted: int) -> dict[str, Any]:
             f"note: the centered features span {kept} dimensions, fewer than --components {wanted}"
         )
     elif explained < LOW_VARIANCE:
-        print(f"note: that is under {LOW_VARIANCE:.0%}; --components {2 * kept} would keep more")
+        print(f"note: less than {LOW_VARIANCE:.0%}; --components {2 * kept} would keep more")
     return {
         "components": kept,
         "explained_variance": explained,
@@ -218,14 +212,14 @@ def save(
     reduced: Splits,
     centroids_KP: np.ndarray,
     clusters: Splits,
-    named_K: np.ndarray,
+    class_K: np.ndarray,
 ) -> None:
-    """Every array that later stages read; files of splits that are gone are removed."""
+    """Write every array that later stages read; remove those of splits that no longer exist."""
     artifacts.save(artifacts.PCA_MEAN, directory, pca.mean_D)
     artifacts.save(artifacts.PCA_COMPONENTS, directory, pca.components_PD)
     artifacts.save(artifacts.PCA_VARIANCE_RATIO, directory, pca.variance_ratio_P)
     artifacts.save(artifacts.CENTROIDS, directory, centroids_KP)
-    artifacts.save(artifacts.CLUSTER_TO_CLASS, directory, named_K)
+    artifacts.save(artifacts.CLUSTER_TO_CLASS, directory, class_K)
     for split in artifacts.SPLITS:
         for artifact, arrays in ((artifacts.REDUCED, reduced), (artifacts.ASSIGNMENTS, clusters)):
             if split in arrays:
@@ -235,17 +229,15 @@ def save(
 
 
 def record(
-    config: ClusteringConfig, features_id: str, fit_on: str, count: int, temperature: float
+    config: ClusteringConfig, features_id: str, fit_on: str, count: int, confidence_scale: float
 ) -> None:
-    """Say in the manifest what the files came from; from here on they are finished."""
+    """Record in the manifest what the files were made from; this marks them as finished."""
     part = {
         "features": features_id,
-        "normalize": config.normalize,
-        "whiten": config.whiten,
         "fit_on": fit_on,
         "clusters": count,
-        "temperature": temperature,
-        "config": plain(config),
+        "confidence_scale": confidence_scale,
+        "config": json.loads(json.dumps(asdict(config), default=str)),
         "commit": git_commit(),
         "versions": versions(),
     }
@@ -253,19 +245,16 @@ def record(
 
 
 def track(config: ClusteringConfig, extraction: dict[str, Any], metrics: dict[str, Any]) -> None:
-    """Mirror the metrics to W&B, in the group of the training that the features came from."""
+    """Log the metrics to W&B, in the group of the training that the features come from."""
     if config.wandb == "disabled":
         return
     with stage_tracker(config.wandb, config.wandb_dir, "clustering", config, extraction) as tracker:
         for split, scores in metrics["splits"].items():
             tracker.log(scores, f"clusters/{split}")
-            rows = [
-                [name, *values.values()] for name, values in scores.get("per_class", {}).items()
-            ]
-            if rows:
-                tracker.table(
-                    f"clusters/{split}/classes", ["class", "precision", "recall", "f1"], rows
-                )
+            if "per_class" in scores:
+                rows = [[name, *values.values()] for name, values in scores["per_class"].items()]
+                columns = ["class", "precision", "recall", "f1"]
+                tracker.table(f"clusters/{split}/classes", columns, rows)
         for kind, part in metrics.get("baselines", {}).items():
             for split, scores in part["splits"].items():
                 tracker.log(scores, f"baselines/{kind}/{split}")
@@ -275,21 +264,13 @@ def track(config: ClusteringConfig, extraction: dict[str, Any], metrics: dict[st
             tracker.log({"component": component, "cumulative": cumulative}, "pca")
 
 
-def plain(config: ClusteringConfig) -> dict[str, Any]:
-    """The flags as built-in types."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
-
-
 def report(metrics: dict[str, Any]) -> None:
-    """Print what a person wants to know."""
-    fitted, splits = metrics["kmeans"], metrics["splits"]
-    sizes = splits[fitted["fit_on"]]["cluster_sizes"]
-    print(
-        f"k-means: {fitted['clusters']} clusters of {fitted['fit_on']}, "
-        f"from {min(sizes):,} to {max(sizes):,} images"
-    )
+    """Print cluster sizes, scores and notes about both."""
+    fit_on, splits = metrics["kmeans"]["fit_on"], metrics["splits"]
+    sizes = splits[fit_on]["cluster_sizes"]
+    print(f"k-means: {len(sizes)} clusters of {fit_on}, {min(sizes):,} to {max(sizes):,} images")
     if empty := sizes.count(0):
-        print(f"note: {empty} clusters are empty, there are fewer distinct images than clusters")
+        print(f"note: {empty} clusters are empty: fewer distinct images than clusters")
     for split, scores in splits.items():
         if undefined := [name for key, name in COLUMNS.items() if scores.get(key, 0) is None]:
             print(f"note: {split}: {', '.join(undefined)} undefined with one class or one cluster")

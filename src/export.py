@@ -1,9 +1,9 @@
-"""The whole pipeline as one ONNX file, to run without Python or PyTorch.
+"""Export the whole pipeline as one ONNX file, to run without PyTorch or this repository.
 
     python src/export.py
 
-Reads the outputs of src/clustering.py in features/ and the checkpoint that they were made with.
-Writes features/model.onnx: normalization, network (batch norm folded into the convolutions), L2
+Reads the outputs of src/clustering.py in features/ and the checkpoint they were made with. Writes
+features/model.onnx: normalization, network (batch norm folded into the convolutions), L2
 normalization, PCA and centroids in float32.
 
     in    images      uint8 (N, 3, S, S), red, green, blue
@@ -11,8 +11,8 @@ normalization, PCA and centroids in float32.
           confidence  float32 (N,)
           distances   float32 (N, K)
 
-The metadata hold class names, the class of every cluster, the image size and where the model comes
-from. Before the file takes its name it is run in ONNX Runtime on real images beside PyTorch.
+The metadata hold the class names, the class of every cluster, the image size and the origin of the
+model. Before the file takes its final name, ONNX Runtime and PyTorch are compared on real images.
 """
 
 import contextlib
@@ -38,22 +38,22 @@ from src.runtime.cli import RunError, UserError, run_script
 from src.storage import artifacts
 
 OPSET = 18
-"""The one that PyTorch's exporter writes without a conversion."""
+"""PyTorch's exporter writes it without a conversion."""
 
 MINIMUM_AGREEMENT = 0.999
-"""Share of images that ONNX Runtime puts into the same cluster as PyTorch."""
+"""Share of images that ONNX Runtime must put into the same cluster as PyTorch."""
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     feature_dir: Path = Path("features")
-    """Where the clustering left its results; the model goes there too."""
+    """Directory of the clusters; the model is written there too."""
     checkpoint: Path | None = None
-    """Where the checkpoint is now, when it was moved since the features were extracted."""
+    """The checkpoint of the features, if it was moved since the extraction."""
     data_dir: Path | None = None
-    """Where the images of the check are; None takes the place they were extracted from."""
+    """Directory of the images to compare on; by default, where they were extracted from."""
     check_images: int = 256
-    """How many images ONNX Runtime and PyTorch are compared on; 0 leaves the comparison out."""
+    """Number of images to compare ONNX Runtime and PyTorch on; 0 skips the comparison."""
 
 
 class Pipeline(nn.Module):
@@ -75,7 +75,7 @@ def main(config: ExportConfig) -> None:
     file = config.feature_dir / artifacts.MODEL
     with artifacts.replacing(file) as temporary:
         temporary.write_bytes(model.SerializeToString())
-        compared = _compare(temporary, predictor, config) if config.check_images else "not tried"
+        compared = _compare(temporary, predictor, config) if config.check_images else "not compared"
     size = file.stat().st_size / 1e6
     print(f"{file}: opset {OPSET}, {size:,.0f} MB, {compared}")
 
@@ -97,10 +97,10 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None
-    # Folding frozen batch norm into the convolutions is arithmetic on constants: done here, once.
-    everything = 1 << 31
-    optimizer.optimize_ir(program.model, input_size_limit=everything, output_size_limit=everything)
-    # The exporter's notes hold paths of this machine.
+    # Folding frozen batch norm into the convolutions is arithmetic on constants; do it once, here.
+    no_limit = 1 << 31
+    optimizer.optimize_ir(program.model, input_size_limit=no_limit, output_size_limit=no_limit)
+    # The exporter's notes hold local paths.
     ClearMetadataAndDocStringPass()(program.model)
     model = program.model_proto
     onnx.helper.set_model_props(model, _metadata(predictor))
@@ -109,7 +109,7 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
 
 
 def _metadata(predictor: Predictor) -> dict[str, str]:
-    """Strings, as ONNX wants them; lists and numbers are JSON."""
+    """Strings, as ONNX requires; lists and numbers are JSON."""
     recorded = predictor.extraction
     return {
         "class_names": json.dumps(predictor.class_names),
@@ -118,32 +118,36 @@ def _metadata(predictor: Predictor) -> dict[str, str]:
         "opset": str(OPSET),
         "images": "turned upright as EXIF says, shorter side resized to image_size (bicubic, "
         "antialiased), center cut out, RGB",
-        "confidence": f"largest softmax of -distances^2 / {predictor.head.temperature!r}",
+        "confidence": f"largest softmax of -distances^2 / {predictor.head.confidence_scale!r}",
         "checkpoint": recorded["checkpoint"]["digest"],
         "features": recorded["id"],
         "dataset": recorded["dataset"]["name"],
     }
 
 
+def onnx_clusters(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+    """The cluster (N,) of uint8 images (N, 3, S, S), in batches as large as PyTorch's."""
+    batches = (images[i : i + 64] for i in range(0, len(images), 64))
+    return np.concatenate([np.asarray(session.run(["cluster"], {"images": x})[0]) for x in batches])
+
+
 def _compare(file: Path, predictor: Predictor, config: ExportConfig) -> str:
-    """How far ONNX Runtime agrees with PyTorch on images of the run's own dataset.
+    """Compare ONNX Runtime with PyTorch on images of the dataset, and describe the result.
 
     Raises:
-        RunError: on too few of them.
+        RunError: fewer than `MINIMUM_AGREEMENT` of the clusters are the same.
     """
     recorded = predictor.extraction["dataset"]
     try:
         dataset = reload_dataset(recorded, config.data_dir)
     except UserError as error:
-        raise UserError(f"{error}; or leave the comparison out: --check-images 0") from None
+        raise UserError(f"{error}; or skip the comparison: --check-images 0") from None
     split = list(dataset.splits)[-1]
     images = dataset.splits[split].images
     rows = np.linspace(0, len(images) - 1, min(config.check_images, len(images))).astype(int)
     expected = predictor.predict(images[rows])
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    parts = [rows[i : i + 64] for i in range(0, len(rows), 64)]
-    found = [session.run(["cluster"], {"images": images[part]})[0] for part in parts]
-    clusters = np.concatenate([np.asarray(part) for part in found])
+    clusters = onnx_clusters(session, images[rows])
     same = int((clusters == expected.clusters).sum())
     if same < MINIMUM_AGREEMENT * len(rows):
         raise RunError(

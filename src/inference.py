@@ -1,13 +1,12 @@
-"""Which cluster, and so which class, new pictures belong to.
+"""Predict the cluster, class and confidence of new pictures.
 
-    python src/inference.py photo.jpg holiday/ "more/**/*.png"
-    find . -name "*.jpg" | python src/inference.py - --csv --output found.csv
+    python src/inference.py photo.jpg holiday/
+    find . -name "*.jpg" | python src/inference.py - --csv --output predictions.csv
     python src/inference.py                  # a sample of the test images, as a demonstration
 
-Reads the pictures, the outputs of src/clustering.py in features/ and the checkpoint that they
-were made with. Writes a table, or --csv or --json, for every picture in the order given. The exit
-code is 0 when every picture was read and 3 when some were not, or were gone before --sort-into
-came to them; each of those is named.
+Reads the pictures, the outputs of src/clustering.py in features/ and the checkpoint they were made
+with. Writes a table, CSV or JSON lines, in the order of the pictures. The exit code is 0 if every
+picture was read, and 3 if some could not be read or sorted; each of those is named with the reason.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +26,16 @@ from tqdm import tqdm
 
 from dataset.load_dataset import reload_dataset
 from dataset.pictures import BadPicture
-from src.prediction.output import Format, Montage, Near, Row, header, line, printable, sort_into
+from src.prediction.output import (
+    Format,
+    Montage,
+    NearCluster,
+    Row,
+    header,
+    line,
+    printable,
+    sort_into,
+)
 from src.prediction.picture_stream import decode, find
 from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError, progress, run_script
@@ -36,70 +44,64 @@ from src.storage import artifacts
 from src.tracking.stage import stage_tracker
 from src.tracking.wandb_run import WandbMode
 
-SOME_NOT_READ = 3
-"""Exit code."""
+SOME_FAILED = 3
+"""Exit code if some pictures could not be read or sorted."""
+
+FORMATS: dict[str, Format] = {".csv": "csv", ".json": "json", ".jsonl": "json"}
+"""By the ending of --output."""
 
 
 @dataclass(frozen=True)
 class InferenceConfig:
     paths: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Pictures, folders (with all folders in them), patterns in quotes, or - for a list of paths
-    on standard input, one a line. None at all shows a sample of the test images."""
+    """Pictures, folders (with their subfolders), or - for a list of paths on standard input, one a
+    line. Without any, a sample of the test images is predicted."""
 
     json: bool = False
     """One JSON object a line instead of a table."""
     csv: bool = False
     """CSV instead of a table."""
     output: Path | None = None
-    """Write there instead of on standard output."""
+    """Write to this file instead of standard output."""
     montage: Path | None = None
-    """Also write the pictures as a grid under their predictions into this PNG file."""
+    """Also draw the pictures, with their predictions, as a grid into this PNG file."""
     montage_size: int = 100
-    """How many pictures the montage and W&B's table show at most, a random sample of them all."""
+    """Most pictures in the montage and in the W&B table, a random sample of all."""
     sort_into: Path | None = None
-    """Also link every picture into a folder per cluster in this one. Nothing is overwritten."""
+    """Also link every picture into a folder per cluster in this one; overwrites nothing."""
     copy: bool = False
     """Copy with --sort-into instead of linking."""
     sample: int = 20
-    """How many images the demonstration shows."""
+    """Number of images in the demonstration."""
 
     feature_dir: Path = Path("features")
-    """Where the clustering left its results."""
+    """Directory of the clusters."""
     checkpoint: Path | None = None
-    """Where the checkpoint is now, when it was moved since the features were extracted."""
+    """The checkpoint of the features, if it was moved since the extraction."""
     data_dir: Path | None = None
-    """Where the images of the demonstration are; None takes the place they were extracted from."""
+    """Directory of the demonstration's images; by default, where they were extracted from."""
     device: DeviceName = "auto"
-    """Where to compute."""
+    """Device to compute on."""
     precision: PrecisionName = "auto"
-    """Precision of the network; auto is the one of the extraction, any other moves a few pictures
-    between clusters."""
+    """Precision of the network; auto is that of the extraction, any other moves a few pictures to
+    other clusters."""
     batch_size: int = 64
-    """Pictures at a time."""
+    """Pictures in a batch."""
     wandb: WandbMode | None = None
-    """Weights & Biases gets a table of pictures and predictions; None is auto for the
-    demonstration, and disabled for your own pictures."""
+    """Log a table of pictures and predictions to Weights & Biases; by default auto for the
+    demonstration and disabled for your own pictures."""
     wandb_dir: Path = Path("wandb")
-    """Where Weights & Biases keeps its files."""
+    """Directory of the Weights & Biases files."""
 
     @property
     def format(self) -> Format:
         if self.json or self.csv:
             return "json" if self.json else "csv"
-        ending = self.output.suffix.lower() if self.output else ""
-        return FORMATS.get(ending, "table")
+        return FORMATS.get(self.output.suffix.lower(), "table") if self.output else "table"
 
 
-FORMATS: dict[str, Format] = {".csv": "csv", ".json": "json", ".jsonl": "json"}
-
-
-@dataclass(frozen=True)
-class Picture:
-    name: str
-    content: np.ndarray | BadPicture
-    """uint8 (3, S, S), or why there is none."""
-    file: Path | None = None
-    label: str | None = None
+Picture = tuple[Row, np.ndarray | BadPicture]
+"""A row without its prediction, and uint8 (3, S, S) or why it could not be read."""
 
 
 def main(config: InferenceConfig) -> int:
@@ -107,55 +109,53 @@ def main(config: InferenceConfig) -> int:
     predictor = Predictor.load(
         config.feature_dir, config.checkpoint, config.device, config.precision
     )
-    if config.paths:
-        pictures, total = _from_files(config, predictor.image_size), _count(config)
-    else:
-        pictures, total = _demonstration(config, predictor)
+    pictures = _from_files(config, predictor) if config.paths else _demonstration(config, predictor)
     montage = Montage(config.montage_size)
-    right = labeled = done = failed = gone = 0
+    right = labeled = predicted = unreadable = unsorted = 0
     started = time.monotonic()
     with (
         contextlib.closing(pictures),
         _output(config) as write,
-        progress(total=total, unit="picture") as bar,
+        progress(unit="picture") as bar,
     ):
-        for picture, row in _predicted(pictures, predictor, config.batch_size):
+        for row, content in _predicted(pictures, predictor, config.batch_size):
             write(row)
             bar.update()
-            if isinstance(picture.content, BadPicture):
-                failed += 1
+            if isinstance(content, BadPicture):
+                unreadable += 1
                 bar.write(f"not read: {printable(f'{row.path}: {row.error}')}", sys.stderr)
                 continue
-            done += 1
+            predicted += 1
             labeled += row.label is not None
             right += row.label is not None and row.label == row.nearest[0].class_name
-            montage.add(row, picture.content)
-            if config.sort_into and picture.file:
+            montage.add(row, content)
+            if config.sort_into:
                 try:
-                    sort_into(config.sort_into / _folder(row), picture.file, config.copy)
+                    sort_into(config.sort_into / _folder(row), Path(row.path), config.copy)
                 except FileNotFoundError:
-                    gone += 1
-                    bar.write(f"not sorted: {printable(row.path)}: it is gone", sys.stderr)
+                    unsorted += 1
+                    bar.write(f"not sorted: {printable(row.path)}: no longer there", sys.stderr)
     if config.montage:
         montage.save(config.montage)
-    speed = done / (time.monotonic() - started)
-    print(f"{done:,} pictures, {speed:,.0f} a second; {failed:,} not read", file=sys.stderr)
+    speed = predicted / (time.monotonic() - started)
+    summary = f"{predicted:,} pictures, {speed:,.0f} a second; {unreadable:,} not read"
+    print(summary, file=sys.stderr)
     if labeled:
         print(f"{right} of {labeled} are in a cluster of their own class", file=sys.stderr)
     track(config, predictor.extraction, montage)
-    return SOME_NOT_READ if failed or gone else 0
+    return SOME_FAILED if unreadable or unsorted else 0
 
 
 def track(config: InferenceConfig, extraction: dict[str, Any], examples: Montage) -> None:
-    """Mirror a table of example pictures to W&B; nobody's own pictures unless asked for."""
+    """Log a table of example pictures to W&B; a user's own pictures only with --wandb."""
     mode = config.wandb or ("disabled" if config.paths else "auto")
     if mode == "disabled" or not examples.tiles:
         return
     table = []
     for row, image_3SS in examples.tiles:
         own, confidence = row.nearest[0], f"{row.confidence:.3f}"
-        named = (own.cluster, own.class_name or "", confidence, row.label or "")
-        table.append([image_3SS.transpose(1, 2, 0), printable(row.path), *named])
+        values = (own.cluster, own.class_name or "", confidence, row.label or "")
+        table.append([image_3SS.transpose(1, 2, 0), printable(row.path), *values])
     with (
         contextlib.redirect_stdout(sys.stderr),  # standard output is for the predictions
         stage_tracker(mode, config.wandb_dir, "inference", config, extraction) as tracker,
@@ -169,31 +169,27 @@ def _check(config: InferenceConfig) -> None:
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be above 0")
     if "" in config.paths:
-        raise UserError("an empty name is no picture: the current folder is .")
+        raise UserError("an empty path: write . for the current folder")
     if config.json and config.csv:
         raise UserError("--json and --csv exclude each other")
     if config.montage and config.montage.suffix.lower() != ".png":
-        raise UserError(f"--montage {config.montage}: the montage is a PNG file, name it .png")
+        raise UserError(f"--montage {config.montage}: it is a PNG file, the name must end in .png")
     for file in (config.output, config.montage):
         if file and file.is_dir():
-            raise UserError(f"{file} is a folder: give the name of a file")
+            raise UserError(f"{file} is a folder, not a file")
     if config.sort_into and config.sort_into.exists() and not config.sort_into.is_dir():
         raise UserError(f"--sort-into {config.sort_into} is not a folder")
     if config.sort_into and not config.paths:
         raise UserError("--sort-into needs pictures: give files or folders")
 
 
-# --- where the pictures come from -------------------------------------------------------------
+# --- input ------------------------------------------------------------------------------------
 
 
-def _from_files(config: InferenceConfig, size: int) -> Generator[Picture, None, None]:
-    for path, content in decode(_found(config), size, ahead=2 * config.batch_size):
-        yield Picture(str(path), content, path)
-
-
-def _found(config: InferenceConfig) -> Iterator[Path]:
-    leave_out = config.sort_into.resolve() if config.sort_into else None
-    return find(_names(config.paths), leave_out)
+def _from_files(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
+    files = find(_names(config.paths), config.sort_into and config.sort_into.resolve())
+    for path, content in decode(files, predictor.image_size, ahead=2 * config.batch_size):
+        yield Row(str(path)), content
 
 
 def _names(paths: tuple[str, ...]) -> Iterator[str]:
@@ -206,55 +202,45 @@ def _names(paths: tuple[str, ...]) -> Iterator[str]:
                 yield os.fsdecode(name)
 
 
-def _count(config: InferenceConfig) -> int | None:
-    """How many there are, for the bar; None where nobody looks or nobody can know."""
-    if "-" in config.paths or not sys.stderr.isatty():
-        return None
-    return sum(1 for _ in _found(config))
-
-
-def _demonstration(
-    config: InferenceConfig, predictor: Predictor
-) -> tuple[Generator[Picture, None, None], int]:
-    """Evenly spaced images of the test split, or of the best that is there."""
-    recorded = predictor.extraction["dataset"]
-    dataset = reload_dataset(recorded, config.data_dir)
+def _demonstration(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
+    """Evenly spaced images of the test split, else of train, else of unlabeled."""
+    dataset = reload_dataset(predictor.extraction["dataset"], config.data_dir)
     name = next(s for s in ("test", "train", "unlabeled") if s in dataset.splits)
     split = dataset.splits[name]
     chosen = np.linspace(0, len(split.images) - 1, min(config.sample, len(split.images)))
-    print(f"no pictures given: {len(chosen)} of the {name} images", file=sys.stderr)
+    print(f"no pictures given: showing {len(chosen)} of the {name} images", file=sys.stderr)
 
-    def pictures() -> Generator[Picture, None, None]:
-        for i in chosen.astype(int):
-            label = None if split.labels is None else dataset.class_names[split.labels[i]]
-            image = np.ascontiguousarray(split.images[i])
-            yield Picture(split.names[i] if split.names else f"{name}[{i}]", image, None, label)
+    def picture(i: int) -> Picture:
+        label = None if split.labels is None else dataset.class_names[split.labels[i]]
+        row = Row(split.names[i] if split.names else f"{name}[{i}]", label=label)
+        return row, np.ascontiguousarray(split.images[i])
 
-    return pictures(), len(chosen)
+    return (picture(i) for i in chosen.astype(int))
 
 
-# --- what becomes of them ---------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------
 
 
 def _predicted(
     pictures: Iterator[Picture], predictor: Predictor, batch_size: int
-) -> Iterator[tuple[Picture, Row]]:
+) -> Iterator[Picture]:
+    """The pictures, with their predictions or errors in their rows."""
     while batch := list(itertools.islice(pictures, batch_size)):
-        images = [p.content for p in batch if not isinstance(p.content, BadPicture)]
-        results: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
+        images = [content for _, content in batch if not isinstance(content, BadPicture)]
+        predictions = iter(())
         if images:
-            found = predictor.predict_batch(np.stack(images))
-            results = zip(found.confidence, found.distances, strict=True)
-        for picture in batch:
-            if isinstance(picture.content, BadPicture):
-                yield picture, Row(picture.name, error=str(picture.content))
+            _, confidences, distances = predictor.predict_batch(np.stack(images))
+            predictions = zip(confidences, distances, strict=True)
+        for row, content in batch:
+            if isinstance(content, BadPicture):
+                yield replace(row, error=str(content)), content
                 continue
-            confidence, distances_K = next(results)
+            confidence, distances_K = next(predictions)
             nearest = tuple(
-                Near(int(k), predictor.class_of(k), float(distances_K[k]))
+                NearCluster(int(k), predictor.class_of(k), float(distances_K[k]))
                 for k in distances_K.argsort(kind="stable")[:3]
             )
-            yield picture, Row(picture.name, None, float(confidence), nearest, picture.label)
+            yield replace(row, confidence=float(confidence), nearest=nearest), content
 
 
 def _folder(row: Row) -> str:
@@ -265,12 +251,12 @@ def _folder(row: Row) -> str:
 
 @contextlib.contextmanager
 def _output(config: InferenceConfig) -> Iterator[Callable[[Row], None]]:
-    """A function that writes a row where `config` says."""
+    """A function that writes a row to the output of `config`."""
     with contextlib.ExitStack() as stack:
         out, width = sys.stdout, None
-        # Names of files are bytes; those that are no UTF-8 go through unchanged.
+        # File names are bytes; those that are not UTF-8 are written unchanged.
         if file := config.output:
-            if file.is_file() or not file.exists():  # no pipe, no device
+            if file.is_file() or not file.exists():  # not a pipe or a device
                 file = stack.enter_context(artifacts.replacing(file))
             out = stack.enter_context(file.open("w", encoding="utf-8", errors="surrogateescape"))
         else:
@@ -280,7 +266,7 @@ def _output(config: InferenceConfig) -> Iterator[Callable[[Row], None]]:
 
         def write_line(text: str | None) -> None:
             if text is not None:
-                tqdm.write(text, out)  # keeps clear of the progress bar
+                tqdm.write(text, out)  # does not disturb the progress bar
 
         write_line(header(config.format, width))
         yield lambda row: write_line(line(row, config.format, width))

@@ -24,7 +24,7 @@ def test_every_image_in_its_cluster(features: Path, capsys: pytest.CaptureFixtur
     for said, images in ((train, 1438), (test, 359)):
         assert (said["images"], said["cluster_differences"]) == (images, 0)
         assert (said["onnx_compared"], said["onnx_differences"]) == (70, 0)
-    # The temperature was fitted to these labels.
+    # The confidence scale was fitted to these labels.
     assert train["calibration_error"] < train["calibration_error_without_labels"]
 
 

@@ -1,4 +1,4 @@
-"""How many clusters: what the flag asks for, and a scan that picks a number."""
+"""How many clusters: the numbers that the flag names, and a scan that picks one of them."""
 
 import itertools
 from typing import Any
@@ -19,7 +19,7 @@ def candidates(flag: str | None, classes: int) -> list[int]:
     """The numbers of clusters that `flag` names; None is one per class, or 10 without classes.
 
     Raises:
-        UserError: it is neither a number from 1, nor a range from 2 such as 5:20, nor `auto`.
+        UserError: `flag` is no number from 1, no range from 2 such as 5:20, and not `auto`.
     """
     if flag is None:
         return [classes if classes > 1 else DEFAULT]
@@ -39,47 +39,48 @@ def scan(
     x_NP: np.ndarray,
     counts: list[int],
     seed: int,
-    runs: int = 5,
+    seeds: int = 5,
     restarts: int = 10,
     images: int = 5_000,
 ) -> dict[str, Any]:
-    """K-means with every number of clusters, each `runs` times, and the number it picks.
+    """Fit K-means with every number of clusters and several seeds, and pick a number.
 
-    The pick has the highest product of silhouette (clusters stand apart) and stability (they come
-    back: the mean adjusted Rand index between runs of different seeds). It is a lead, not a
-    truth: the curves beside it often have several good numbers.
+    The pick has the highest product of silhouette (the clusters are separated) and stability (the
+    mean adjusted Rand index between the seeds). Treat it as a hint: the curves often show several
+    good numbers.
 
     Args:
-        x_NP: what to cluster; evenly spaced rows of it where there are more than `images`.
+        x_NP: the points to cluster; of more than `images`, evenly spaced rows.
         counts: the numbers of clusters.
-        seed: of the first run.
-        restarts: K-means starts of each run.
+        seed: the first of the seeds.
+        seeds: fits of each number of clusters.
+        restarts: K-means starts of each fit.
 
     Returns:
-        `picked`, `images` looked at, and the curves `clusters`, `silhouette`, `davies_bouldin`
-        (both of the run with the least inertia) and `stability`.
+        `picked`, the number of `images` used, and the curves `clusters`, `silhouette`,
+        `davies_bouldin` (both of the fit with the lowest inertia) and `stability`.
     """
     rows = np.linspace(0, len(x_NP) - 1, min(images, len(x_NP))).astype(int)
     x = x_NP[rows]
     curves: dict[str, list] = {"silhouette": [], "davies_bouldin": [], "stability": []}
     for count in progress(counts, desc="scan"):
-        models = [kmeans(x, count, seed + run, restarts) for run in range(runs)]
+        models = [kmeans(x, count, seed + i, restarts) for i in range(seeds)]
         best = min(models, key=lambda model: float(model.inertia_ or 0))
         for name, value in internal_metrics(x, np.asarray(best.labels_)).items():
             curves[name].append(value)
         pairs = itertools.combinations((model.labels_ for model in models), 2)
         curves["stability"].append(float(np.mean([adjusted_rand_score(*p) for p in pairs])))
 
-    apart = np.array([max(s or 0, 0) for s in curves["silhouette"]])
-    picked = counts[int((apart * curves["stability"]).argmax())]
+    separation = np.array([max(s or 0, 0) for s in curves["silhouette"]])
+    picked = counts[int((separation * curves["stability"]).argmax())]
     return {"picked": picked, "images": len(x), "clusters": counts, **curves}
 
 
-def scan_table(scanned: dict[str, Any]) -> str:
-    """The curves as aligned text, and the number that was picked."""
+def scan_table(result: dict[str, Any]) -> str:
+    """The curves of a scan as aligned text, with a mark at the picked number."""
     names = ("clusters", "silhouette", "davies_bouldin", "stability")
     rows = [["clusters", "silhouette", "Davies-Bouldin", "stability", ""]]
-    for count, *scores in zip(*(scanned[name] for name in names), strict=True):
-        numbers = ["-" if score is None else f"{score:.3f}" for score in scores]
-        rows.append([str(count), *numbers, "<- picked" if count == scanned["picked"] else ""])
+    for count, *values in zip(*(result[name] for name in names), strict=True):
+        numbers = ["-" if value is None else f"{value:.3f}" for value in values]
+        rows.append([str(count), *numbers, "<- picked" if count == result["picked"] else ""])
     return aligned(rows)

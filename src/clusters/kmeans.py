@@ -1,4 +1,4 @@
-"""K-means, as every stage runs it."""
+"""K-means with the settings that every stage shares."""
 
 import warnings
 
@@ -14,5 +14,5 @@ def kmeans(x_NP: np.ndarray, clusters: int, seed: int, restarts: int) -> KMeans:
     """
     model = KMeans(clusters, n_init=restarts, random_state=seed)  # type: ignore[arg-type]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # those empty clusters
+        warnings.simplefilter("ignore", ConvergenceWarning)  # about the empty clusters
         return model.fit(np.asarray(x_NP, np.float32))

@@ -2,9 +2,9 @@
 
 Shape letters: N images, D features, P principal components.
 
-scikit-learn is exact too, but its covariance solver centers after the product, which costs
-digits in float32, wants a float64 copy of everything otherwise, and has no exact solver that is
-quick for raw pixels, where D is far above N.
+Not scikit-learn's: its covariance solver centers after the product, which loses digits in float32
+and otherwise needs a float64 copy of all the data, and it has no fast exact solver for raw pixels,
+where D is far above N.
 """
 
 from collections.abc import Iterator
@@ -20,28 +20,27 @@ from src.runtime.cli import UserError
 class PCA:
     mean_D: np.ndarray
     components_PD: np.ndarray
-    """float32; orthonormal rows, or divided by the standard deviation along them (whitened)."""
+    """float32, orthonormal rows."""
     variance_ratio_P: np.ndarray
-    """Share of the variance along each component, whitened or not."""
+    """Share of the variance along each component."""
     effective_rank: float
-    """Of the centered data it was fitted on, see `evaluation.effective_rank`."""
+    """Of the centered data it was fitted on, see `src/evaluation/metrics.py`."""
 
-    def transform(self, x_ND: np.ndarray, normalize: bool) -> np.ndarray:
-        """float32 (N, P) of rows that `normalize` brings to length 1 first."""
+    def transform(self, x_ND: np.ndarray, l2_normalize: bool) -> np.ndarray:
+        """float32 (N, P) of rows that `l2_normalize` scales to length 1 first."""
         reduced_NP = np.empty((len(x_ND), len(self.components_PD)), np.float32)
-        for rows, x in _blocks(x_ND, normalize):
+        for rows, x in _blocks(x_ND, l2_normalize):
             reduced_NP[rows] = (x - self.mean_D) @ self.components_PD.T
         return reduced_NP
 
 
-def fit_pca(x_ND: np.ndarray, components: int, normalize: bool, whiten: bool = False) -> PCA:
+def fit_pca(x_ND: np.ndarray, components: int, l2_normalize: bool) -> PCA:
     """Exact principal components, computed in float64.
 
     Args:
         x_ND: (N, D) numbers of any real dtype, memory-mapped or not.
-        components: P; fewer come back where the centered data has fewer dimensions.
-        normalize: bring every row to length 1 first.
-        whiten: scale the components so that every coordinate has variance 1.
+        components: P; cut to the dimensions that the centered data spans.
+        l2_normalize: scale every row to length 1 first.
 
     Returns:
         The components, largest variance first, each with its largest entry positive.
@@ -53,21 +52,21 @@ def fit_pca(x_ND: np.ndarray, components: int, normalize: bool, whiten: bool = F
     the same eigenvalues: if G u = v u, then X^T u / sqrt(v) is a component.
     """
     count, dim = x_ND.shape
-    mean_D = sum(x.sum(axis=0, dtype=np.float64) for _, x in _blocks(x_ND, normalize)) / count
+    mean_D = sum(x.sum(axis=0, dtype=np.float64) for _, x in _blocks(x_ND, l2_normalize)) / count
     if dim <= count:
         scatter = np.zeros((dim, dim))
-        for _, x in _blocks(x_ND, normalize):
+        for _, x in _blocks(x_ND, l2_normalize):
             centered = x - mean_D
             scatter += centered.T @ centered
         values, vectors = np.linalg.eigh(scatter)
     else:
         centered = np.empty((count, dim))
-        for rows, x in _blocks(x_ND, normalize):
+        for rows, x in _blocks(x_ND, l2_normalize):
             centered[rows] = x - mean_D
         values, vectors = np.linalg.eigh(centered @ centered.T)
 
     total = values.sum()
-    if total <= 1e-12 * count * (mean_D**2).sum():  # nothing beyond float32 rounding
+    if total <= 1e-12 * count * (mean_D**2).sum():  # no more than float32 rounding
         raise UserError(f"all {count:,} rows are equal: there is nothing to reduce or to cluster")
     rank = int((values > values[-1] * max(count, dim) * np.finfo(float).eps).sum())
     keep = np.arange(len(values))[::-1][: min(components, rank)]
@@ -76,8 +75,6 @@ def fit_pca(x_ND: np.ndarray, components: int, normalize: bool, whiten: bool = F
         components_PD = (components_PD @ centered) / np.sqrt(values[keep])[:, None]
     largest = np.abs(components_PD).argmax(axis=1)
     components_PD *= np.sign(components_PD[np.arange(len(keep)), largest])[:, None]
-    if whiten:
-        components_PD /= np.sqrt(values[keep] / (count - 1))[:, None]
     return PCA(
         mean_D.astype(np.float32),
         components_PD.astype(np.float32),
@@ -86,17 +83,17 @@ def fit_pca(x_ND: np.ndarray, components: int, normalize: bool, whiten: bool = F
     )
 
 
-def normalized(x_ND: np.ndarray) -> np.ndarray:
-    """Rows of length 1; rows of zeros stay."""
+def l2_normalized(x_ND: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1; rows of zeros stay zero."""
     length = np.linalg.norm(x_ND, axis=1, keepdims=True)
     return x_ND / np.maximum(length, np.finfo(np.float32).tiny)
 
 
 def _blocks(
-    x_ND: np.ndarray, normalize: bool, size: int = 2048
+    x_ND: np.ndarray, l2_normalize: bool, size: int = 2048
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Slices of rows and those rows in float32, normalized where asked."""
+    """Slices of rows, each with those rows in float32."""
     for start in range(0, len(x_ND), size):
         rows = slice(start, start + size)
         x = np.asarray(x_ND[rows], np.float32)
-        yield rows, normalized(x) if normalize else x
+        yield rows, l2_normalized(x) if l2_normalize else x

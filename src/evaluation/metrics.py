@@ -1,8 +1,8 @@
-"""How good clusters and features are: against labels, and without any.
+"""Metrics of clusters and features, with labels and without.
 
 Shape letters: N images, D features, P principal components, C classes, K clusters.
 
-Labels of -1 mean that nobody knows the class; the caller leaves those images out.
+A label of -1 is an unknown class; callers leave those images out.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from src.evaluation.silhouette import silhouette_samples
 def contingency(
     labels: np.ndarray, clusters: np.ndarray, classes: int, n_clusters: int
 ) -> np.ndarray:
-    """int64 (C, K): how many images of a class are in a cluster."""
+    """int64 (C, K): the number of images of each class in each cluster."""
     pairs = np.bincount(labels * n_clusters + clusters, minlength=classes * n_clusters)
     return pairs.reshape(classes, n_clusters)
 
@@ -32,7 +32,7 @@ def contingency(
 def hungarian_match(
     labels: np.ndarray, clusters: np.ndarray, classes: int, n_clusters: int
 ) -> np.ndarray:
-    """The one-to-one naming of clusters that gets the most images right.
+    """Match clusters to classes one to one, so that the most images are right.
 
     Args:
         labels: int (N,), from 0 to `classes` - 1.
@@ -41,17 +41,17 @@ def hungarian_match(
         n_clusters: K.
 
     Returns:
-        int64 (K,), the class of each cluster; -1 where a cluster has no class: there are more
-        clusters than classes, or it holds no image of the class that was left for it.
+        int64 (K,), the class of each cluster; -1 where there are more clusters than classes, or
+        where the cluster holds no image of its class.
 
     Source: Kuhn 1955, as solved by scipy.
     """
     table_CK = contingency(labels, clusters, classes, n_clusters)
     rows, columns = linear_sum_assignment(table_CK, maximize=True)
     named = table_CK[rows, columns] > 0
-    classes_K = np.full(n_clusters, -1)
-    classes_K[columns[named]] = rows[named]
-    return classes_K
+    class_K = np.full(n_clusters, -1)
+    class_K[columns[named]] = rows[named]
+    return class_K
 
 
 def majority_match(
@@ -59,14 +59,14 @@ def majority_match(
 ) -> np.ndarray:
     """int64 (K,): the most frequent class of each cluster, -1 where it is empty.
 
-    Several clusters may share a class, which is what one wants with more clusters than classes.
+    Several clusters may share a class, as they should where there are more clusters than classes.
     """
     table_CK = contingency(labels, clusters, classes, n_clusters)
     return np.where(table_CK.any(axis=0), table_CK.argmax(axis=0), -1)
 
 
 def hungarian_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
-    """Share of images right, with the clusters named on these very images, as papers report."""
+    """Share of images right, with clusters matched to classes on these images, as papers report."""
     match_K = hungarian_match(labels, clusters, labels.max() + 1, clusters.max() + 1)
     return float(np.mean(match_K[clusters] == labels))
 
@@ -89,21 +89,21 @@ def knn_accuracy(
 
     Args:
         bank_ND: numbers of any real dtype, as the queries.
-        leave_one_out: the queries are the bank, and none of them is its own neighbor. Otherwise
-            keep the two apart: a query in the bank would vote for itself.
+        leave_one_out: the queries are the bank, and none is its own neighbor. Without it, no query
+            may be in the bank, where it would vote for itself.
 
     Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance
     Discrimination", section 3.4.
     """
 
-    def unit(rows_ND: np.ndarray) -> Tensor:
+    def l2_normalized(rows_ND: np.ndarray) -> Tensor:
         return F.normalize(torch.tensor(np.asarray(rows_ND, np.float32)), dim=1)
 
-    bank = unit(bank_ND)
+    bank = l2_normalized(bank_ND)
     classes_N = torch.as_tensor(bank_labels)
     votes = []
     for start in range(0, len(queries_MD), block):
-        rows = unit(queries_MD[start : start + block])
+        rows = l2_normalized(queries_MD[start : start + block])
         similarity = rows @ bank.T
         if leave_one_out:
             similarity.diagonal(start).fill_(-torch.inf)
@@ -115,7 +115,7 @@ def knn_accuracy(
 
 
 def effective_rank(x_ND: np.ndarray) -> float:
-    """How many directions the rows really use: from 1 to D, 0.0 where all rows are equal.
+    """How many dimensions the rows use: from 1 to D, 0.0 where all rows are equal.
 
     exp of the Shannon entropy of the singular values, divided by their sum, of the centered
     matrix. Source: Roy & Vetterli 2007, "The effective rank", definition 1 (there uncentered).
@@ -151,35 +151,35 @@ def internal_metrics(x_NP: np.ndarray, clusters: np.ndarray) -> dict[str, float 
 
 
 def external_metrics(
-    labels: np.ndarray, clusters: np.ndarray, named_K: np.ndarray, class_names: list[str]
+    labels: np.ndarray, clusters: np.ndarray, class_K: np.ndarray, class_names: list[str]
 ) -> dict[str, Any]:
-    """Clusters against labels, under every naming of the clusters.
+    """Compare clusters with labels, under each way to name the clusters.
 
     Args:
         labels: int64 (N,), indices into `class_names`.
         clusters: int64 (N,).
-        named_K: the class of each cluster as found on the split that names them, -1 for none.
+        class_K: the class of each cluster on the split that names them, -1 for none.
         class_names: C names.
 
     Returns:
-        hungarian_accuracy: clusters matched one to one on these very images, as papers report.
+        hungarian_accuracy: clusters matched to classes one to one on these images.
         majority_accuracy: each cluster named after its most frequent class on these images.
-        transferred_accuracy: clusters named by `named_K`, what a user can really do.
-        nmi (arithmetic mean), ari: None where all labels or all clusters are one.
-        confusion: rows are classes, columns predicted classes by the Hungarian match; a last
-            column counts images in clusters without a class, where there are such clusters.
-        per_class: precision, recall, F1 of every class that has images here; precision is 0
-            where nothing was predicted to be the class.
+        transferred_accuracy: clusters named by `class_K`.
+        nmi (arithmetic mean), ari: None with a single class or a single cluster.
+        confusion: rows are classes, columns predicted classes by the Hungarian match; where there
+            are clusters without a class, a last column counts their images.
+        per_class: precision, recall and F1 of every class with images here; precision is 0 where
+            no image was predicted to be of the class.
     """
-    matched_K = hungarian_match(labels, clusters, len(class_names), len(named_K))
-    majority_K = majority_match(labels, clusters, len(class_names), len(named_K))
+    matched_K = hungarian_match(labels, clusters, len(class_names), len(class_K))
+    majority_K = majority_match(labels, clusters, len(class_names), len(class_K))
     predicted = np.where(matched_K < 0, len(class_names), matched_K)[clusters]
     confusion = contingency(labels, predicted, len(class_names), len(class_names) + 1)
     defined = len(np.unique(labels)) > 1 and len(np.unique(clusters)) > 1
     return {
         "hungarian_accuracy": float(np.mean(matched_K[clusters] == labels)),
         "majority_accuracy": float(np.mean(majority_K[clusters] == labels)),
-        "transferred_accuracy": float(np.mean(named_K[clusters] == labels)),
+        "transferred_accuracy": float(np.mean(class_K[clusters] == labels)),
         "nmi": float(normalized_mutual_info_score(labels, clusters)) if defined else None,
         "ari": float(adjusted_rand_score(labels, clusters)) if defined else None,
         "confusion": (confusion if (matched_K < 0).any() else confusion[:, :-1]).tolist(),
@@ -188,13 +188,13 @@ def external_metrics(
 
 
 def _per_class(confusion: np.ndarray, class_names: list[str]) -> dict[str, dict[str, float]]:
-    scores = {}
+    per_class = {}
     for c, name in enumerate(class_names):
-        right, predicted, real = confusion[c, c], confusion[:, c].sum(), confusion[c].sum()
-        if real:
-            scores[name] = {
+        right, predicted, images = confusion[c, c], confusion[:, c].sum(), confusion[c].sum()
+        if images:
+            per_class[name] = {
                 "precision": float(right / max(predicted, 1)),
-                "recall": float(right / real),
-                "f1": float(2 * right / (predicted + real)),
+                "recall": float(right / images),
+                "f1": float(2 * right / (predicted + images)),
             }
-    return scores
+    return per_class

@@ -15,9 +15,9 @@ NEAR = 0.02  # of |x|² + |y|²: a squared distance below it is computed in floa
 def silhouette_samples(x_NP: np.ndarray, clusters: np.ndarray, block: int = 1024) -> np.ndarray:
     """The exact silhouette of every sample, Euclidean; the same numbers as scikit-learn's.
 
-    With the samples sorted by cluster, every block of distances lies between two clusters, so
-    the mean distances a silhouette is made of are plain row and column sums. Each pair is
-    computed once, in blocks that stay in cache, on every core.
+    With the samples sorted by cluster, every block of distances lies between two clusters, so its
+    row and column sums give the mean distances that a silhouette needs. Each pair is computed
+    once, in blocks that stay in cache, on every core.
 
     Args:
         x_NP: float (N, P).
@@ -40,24 +40,24 @@ def silhouette_samples(x_NP: np.ndarray, clusters: np.ndarray, block: int = 1024
     sums_KN[own, each] = np.inf
     nearest = (sums_KN / counts_K[:, None]).min(axis=0)
     widest = np.maximum(within, nearest)
-    scores = np.divide(nearest - within, widest, out=np.zeros_like(widest), where=widest > 0)
-    scores[counts_K[own] == 1] = 0
-    result = np.empty_like(scores)
-    result[order] = scores
-    return result
+    silhouette = np.divide(nearest - within, widest, out=np.zeros_like(widest), where=widest > 0)
+    silhouette[counts_K[own] == 1] = 0
+    in_order = np.empty_like(silhouette)
+    in_order[order] = silhouette
+    return in_order
 
 
 def _distance_sums(x_NP: np.ndarray, counts_K: np.ndarray, block: int) -> np.ndarray:
-    """float64 (K, N): the distances from each sample to all of a cluster, summed.
+    """float64 (K, N): the sum of the distances from each sample to all samples of a cluster.
 
     The rows of `x_NP` are sorted by cluster. A squared distance is a product, |x|² - 2xy + |y|²,
-    which cancels between near neighbors: in float32 it errs by about 1e-7 of |x|² + |y|². So a
-    block in float32 stands only when all of its squared distances exceed `NEAR` of that, which
-    keeps the silhouettes within 1e-6; any other block is computed again in float64.
+    which cancels between near neighbors: in float32 its error is about 1e-7 of |x|² + |y|². So a
+    block in float32 is used only when all its squared distances exceed `NEAR` of that, which keeps
+    the silhouettes within 1e-6; any other block is computed again in float64.
     """
     x = torch.from_numpy(np.asarray(x_NP, np.float64))
     x = x - x.mean(dim=0)
-    x = x / x.abs().max().clamp_min(torch.finfo(x.dtype).tiny)  # a silhouette knows no unit
+    x = x / x.abs().max().clamp_min(torch.finfo(x.dtype).tiny)  # silhouettes do not depend on scale
     square, one = (x * x).sum(dim=1, keepdim=True), torch.ones(len(x), 1, dtype=x.dtype)
     left = torch.cat([-2 * x, square, one], dim=1)  # left @ right.T is the squared distance
     right = torch.cat([x, one, square], dim=1)

@@ -17,7 +17,7 @@ BASELINES = {"raw_pixels": "raw pixels", "untrained": "untrained network"}
 def summary_table(metrics: dict[str, Any]) -> str:
     """The content of metrics.json as aligned text: a row for each split of each kind of features.
 
-    A dash stands for what is undefined, or needs labels that a split does not have.
+    A dash stands for a metric that is undefined or needs labels that the split does not have.
     """
     rows = [["", "split", *COLUMNS.values()]]
     for kind, split, scores in score_rows(metrics):
@@ -26,19 +26,17 @@ def summary_table(metrics: dict[str, Any]) -> str:
     named_on = metrics["kmeans"]["named_on"]
     if named_on is None:
         return table
-    table += "\nHungarian accuracy: clusters matched to classes on each split itself, as papers do."
+    table += "\nHungarian accuracy: clusters matched to classes on each split itself, as in papers."
     table += f"\nk-NN: accuracy of the features themselves, by the 20 nearest images of {named_on}."
     for split, scores in metrics["splits"].items():
         if split != named_on and "transferred_accuracy" in scores:
             accuracy = _number(scores["transferred_accuracy"])
-            table += (
-                f"\nWith the clusters named on {named_on}, {split} has an accuracy of {accuracy}."
-            )
+            table += f"\nWith clusters named on {named_on}, {split} has an accuracy of {accuracy}."
     return table
 
 
 def score_rows(metrics: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Kind of features, split and scores in metrics.json, the kinds of a split together."""
+    """Kind of features, split and scores in metrics.json, grouped by split."""
     kinds = {"learned features": metrics["splits"]} | {
         BASELINES[name]: part["splits"] for name, part in metrics.get("baselines", {}).items()
     }
@@ -57,7 +55,7 @@ def class_table(per_class: dict[str, dict[str, float]]) -> str:
 
 
 def aligned(rows: list[list[str]], left: int = 1) -> str:
-    """Rows of text in columns, the first `left` of them flush left and the others right."""
+    """Rows of text in columns, the first `left` columns left-aligned and the others right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

@@ -1,4 +1,4 @@
-"""Predictions for people and programs: table, CSV and JSON lines, a montage, sorted folders."""
+"""Write predictions: table, CSV and JSON lines, a montage, pictures sorted into folders."""
 
 import csv
 import filecmp
@@ -7,10 +7,12 @@ import itertools
 import json
 import random
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -20,8 +22,8 @@ Format = Literal["table", "csv", "json"]
 
 
 @dataclass(frozen=True)
-class Near:
-    """A cluster, the class that it was matched to, and the distance to its centroid."""
+class NearCluster:
+    """A cluster, the class it is named after, and the distance to its centroid."""
 
     cluster: int
     class_name: str | None
@@ -30,16 +32,16 @@ class Near:
 
 @dataclass(frozen=True)
 class Row:
-    """What is said of one picture."""
+    """The prediction for one picture."""
 
     path: str
     error: str | None = None
-    """Why it could not be read; what follows is empty then."""
+    """Why it could not be read; the other fields are then empty."""
     confidence: float = 0.0
-    nearest: tuple[Near, ...] = ()
-    """The three nearest clusters (fewer where there are fewer), its own first."""
+    nearest: tuple[NearCluster, ...] = ()
+    """The three nearest clusters or all there are, nearest first."""
     label: str | None = None
-    """The true class, where it is known."""
+    """The true class, if known."""
 
     @property
     def caption(self) -> str:
@@ -55,26 +57,26 @@ _CSV_COLUMNS = (
 )  # fmt: skip
 
 
-def header(form: Format, path_width: int | None) -> str | None:
+def header(style: Format, path_width: int | None) -> str | None:
     """The first line, without its line break; None for JSON."""
-    if form == "csv":
+    if style == "csv":
         return _csv_line(_CSV_COLUMNS)
-    if form == "table":
+    if style == "table":
         return _table_line("picture", "cluster", "class", "confidence", "distance", path_width) + (
             "three nearest (distance)"
         )
     return None
 
 
-def line(row: Row, form: Format, path_width: int | None) -> str | None:
-    """`row` as one line; None where the table has none, for what could not be read.
+def line(row: Row, style: Format, path_width: int | None) -> str | None:
+    """`row` as one line; None for an unreadable picture in a table.
 
     Args:
-        path_width: columns for the path in the table, longer ones are cut; None cuts nothing.
+        path_width: columns of the path in the table, which cuts longer paths; None cuts nothing.
     """
-    if form == "json":
-        return json.dumps(_json_object(row))
-    if form == "csv":
+    if style == "json":
+        return json.dumps(_fields(row))
+    if style == "csv":
         return _csv_line(_csv_values(row))
     if row.error:
         return None
@@ -96,66 +98,59 @@ def _table_line(
 
 
 def printable(text: str) -> str:
-    """File names may hold line breaks and a terminal's control sequences."""
+    """`text` with ? for line breaks and control sequences, which file names may hold."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _json_object(row: Row) -> dict:
+def _fields(row: Row) -> dict:
     if row.error:
         return {"path": row.path, "error": row.error}
     own, *_ = nearest = [
-        {"cluster": n.cluster, "class": n.class_name, "distance": _rounded(n.distance)}
-        for n in row.nearest
+        {"cluster": near.cluster, "class": near.class_name, "distance": round(near.distance, 6)}
+        for near in row.nearest
     ]
-    found = {
+    fields = {
         "path": row.path, "cluster": own["cluster"], "class": own["class"],
-        "confidence": _rounded(row.confidence), "distance": own["distance"], "nearest": nearest,
+        "confidence": round(row.confidence, 6), "distance": own["distance"], "nearest": nearest,
     }  # fmt: skip
-    return found | ({"label": row.label} if row.label is not None else {})
+    return fields | ({"label": row.label} if row.label is not None else {})
 
 
 def _csv_values(row: Row) -> list[object]:
-    if row.error:
-        return [row.path, *[""] * 9, row.error]
-    own = row.nearest[0]
-    others = [(n.cluster, _rounded(n.distance)) for n in row.nearest[1:]]
-    others += [("", "")] * (2 - len(others))
-    values = [row.path, own.cluster, own.class_name, _rounded(row.confidence)]
-    return [*values, _rounded(own.distance), *itertools.chain(*others), row.label, ""]
+    fields = _fields(row)
+    for place, near in zip(("second", "third"), fields.get("nearest", [])[1:], strict=False):
+        fields |= {f"{place}_cluster": near["cluster"], f"{place}_distance": near["distance"]}
+    return [fields.get(column) for column in _CSV_COLUMNS]
 
 
-def _csv_line(values: object) -> str:
+def _csv_line(values: Iterable[object]) -> str:
     text = io.StringIO()
-    # Before Python 3.13 a line break in a name is quoted only where it is in this terminator.
-    csv.writer(text, lineterminator="\r\n").writerow(values)  # type: ignore[arg-type]
+    # Before Python 3.13 a name with a line break is quoted only if this terminator has that break.
+    csv.writer(text, lineterminator="\r\n").writerow(values)
     return text.getvalue().removesuffix("\r\n")
-
-
-def _rounded(number: float) -> float:
-    return round(number, 6)
 
 
 # --- pictures ---------------------------------------------------------------------------------
 
 
 class Montage:
-    """A grid of pictures under their predictions, in the order of their clusters.
+    """A grid of pictures below their predictions, ordered by cluster.
 
-    Of more than `limit` pictures it shows a uniform random sample: reservoir sampling, Vitter
-    1985, algorithm R. Only the sample is kept in memory.
+    Of more than `limit` pictures it keeps and shows a uniform random sample: reservoir sampling,
+    Vitter 1985, algorithm R.
     """
 
     def __init__(self, limit: int, side: int = 96, columns: int = 10):
         self.limit, self.side, self.columns = limit, side, columns
         self._tiles: list[tuple[Row, np.ndarray]] = []
-        self._seen = 0
+        self._added = 0
         self._random = random.Random(0)
 
     def add(self, row: Row, image_3SS: np.ndarray) -> None:
-        self._seen += 1
+        self._added += 1
         if len(self._tiles) < self.limit:
             self._tiles.append((row, image_3SS))
-        elif (place := self._random.randrange(self._seen)) < self.limit:
+        elif (place := self._random.randrange(self._added)) < self.limit:
             self._tiles[place] = (row, image_3SS)
 
     @property
@@ -163,10 +158,11 @@ class Montage:
         return sorted(self._tiles, key=lambda t: (t[0].nearest[0].cluster, -t[0].confidence))
 
     def save(self, file: Path) -> None:
-        """Write it as PNG; without a picture there is nothing to write."""
+        """Write the montage as PNG; without pictures write nothing."""
         if not (tiles := self.tiles):
             return
-        font = _font(12)
+        font_file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+        font = ImageFont.truetype(str(font_file), 12)  # more alphabets than Pillow's own
         gap, text = 8, 16
         columns = min(self.columns, len(tiles))
         step_x, step_y = self.side + gap, self.side + text + gap
@@ -182,16 +178,8 @@ class Montage:
             sheet.save(temporary, "PNG")
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # its font knows more alphabets than Pillow's
-
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
-    )
-
-
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """`text`, its class name cut short until the line fits; the confidence behind it stays."""
+    """`text` with its class name shortened until it fits; the confidence stays."""
     name, confidence = text.rsplit(" ", 1)
     while len(name) > 1 and font.getlength(text) > width:
         name = name[:-1]
@@ -202,11 +190,11 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 def sort_into(folder: Path, picture: Path, copy: bool) -> Path:
     """Put a link to `picture`, or a copy, into `folder` and return its path.
 
-    Nothing is ever overwritten: a name that is taken gets a number behind it. Where the same
-    picture is there already it is left.
+    Nothing is overwritten: if another file has the name, a number is appended. If `folder` already
+    holds this picture under the name, it stays.
 
     Raises:
-        FileNotFoundError: `picture` is gone.
+        FileNotFoundError: `picture` no longer exists.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
@@ -219,19 +207,17 @@ def sort_into(folder: Path, picture: Path, copy: bool) -> Path:
                 target.symlink_to(picture.resolve(strict=True))
             return target
         except FileExistsError:
-            if target.exists() and _is_same(target, picture, copy):
+            if target.exists() and (
+                target.samefile(picture) or (copy and filecmp.cmp(target, picture, shallow=False))
+            ):
                 return target
-    raise AssertionError("count never ends")
+    raise AssertionError  # the numbers never end
 
 
 def _copy(source: Path, target: Path) -> None:
     with source.open("rb") as reader, target.open("xb") as writer:
         try:
             shutil.copyfileobj(reader, writer)
-        except BaseException:  # neither a full disk nor Ctrl-C leaves half a picture
+        except BaseException:  # on a full disk or Ctrl-C, leave no incomplete copy
             target.unlink()
             raise
-
-
-def _is_same(target: Path, picture: Path, copy: bool) -> bool:
-    return target.samefile(picture) or (copy and filecmp.cmp(target, picture, shallow=False))

@@ -3,7 +3,6 @@
 However many pictures there are, only those of a bounded window are in memory.
 """
 
-import glob
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,33 +21,21 @@ THREADS = min(8, os.cpu_count() or 1)
 def find(names: Iterable[str], leave_out: Path | None = None) -> Iterator[Path]:
     """The pictures that `names` stand for, in a fixed order.
 
-    A file stands for itself. A folder stands for all files in it and below with a picture's
-    ending, except hidden ones; links to folders are not followed. Any other name with `*`, `?` or
-    `[` is a pattern, in which `**` means any number of folders. What stands for nothing comes out
-    as it is, and `decode` gives the reason.
+    A folder stands for all files in it and below with a picture's ending, except hidden ones; links
+    to folders are not followed. Any other name stands for itself, and `decode` gives the reason if
+    it is no picture.
 
     Args:
-        leave_out: a folder that is not entered.
+        leave_out: a folder to skip, also where it is named itself, as by the shell's `*`.
     """
     for name in names:
-        if os.path.lexists(name) or not glob.has_magic(name):
-            yield from _files(Path(name), leave_out)
-        else:
-            matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207
-            if "**" in name:  # it also matches the folders of what it matches, and links back up
-                found: dict[Path, Path] = {}
-                for match in matches:
-                    found.setdefault(match.parent.resolve() / match.name, match)
-                matches = [match for match in found.values() if not match.is_dir()]
-            for match in matches or [Path(name)]:
-                if leave_out not in (match.resolve(), *match.resolve().parents):
-                    yield from _files(match, leave_out)
+        if not os.path.isdir(name):  # noqa: PTH112 - False for an impossible name
+            yield Path(name)
+        elif Path(name).resolve() != leave_out:
+            yield from _pictures_below(Path(name), leave_out)
 
 
-def _files(path: Path, leave_out: Path | None) -> Iterator[Path]:
-    if not os.path.isdir(path):  # noqa: PTH112 - False for a name that cannot be
-        yield path
-        return
+def _pictures_below(path: Path, leave_out: Path | None) -> Iterator[Path]:
     none_found = True
     unreadable: list[Path] = []
     for root, folders, files in os.walk(

@@ -1,10 +1,4 @@
-"""New pictures to clusters: the backbone, the PCA and the centroids of one finished run.
-
-    from src.prediction.predictor import Predictor
-
-    predictor = Predictor.load("features")
-    found = predictor.predict(["a.jpg", "b.png"])      # or uint8 images (N, 3, S, S)
-    found.clusters, found.confidence, predictor.class_of(found.clusters[0])
+"""Clusters of new pictures, from the backbone, the PCA and the centroids of one training.
 
 Shape letters: B images in a batch, N images, S pixels, D features, P principal components,
 K clusters.
@@ -14,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,25 +33,24 @@ from src.storage.artifacts import (
 )
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What `Predictor.predict` says of N pictures."""
+class Predictions(NamedTuple):
+    """Clusters of N pictures."""
 
     clusters: np.ndarray
     """int64 (N,), the nearest centroid."""
     confidence: np.ndarray
     """float32 (N,), from 1/K to 1; see `src/clusters/confidence.py`."""
     distances: np.ndarray
-    """float32 (N, K), Euclidean, to every centroid in the space of the principal components."""
+    """float32 (N, K), Euclidean, to every centroid among the principal components."""
 
 
 class ClusterHead(nn.Module):
     """Features to clusters, with the arithmetic of the clustering stage, in float32.
 
     Args:
-        mean_D, components_PD, centroids_KP: what the clustering stage stored.
-        l2_normalize: whether it scaled the features to length 1 first.
-        temperature: see `src/clusters/confidence.py`.
+        mean_D, components_PD, centroids_KP: the arrays of the clustering stage.
+        l2_normalize: scale features to length 1 first, as the clustering stage did.
+        confidence_scale: T of `src/clusters/confidence.py`.
     """
 
     mean: Tensor
@@ -69,28 +63,28 @@ class ClusterHead(nn.Module):
         components_PD: np.ndarray,
         centroids_KP: np.ndarray,
         l2_normalize: bool,
-        temperature: float,
+        confidence_scale: float,
     ):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean_D))
         self.register_buffer("components", torch.tensor(components_PD))
         self.register_buffer("centroids", torch.tensor(centroids_KP))
         self.l2_normalize = l2_normalize
-        self.temperature = temperature
+        self.confidence_scale = confidence_scale
 
     def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cluster (B,) int64, confidence (B,) and distances (B, K)."""
         x = F.normalize(features_BD, dim=1) if self.l2_normalize else features_BD
         reduced = (x - self.mean) @ self.components.T  # (B, P)
         squared = squared_distances(reduced, self.centroids)
-        return squared.argmin(1), confidence(squared, self.temperature), squared.sqrt()
+        return squared.argmin(1), confidence(squared, self.confidence_scale), squared.sqrt()
 
 
 @dataclass(frozen=True)
 class Predictor:
     backbone: Backbone
     head: ClusterHead
-    """On the CPU whatever the device, so that clusters do not depend on it."""
+    """Always on the CPU, so that clusters do not depend on the device."""
     dtype: torch.dtype
     image_size: int
     """Side S in pixels."""
@@ -98,7 +92,7 @@ class Predictor:
     cluster_to_class: np.ndarray
     """int64 (K,), an index into `class_names`; -1 where no class was matched."""
     extraction: dict
-    """What the feature extraction recorded: checkpoint, dataset, precision."""
+    """The extraction's part of the manifest: checkpoint, dataset, precision."""
 
     @classmethod
     def load(
@@ -108,11 +102,11 @@ class Predictor:
         device: DeviceName = "auto",
         precision: PrecisionName = "auto",
     ) -> "Predictor":
-        """From the outputs of the clustering stage and the checkpoint that they were made with.
+        """From the files of the clustering stage and the checkpoint they were made with.
 
         Args:
-            checkpoint_file: where that checkpoint is now, when it was moved.
-            precision: of the network; `auto` is the one that the features were extracted in.
+            checkpoint_file: that checkpoint, if it was moved since the extraction.
+            precision: of the network; `auto` is that of the extraction.
 
         Raises:
             UserError: a file is missing or damaged, or they do not belong together.
@@ -138,51 +132,42 @@ class Predictor:
     def predict(
         self, pictures: np.ndarray | Sequence[str | Path], batch_size: int = 64
     ) -> Predictions:
-        """Clusters of pictures, in their order.
+        """Predict pictures, in their order.
 
         Args:
             pictures: paths of pictures of any size, or uint8 images (N, 3, S, S), red, green, blue.
 
         Raises:
-            BadPicture: a file gives no picture; its path and the reason are in the message.
+            BadPicture: a file cannot be decoded; the message has its path and the reason.
             ValueError: the array has another dtype or shape.
         """
         if isinstance(pictures, np.ndarray):
-            _check_images(pictures, self.image_size)
+            side = self.image_size
+            if pictures.dtype != np.uint8 or pictures.shape[1:] != (3, side, side):
+                raise ValueError(
+                    f"images are {pictures.dtype} of shape {pictures.shape}, expected uint8 of "
+                    f"shape (N, 3, {side}, {side})"
+                )
             batches = (pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size))
         else:
             batches = _decoded(pictures, self.image_size, batch_size)
-        none = np.empty(0, np.float32)
-        parts = [
-            Predictions(np.empty(0, np.int64), none, none.reshape(0, len(self.head.centroids)))
-        ]
+        empty = np.empty((0, len(self.head.centroids)), np.float32)
+        parts = [Predictions(empty.argmin(1), empty.max(1), empty)]  # for no pictures at all
         parts += [self.predict_batch(np.ascontiguousarray(batch)) for batch in batches]
-        return Predictions(
-            np.concatenate([p.clusters for p in parts]),
-            np.concatenate([p.confidence for p in parts]),
-            np.concatenate([p.distances for p in parts]),
-        )
+        return Predictions(*map(np.concatenate, zip(*parts, strict=True)))
 
     @torch.inference_mode()
     def predict_batch(self, images_BCSS: np.ndarray) -> Predictions:
-        """`predict` for images that fit on the device at once."""
+        """`predict` for images that fit on the device together."""
         device = next(self.backbone.parameters()).device
         features = encode(self.backbone, torch.from_numpy(images_BCSS).to(device), self.dtype)
         cluster, confidence, distances = self.head(features.cpu())
         return Predictions(cluster.numpy(), confidence.numpy(), distances.numpy())
 
     def class_of(self, cluster: int) -> str | None:
-        """The class that a cluster was matched to; None without labels or without a match."""
-        index = self.cluster_to_class[cluster]
-        return self.class_names[index] if index >= 0 else None
-
-
-def _check_images(images: np.ndarray, side: int) -> None:
-    if images.dtype != np.uint8 or images.shape[1:] != (3, side, side):
-        raise ValueError(
-            f"images are {images.dtype} of shape {images.shape}, expected uint8 of shape "
-            f"(N, 3, {side}, {side})"
-        )
+        """The class that a cluster is named after; None if it has none."""
+        class_index = self.cluster_to_class[cluster]
+        return self.class_names[class_index] if class_index >= 0 else None
 
 
 def _decoded(paths: Sequence[str | Path], side: int, batch_size: int) -> Iterator[np.ndarray]:
@@ -199,7 +184,7 @@ def _decoded(paths: Sequence[str | Path], side: int, batch_size: int) -> Iterato
 def _load_backbone(
     directory: Path, moved_to: str | Path | None, recorded: dict, device: torch.device
 ) -> TrainedBackbone:
-    """The backbone that made the features in `directory`; another one is refused."""
+    """The backbone that made the features in `directory`; raises UserError for any other."""
     file = Path(moved_to or recorded["file"])
     if not file.is_file():
         raise UserError(
@@ -218,17 +203,11 @@ def _load_backbone(
 def _load_head(directory: Path, clustering: dict, feature_dim: int) -> ClusterHead:
     arrays = [artifacts.load(a, directory) for a in (PCA_MEAN, PCA_COMPONENTS, CENTROIDS)]
     mean, components, centroids = (np.array(array) for array in arrays)
-    to_class = artifacts.load(CLUSTER_TO_CLASS, directory)
-    fits = mean.shape == (feature_dim,) and components.shape[1:] == (feature_dim,)
-    fits = fits and centroids.shape == (len(to_class), len(components))
-    if not fits:
+    clusters = len(artifacts.load(CLUSTER_TO_CLASS, directory))
+    expected = (feature_dim,), (len(components), feature_dim), (clusters, len(components))
+    if (mean.shape, components.shape, centroids.shape) != expected:
         raise UserError(
             f"the PCA and the clusters in {directory} do not fit together: run python {CLUSTERING}"
         )
-    if "temperature" not in clustering:
-        raise UserError(
-            f"the clusters in {directory} come from an earlier version: run python {CLUSTERING}"
-        )
-    return ClusterHead(
-        mean, components, centroids, clustering["normalize"], clustering["temperature"]
-    )
+    l2_normalize = clustering["config"]["l2_normalize"]
+    return ClusterHead(mean, components, centroids, l2_normalize, clustering["confidence_scale"])

@@ -2,8 +2,8 @@
 
 Shape letters: N images, D features, P principal components, K clusters.
 
-Nothing else in the project spells one of these file names. A stage that is killed leaves either
-the old file or the new one under a final name, never half of one.
+No other module spells one of these file names. A stage that is killed leaves the old file or the
+new one under a final name, never half a file.
 """
 
 import contextlib
@@ -34,11 +34,13 @@ class Artifact:
     shape: str
     """Shape letters, such as "ND"."""
     writer: str
-    """The script whose run makes or mends the file."""
+    """The command that writes the file."""
 
 
 FEATURES = Artifact("{split}_features.npy", np.float32, "ND", EXTRACTION)
-UNTRAINED_FEATURES = Artifact("untrained_{split}_features.npy", np.float32, "ND", EXTRACTION)
+UNTRAINED_FEATURES = Artifact(
+    "untrained_{split}_features.npy", np.float32, "ND", f"{EXTRACTION} --untrained"
+)
 LABELS = Artifact("{split}_labels.npy", np.int64, "N", EXTRACTION)
 
 REDUCED = Artifact("{split}_pca.npy", np.float32, "NP", CLUSTERING)
@@ -64,15 +66,20 @@ def exists(artifact: Artifact, directory: Path, split: str = "") -> bool:
     return path(artifact, directory, split).exists()
 
 
-def load(artifact: Artifact, directory: Path, split: str = "") -> np.ndarray:
+def load(
+    artifact: Artifact, directory: Path, split: str = "", rows: int | None = None
+) -> np.ndarray:
     """The array, memory-mapped and read-only.
 
+    Args:
+        rows: how many it must have; None accepts any number.
+
     Raises:
-        UserError: the file is missing, damaged, of another dtype or number of dimensions, or
-            holds numbers that are not finite; names the script that writes it.
+        UserError: the file is missing, damaged, of another dtype, number of dimensions or of
+            rows, or holds numbers that are not finite; names the command that writes it.
     """
     file = path(artifact, directory, split)
-    mend = f"run python {artifact.writer} to write it again"
+    remedy = f"run python {artifact.writer} to write it again"
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -80,41 +87,36 @@ def load(artifact: Artifact, directory: Path, split: str = "") -> np.ndarray:
     except PermissionError:
         raise
     except (ValueError, EOFError, OSError) as error:
-        reason = "not a plain .npy array" if "pickle" in str(error) else str(error)
-        raise UserError(f"{file} is damaged ({reason}): {mend}") from None
+        reason = "not an array of numbers" if "pickle" in str(error) else str(error)
+        raise UserError(f"{file} is damaged ({reason}): {remedy}") from None
     if array.dtype != artifact.dtype or array.ndim != len(artifact.shape):
         raise UserError(
             f"{file} holds {array.dtype} of shape {array.shape}, expected "
-            f"{np.dtype(artifact.dtype)} ({', '.join(artifact.shape)}): {mend}"
+            f"{np.dtype(artifact.dtype)} ({', '.join(artifact.shape)}): {remedy}"
         )
-    if bad := _count_not_finite(array):
-        raise UserError(f"{file} holds {bad} numbers that are NaN or infinite: {mend}")
+    if rows not in (None, len(array)):
+        raise UserError(f"{file} has {len(array):,} rows for {rows:,} images: {remedy}")
+    blocks = (array[i : i + 8192] for i in range(0, len(array), 8192))  # little memory at a time
+    if not_finite := sum(int(x.size - np.isfinite(x).sum()) for x in blocks):
+        raise UserError(f"{file} holds {not_finite} numbers that are NaN or infinite: {remedy}")
     return array
 
 
-def _count_not_finite(array: np.ndarray, rows: int = 8192) -> int:
-    if array.dtype.kind != "f":
-        return 0
-    blocks = (array[i : i + rows] for i in range(0, len(array), rows))
-    return sum(int(block.size - np.isfinite(block).sum()) for block in blocks)
-
-
-def save(artifact: Artifact, directory: Path, array: np.ndarray, split: str = "") -> Path:
-    """Write `array`, converted to the artifact's dtype; returns the path."""
+def save(artifact: Artifact, directory: Path, array: np.ndarray, split: str = "") -> None:
+    """Write `array`, converted to the artifact's dtype."""
     with create(artifact, directory, array.shape, split) as out:
         out[...] = array
-    return path(artifact, directory, split)
 
 
 @contextlib.contextmanager
 def create(
     artifact: Artifact, directory: Path, shape: tuple[int, ...], split: str = ""
 ) -> Iterator[np.ndarray]:
-    """A writable memory map of `shape` that takes its final name when the block ends well."""
+    """A writable memory map of `shape`; it takes its final name unless the block raises."""
     assert len(shape) == len(artifact.shape), f"{artifact.file} has the shape {artifact.shape}"
     with replacing(path(artifact, directory, split)) as temporary:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=artifact.dtype, shape=shape)
-        # A map on a full disk dies of SIGBUS when written: reserve the blocks first.
+        # Writing to a map on a full disk kills the process with SIGBUS: reserve the blocks first.
         if hasattr(os, "posix_fallocate"):  # not on macOS
             with temporary.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
@@ -124,8 +126,11 @@ def create(
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A temporary path beside `file`; it is flushed to disk and renamed over `file` when the
-    block ends well, and removed when it does not. A link stays, and leads to the new file."""
+    """A temporary path next to `file`, flushed to disk and renamed to `file` after the block.
+
+    If the block raises, the temporary file is removed and `file` stays. A symbolic link stays a
+    link, and its target is replaced.
+    """
     file = file.resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(file)
@@ -139,7 +144,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def temporary_path(file: Path) -> Path:
-    """Where `file` is while it is being written; it stays there if the process is killed."""
+    """Where `file` is written first; a killed process leaves it there."""
     return file.with_name(f".{file.name}.tmp")
 
 
@@ -152,12 +157,11 @@ def sync(file: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(file: Path, content: Any) -> Path:
-    """Write `content` to `file`; NaN has no place in JSON and raises ValueError."""
+def write_json(file: Path, content: Any) -> None:
+    """Write `content` to `file`; raises ValueError for NaN, which JSON does not have."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return file
 
 
 def read_json(file: Path, writer: str) -> dict[str, Any]:
@@ -174,12 +178,12 @@ def read_json(file: Path, writer: str) -> dict[str, Any]:
 
 
 def json_digest(content: Any) -> str:
-    """A short name for what `content`, any JSON value, says."""
+    """The first 16 hex digits of the SHA-256 of `content`, any JSON value."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def record(directory: Path, writer: str, part: dict[str, Any] | None) -> None:
-    """Set the part of the manifest that `writer` owns; None takes it out while its files change."""
+    """Set the part of the manifest that `writer` owns; None removes it while its files change."""
     file = directory / MANIFEST
     manifest = read_json(file, EXTRACTION) if file.exists() else {}
     manifest.pop(writer, None)
@@ -190,7 +194,7 @@ def recorded(directory: Path, writer: str) -> dict[str, Any]:
     """The part of the manifest that `writer` recorded.
 
     Raises:
-        UserError: it never ran to its end, or an earlier stage ran again after it.
+        UserError: `writer` did not finish, or an earlier stage ran again after it.
     """
     manifest = read_json(directory / MANIFEST, EXTRACTION)
     if writer not in manifest:
