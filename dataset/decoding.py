@@ -1,54 +1,96 @@
-"""Pictures into the rows of a file, in this process or as a worker of another.
+"""Many pictures, decoded by threads or processes ahead of whoever uses them.
 
-Imports nothing but NumPy and Pillow, so that a worker starts in a fraction of a second.
+Imports nothing else of the project but `dataset.pictures`, because every process that decodes
+imports this file.
 """
 
-import json
-import sys
-from collections.abc import Sequence
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Executor
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import TypeVar
 
 import numpy as np
+from joblib.externals.loky import get_reusable_executor
 
 from dataset.pictures import BadPicture, load_picture
 
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
-def decode_rows(
-    file: BinaryIO, offset: int, size: int, first: int, paths: Sequence[str | Path]
-) -> dict[int, str]:
-    """Decode `paths` into the rows `first`, `first` + 1, ... of `file`.
+_CHUNK = 32
+"""Pictures that a process decodes at a time."""
+
+_IDLE_SECONDS = 10.0
+"""How long a process waits for the next split before it ends."""
+
+
+def map_ahead(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Generator[Result, None, None]:
+    """The results in the order of `items`, of which at most `ahead` are taken in advance."""
+    rest = iter(items)
+    futures = deque(pool.submit(function, item) for item in islice(rest, ahead))
+    while futures:
+        oldest = futures.popleft()
+        futures.extend(pool.submit(function, item) for item in islice(rest, 1))
+        yield oldest.result()
+
+
+def decode_into(
+    file: Path, offset: int, size: int, paths: list[str], workers: int
+) -> Generator[tuple[int, dict[int, str]], None, None]:
+    """Write pictures into the rows of `file`.
 
     Args:
-        file: open for writing; row 0, uint8 (3, S, S), starts at byte `offset`.
+        file: exists; row 0, uint8 (3, S, S), starts at byte `offset`.
         size: the side S in pixels.
+        paths: the picture of each row.
+        workers: how many processes decode; one is this process itself.
 
-    Returns:
-        The rows that got no picture, each with the reason; they hold zeros.
+    Yields:
+        How many more rows are done, and which of them have no picture, each with the reason;
+        those hold zeros.
+
+    Raises:
+        BrokenProcessPool: a process died.
+        OSError: the file cannot be written.
     """
-    block = np.zeros((len(paths), 3, size, size), np.uint8)
+    decode = partial(_decode_chunk, file, offset, size)
+    chunks = [(first, paths[first : first + _CHUNK]) for first in range(0, len(paths), _CHUNK)]
+    if workers == 1:
+        yield from map(decode, chunks)
+        return
+    # Threads would spend a third of the time waiting for Python's lock, and the processes of
+    # `multiprocessing` import the script that was started, and with it torch.
+    workers = min(workers, len(chunks))
+    pool = get_reusable_executor(workers, timeout=_IDLE_SECONDS, initializer=_ignore_ctrl_c)
+    try:
+        yield from map_ahead(pool, decode, chunks, 3 * workers)
+    except BaseException:  # also when the caller closes the generator early
+        pool.shutdown(kill_workers=True)
+        raise
+
+
+def _ignore_ctrl_c() -> None:
+    """The process that started this one gets the signal as well, and ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _decode_chunk(
+    file: Path, offset: int, size: int, chunk: tuple[int, list[str]]
+) -> tuple[int, dict[int, str]]:
+    first, paths = chunk
+    images = np.zeros((len(paths), 3, size, size), np.uint8)
     broken = {}
     for i, path in enumerate(paths):
         try:
-            block[i] = load_picture(Path(path), size)
+            images[i] = load_picture(Path(path), size)
         except BadPicture as error:
             broken[first + i] = str(error)
-    file.seek(offset + first * block[0].nbytes)
-    file.write(block.data)
-    return broken
-
-
-def serve(file: str, offset: int, size: int) -> None:
-    """A worker: one line of JSON in for every call of `decode_rows`, and one with its answer out.
-
-    Ends with its standard input, so it does not outlive whoever started it.
-    """
-    with Path(file).open("r+b") as out:
-        for line in sys.stdin:
-            first, paths = json.loads(line)
-            try:
-                answer = list(decode_rows(out, offset, size, first, paths).items())
-                out.flush()
-            except OSError as error:  # a disk that fills up
-                answer = error.errno
-            print(json.dumps(answer), flush=True)
+    with file.open("r+b") as out:
+        out.seek(offset + first * images[0].nbytes)
+        out.write(images.data)
+    return len(paths), broken
