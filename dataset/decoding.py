@@ -1,30 +1,37 @@
 """Many pictures, decoded by threads or processes ahead of whoever uses them.
 
-Imports nothing else of the project but `dataset.pictures`, because every process that decodes
-imports this file.
+As a command, this file decodes pictures into the rows of another file, with several processes.
+Threads would spend a third of the time waiting for Python's lock, and processes started by a
+script would import that script, and torch with it. So this file imports no more than it needs.
 """
 
+import contextlib
+import json
+import multiprocessing
+import os
 import signal
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import TypeVar
 
 import numpy as np
-from joblib.externals.loky import get_reusable_executor
 
 from dataset.pictures import BadPicture, load_picture
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+Progress = tuple[int, dict[int, str]]
+"""How many more rows are written, and the reason for each of them that has no picture."""
 
 _CHUNK = 32
 """Pictures that a process decodes at a time."""
-
-_IDLE_SECONDS = 10.0
-"""How long a process waits for the next split before it ends."""
 
 
 def map_ahead(
@@ -41,47 +48,80 @@ def map_ahead(
 
 def decode_into(
     file: Path, offset: int, size: int, paths: list[str], workers: int
-) -> Generator[tuple[int, dict[int, str]], None, None]:
-    """Write pictures into the rows of `file`.
+) -> Generator[Progress, None, None]:
+    """Write pictures into the rows of `file`; a row without a picture holds zeros.
 
     Args:
         file: exists; row 0, uint8 (3, S, S), starts at byte `offset`.
         size: the side S in pixels.
-        paths: the picture of each row.
+        paths: the absolute path of each row's picture.
         workers: how many processes decode; one is this process itself.
-
-    Yields:
-        How many more rows are done, and which of them have no picture, each with the reason;
-        those hold zeros.
 
     Raises:
         BrokenProcessPool: a process died.
         OSError: the file cannot be written.
     """
-    decode = partial(_decode_chunk, file, offset, size)
-    chunks = [(first, paths[first : first + _CHUNK]) for first in range(0, len(paths), _CHUNK)]
     if workers == 1:
-        yield from map(decode, chunks)
+        yield from map(partial(_decode_chunk, file, offset, size), _chunks(paths))
         return
-    # Threads would spend a third of the time waiting for Python's lock, and the processes of
-    # `multiprocessing` import the script that was started, and with it torch.
-    workers = min(workers, len(chunks))
-    pool = get_reusable_executor(workers, timeout=_IDLE_SECONDS, initializer=_ignore_ctrl_c)
+    root = Path(__file__).parents[1]  # where `dataset` is imported from
+    process = Popen(
+        [sys.executable, "-m", "dataset.decoding"], cwd=root, stdin=PIPE, stdout=PIPE, text=True,
+        start_new_session=True,  # so that Ctrl-C reaches this process only, which ends the others
+    )  # fmt: skip
+    assert process.stdin and process.stdout
+    written = 0
     try:
-        yield from map_ahead(pool, decode, chunks, 3 * workers)
-    except BaseException:  # also when the caller closes the generator early
-        pool.shutdown(kill_workers=True)
-        raise
+        with contextlib.suppress(BrokenPipeError), process.stdin:  # it died: see below
+            json.dump([str(file.absolute()), offset, size, paths, workers], process.stdin)
+        for line in process.stdout:
+            count, reasons = json.loads(line)
+            if count == 0:
+                raise OSError(reasons, os.strerror(reasons))
+            written += count
+            yield count, dict(reasons)
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all of them ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
+    if written < len(paths):
+        raise BrokenProcessPool("a process that decodes pictures died, perhaps out of memory")
 
 
-def _ignore_ctrl_c() -> None:
-    """The process that started this one gets the signal as well, and ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def main() -> None:
+    file, offset, size, paths, workers = json.load(sys.stdin)
+    decode = partial(_decode_chunk, Path(file), offset, size)
+    chunks = list(_chunks(paths))
+    try:
+        with ProcessPoolExecutor(min(workers, len(chunks)), initializer=_end_with_parent) as pool:
+            for count, reasons in map_ahead(pool, decode, chunks, 3 * workers):
+                print(json.dumps([count, list(reasons.items())]), flush=True)
+    except (BrokenProcessPool, BrokenPipeError):  # a process died, or the reader of this pipe
+        os._exit(1)
+    except OSError as error:
+        print(json.dumps([0, error.errno]), flush=True)
 
 
-def _decode_chunk(
-    file: Path, offset: int, size: int, chunk: tuple[int, list[str]]
-) -> tuple[int, dict[int, str]]:
+def _end_with_parent() -> None:
+    """The pool's processes would wait forever for work from a process that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _chunks(paths: list[str]) -> Generator[tuple[int, list[str]], None, None]:
+    """The paths in parts, each with the row of its first picture."""
+    for first in range(0, len(paths), _CHUNK):
+        yield first, paths[first : first + _CHUNK]
+
+
+def _decode_chunk(file: Path, offset: int, size: int, chunk: tuple[int, list[str]]) -> Progress:
     first, paths = chunk
     images = np.zeros((len(paths), 3, size, size), np.uint8)
     broken = {}
@@ -94,3 +134,7 @@ def _decode_chunk(
         out.seek(offset + first * images[0].nbytes)
         out.write(images.data)
     return len(paths), broken
+
+
+if __name__ == "__main__":
+    main()

@@ -108,7 +108,7 @@ def _write(pixels: Path, pictures: Pictures, size: int, workers: int) -> None:
             offset = file.tell()
         decoded = decode_into(temporary, offset, size, paths, workers)
         bar = progress(total=count, desc=f"decoding {pictures.split}", unit="picture")
-        with contextlib.closing(decoded), bar, _dead_process_in_one_line():
+        with contextlib.closing(decoded), bar:
             for rows, reasons in decoded:
                 broken |= reasons
                 bar.update(rows)
@@ -157,21 +157,12 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def _dead_process_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool as error:
-        hint = ", perhaps because memory ran out" if "SIGKILL" in str(error) else ""
-        raise RunError(
-            f"a process that decodes pictures was killed{hint}: run the same command again"
-        ) from None
-
-
-@contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     denied = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC)
     try:
         yield
+    except BrokenProcessPool as error:
+        raise RunError(f"{error}: run the same command again") from None
     except OSError as error:
         if error.errno not in denied:
             raise
