@@ -69,7 +69,8 @@ def decode_into(
         [sys.executable, "-m", "dataset.decoding"], cwd=root, stdin=PIPE, stdout=PIPE, text=True,
         start_new_session=True,  # so that Ctrl-C reaches this process only, which ends the others
     )  # fmt: skip
-    assert process.stdin and process.stdout
+    assert process.stdin
+    assert process.stdout
     written = 0
     try:
         with contextlib.suppress(BrokenPipeError), process.stdin:  # it died: see below

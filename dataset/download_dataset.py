@@ -48,7 +48,7 @@ def main(config: DownloadConfig) -> None:
         f"{folder} holds {', '.join(f'{count:,} {name}' for name, count in counts.items())} images"
     )
     if counts != STL10_IMAGES:
-        print("This is a part of STL-10 and can be used. For all of it, move this folder away first.")
+        print("This is a part of STL-10, ready to use. For all of it, move this folder away first.")
 
 
 if __name__ == "__main__":
