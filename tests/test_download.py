@@ -3,8 +3,6 @@
 import hashlib
 import io
 import re
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -15,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Script
 
 from dataset.download_dataset import DownloadConfig, main
 from dataset.load_dataset import load_dataset
@@ -22,7 +21,6 @@ from dataset.stl10_archive import Archive, ensure_stl10, get_stl10
 from dataset.transfer import DownloadError, RetryPolicy, fetch
 from src.runtime.cli import UserError
 
-ROOT = Path(__file__).parents[1]
 IMAGE = 3 * 96 * 96
 Answer = Callable[[BaseHTTPRequestHandler], object]
 QUICK = RetryPolicy(timeout=0.5, attempts=4, pause=0.001)
@@ -170,6 +168,7 @@ def download(server: Server, data_dir: Path, *answers: Answer, content: bytes = 
 THIRD = len(ARCHIVE) // 3
 PART = {"stl10_binary.tar.gz.part"}
 OTHER = packed(stl10_files(seed=1))
+SMALL = packed({"train_X.bin": bytes(IMAGE)})
 MIXED = ARCHIVE[:1000][::-1] + ARCHIVE[1000:]
 
 
@@ -224,15 +223,18 @@ def test_a_later_run_resumes_also_from_a_mirror(server: Server, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    "changed", [OTHER, OTHER + bytes(512), packed({"train_X.bin": bytes(IMAGE)})]
+    ("changed", "files", "begun"),
+    [
+        (OTHER, stl10_files(seed=1), 1000),
+        (OTHER + bytes(512), stl10_files(seed=1), 1000),  # longer
+        (SMALL, {"train_X.bin": bytes(IMAGE)}, 2 * len(SMALL)),  # shorter than what has arrived
+    ],
 )
 def test_file_that_changes_in_between_is_never_mixed(
-    server: Server, tmp_path: Path, changed: bytes
+    server: Server, tmp_path: Path, changed: bytes, files: dict[str, bytes], begun: int
 ) -> None:
-    begun = max(1000, 2 * len(changed) if len(changed) < 10_000 else 0)
     download(server, tmp_path, serve(send=begun), serve(changed), content=changed)
     assert server.ranges == [None, f"bytes={begun}-", None]
-    files = stl10_files(seed=1) if changed.startswith(OTHER) else {"train_X.bin": bytes(IMAGE)}
     assert_whole(tmp_path, files)
 
 
@@ -440,26 +442,22 @@ def test_something_else_in_the_way_is_kept(tmp_path: Path) -> None:
 # --- the script ---------------------------------------------------------------------------------
 
 
-def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, ROOT / "dataset" / "download_dataset.py", *map(str, arguments)],
-        capture_output=True, text=True, timeout=60, cwd=ROOT,
-    )  # fmt: skip
+DOWNLOAD = "dataset/download_dataset.py"
 
 
 def test_script_downloads_says_so_and_is_done_at_once_the_second_time(
-    server: Server, tmp_path: Path
+    server: Server, tmp_path: Path, script: Script
 ) -> None:
     server.answers = [serve(send=1000), serve()]
     flags = ("--data-dir", tmp_path, "--url", server.url, "--md5", hashlib.md5(ARCHIVE).hexdigest())
-    first = run_script(*flags)
+    first = script(DOWNLOAD, *flags)
     assert first.returncode == 0, first.stderr
     assert "4 unlabeled, 3 train, 2 test images" in first.stdout
     assert_whole(tmp_path)
     dataset = load_dataset("stl10", tmp_path)
     assert list(dataset.splits) == ["unlabeled", "train", "test"]
     server.ranges = []
-    second = run_script(*flags)
+    second = script(DOWNLOAD, *flags)
     assert (second.returncode, second.stdout) == (0, first.stdout)
     assert server.ranges == []
 
@@ -481,19 +479,19 @@ def test_a_finished_folder_is_recognized_within_a_second(
     assert output == f"{folder} holds 100,000 unlabeled, 5,000 train, 8,000 test images\n"
 
 
-def test_script_errors_are_one_line(server: Server, tmp_path: Path) -> None:
+def test_script_errors_are_one_line(server: Server, tmp_path: Path, script: Script) -> None:
     server.answers = [refuse(404)]
-    failed = run_script("--data-dir", tmp_path, "--url", server.url)
+    failed = script(DOWNLOAD, "--data-dir", tmp_path, "--url", server.url)
     assert failed.returncode == 1
     assert re.search(r"404 .*--url.*--archive[^\n]*\n$", failed.stderr)
     assert "Traceback" not in failed.stderr
-    missing = run_script("--data-dir", tmp_path, "--archive", tmp_path / "none.tar.gz")
+    missing = script(DOWNLOAD, "--data-dir", tmp_path, "--archive", tmp_path / "none.tar.gz")
     assert missing.returncode == 2
     assert "no such file" in missing.stderr
     file = saved(tmp_path)
-    wrong = run_script("--data-dir", tmp_path, "--archive", file)
+    wrong = script(DOWNLOAD, "--data-dir", tmp_path, "--archive", file)
     assert wrong.returncode == 2
     assert "--md5 None" in wrong.stderr
-    taken = run_script("--data-dir", tmp_path, "--archive", file, "--md5", "None")
+    taken = script(DOWNLOAD, "--data-dir", tmp_path, "--archive", file, "--md5", "None")
     assert taken.returncode == 0, taken.stderr
     assert "3 train" in taken.stdout
