@@ -3,9 +3,9 @@
     python dataset/download_dataset.py
     python dataset/download_dataset.py --archive ~/Downloads/stl10_binary.tar.gz
 
-Writes <data-dir>/stl10_binary/. A download that was cut goes on where it stopped, at once or when
-this is run again; the archive is verified before it is unpacked, and removed after. Run on a
-folder that holds images already, it says which and changes nothing.
+Writes <data-dir>/stl10_binary/. An interrupted download resumes where it stopped, at once or when
+this is run again; the archive is verified before it is unpacked, and removed afterward. If the
+folder already holds images, this lists them and changes nothing.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class DownloadConfig:
     archive: Path | None = None
     """A copy of the archive on this machine, to unpack without a network."""
     md5: str | None = STL10.md5
-    """The archive's checksum; None takes any archive whose files have the right shapes."""
+    """The archive's checksum; None accepts any archive whose files have the right shapes."""
 
 
 def main(config: DownloadConfig) -> None:
@@ -39,7 +39,7 @@ def main(config: DownloadConfig) -> None:
             get_stl10(config.data_dir, source, config.archive)
         except DownloadError as error:
             raise DownloadError(
-                f"{error}. Run this again to go on where it stopped, or name a mirror with --url "
+                f"{error}. Run this again to resume the download, or name a mirror with --url "
                 "or a copy of the archive with --archive"
             ) from None
         splits = load_stl10(folder)
@@ -48,7 +48,7 @@ def main(config: DownloadConfig) -> None:
         f"{folder} holds {', '.join(f'{count:,} {name}' for name, count in counts.items())} images"
     )
     if counts != STL10_IMAGES:
-        print("Not all of STL-10, but enough to go on. For all of it, move this folder away first.")
+        print("This is a part of STL-10, ready to use. For all of it, move this folder away first.")
 
 
 if __name__ == "__main__":

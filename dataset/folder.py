@@ -1,13 +1,13 @@
-"""Which pictures a folder holds, and what the places they lie in say about splits and classes.
+"""The pictures in a folder, with the splits and classes that its subfolders define.
 
     <folder>/train/<class>/...      labeled, a class per folder; `test` likewise
     <folder>/train/*.jpg            `train` without labels; `test` likewise
     <folder>/unlabeled/...          without labels
-    <folder>/...                    where none of the three exists: one split "unlabeled"
+    <folder>/...                    if none of the three exists: one split "unlabeled"
 
-Where one of the three exists, nothing beside them is read. Classes, `unlabeled` and a plain folder
-may nest as they like; links are followed. Hidden files, hidden folders and files without a
-picture's suffix are passed over.
+If one of the three exists, nothing next to them is read. Classes, `unlabeled` and a folder without
+splits may contain folders of any depth; links are followed. Hidden files, hidden folders and files
+without a picture's suffix are ignored.
 """
 
 import os
@@ -19,9 +19,9 @@ from dataset.pictures import IMAGE_SUFFIXES
 from src.runtime.cli import UserError
 from src.storage.artifacts import SPLITS
 
-Found = tuple[str, int, int]
-"""A picture's name relative to the folder, its bytes, and when it changed, in nanoseconds; 0 for
-one that may not be read, which shows when it may."""
+PictureFile = tuple[str, int, int]
+"""A picture's name relative to the folder, its size in bytes, and its modification time in
+nanoseconds. The time of an unreadable file is 0, so it changes when the file becomes readable."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Pictures:
 
     root: Path
     split: str
-    files: tuple[Found, ...]
+    files: tuple[PictureFile, ...]
     """Sorted by name."""
     labeled: bool
     """Whether names are <split>/<class>/..."""
@@ -45,10 +45,10 @@ def class_of(name: str) -> str:
 
 
 def find_pictures(root: Path) -> dict[str, Pictures]:
-    """The splits of a folder; those without a picture are left out.
+    """The splits of a folder that have a picture.
 
     Raises:
-        UserError: there is no picture, or a split has pictures both in class folders and beside
+        UserError: there is no picture, or a split has pictures both in class folders and next to
             them.
     """
     if not root.is_dir():
@@ -59,13 +59,13 @@ def find_pictures(root: Path) -> dict[str, Pictures]:
     else:
         files = sorted(_scan(str(root), ""))
         candidates = [Pictures(root, "unlabeled", tuple(files), labeled=False)]
-    found = {pictures.split: pictures for pictures in candidates if pictures.files}
-    if not found:
-        where = " or ".join(str(root / name) for name in splits) or str(root)
+    with_files = {pictures.split: pictures for pictures in candidates if pictures.files}
+    if not with_files:
+        searched = " or ".join(str(root / name) for name in splits) or str(root)
         raise UserError(
-            f"no pictures in {where} (files named .jpg, .png, .webp, .tif and the like)"
+            f"no pictures in {searched} (files named .jpg, .png, .webp, .tif and the like)"
         )
-    return found
+    return with_files
 
 
 def _split(root: Path, split: str) -> Pictures:
@@ -74,32 +74,30 @@ def _split(root: Path, split: str) -> Pictures:
     labeled = split != "unlabeled" and len(loose) < len(files)
     if labeled and loose:
         raise UserError(
-            f"{root / split} has class folders and {len(loose):,} pictures beside them, such as "
+            f"{root / split} has class folders and {len(loose):,} pictures next to them, such as "
             f"{loose[0]}: move these into a class, or into {root / 'unlabeled'}"
         )
     return Pictures(root, split, tuple(files), labeled)
 
 
-def _scan(folder: str, prefix: str, above: frozenset[str] = frozenset()) -> Iterator[Found]:
-    here = os.path.realpath(folder)
-    if here in above:  # a link that leads back up
+def _scan(folder: str, prefix: str, above: frozenset[str] = frozenset()) -> Iterator[PictureFile]:
+    resolved = os.path.realpath(folder)
+    if resolved in above:  # a link to a parent folder
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _leads_nowhere(entry):
+            if entry.name.startswith(".") or _is_broken_link(entry):
                 continue
             if entry.is_dir():
-                yield from _scan(entry.path, f"{prefix}{entry.name}/", above | {here})
+                yield from _scan(entry.path, f"{prefix}{entry.name}/", above | {resolved})
             elif _is_picture(entry):
                 status = entry.stat()
                 changed = status.st_mtime_ns if os.access(entry.path, os.R_OK) else 0
                 yield prefix + entry.name, status.st_size, changed
 
 
-def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a link to nothing, or to itself."""
+def _is_broken_link(entry: os.DirEntry[str]) -> bool:
+    """Whether `entry` is a link to nothing, or to itself."""
     return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
 
 

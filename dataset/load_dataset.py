@@ -1,13 +1,11 @@
 """Images and labels: STL-10's binaries, scikit-learn's digits, or a folder of pictures.
 
-Every split is a uint8 array of shape (N, 3, S, S), memory-mapped where it comes from a file and
-never copied whole.
+Every split is a uint8 array of shape (N, 3, S, S). If it comes from a file, it is memory-mapped and
+never copied as a whole.
 """
 
-import contextlib
 import hashlib
 import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +24,11 @@ DatasetName = Literal["stl10", "digits", "folder"]
 @dataclass(frozen=True)
 class Split:
     images: np.ndarray
-    """uint8 (N, 3, S, S); fancy indexing reads only the images asked for."""
+    """uint8 (N, 3, S, S); fancy indexing reads only the requested images."""
     labels: np.ndarray | None = None
-    """int64 (N,), the index of the class; None where nobody knows."""
+    """int64 (N,), the index of the class; None for a split without labels."""
     names: tuple[str, ...] | None = None
-    """Where each image came from, for a folder of pictures: paths relative to it."""
+    """For a folder of pictures, the path of each image relative to the folder."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,8 @@ class Dataset:
     """At least one of "unlabeled", "train", "test", in this order."""
     class_names: tuple[str, ...]
     fingerprint: str
-    """Changes when the data changes. Taken from every label, a sample of the pixels, and the
-    name and size of every file of a folder."""
+    """A digest that changes with the data: of every label, a sample of the pixels, and for a
+    folder the name and size of every file."""
 
     @property
     def image_size(self) -> int:
@@ -54,18 +52,19 @@ def load_dataset(
     image_size: int | None = None,
     cache_dir: Path | None = None,
 ) -> Dataset:
-    """The splits that are there.
+    """Open every split that exists.
 
     Args:
         name: which dataset.
         data_dir: for `stl10` the folder that holds `stl10_binary/`, for `folder` the pictures,
             laid out as `dataset.folder` says.
-        image_size: side S in pixels to which a folder's pictures are brought (96 by default);
-            the other datasets have a size of their own.
-        cache_dir: where the decoded pictures of a folder are kept; by default in the folder.
+        image_size: side S in pixels to which a folder's pictures are resized (96 by default);
+            the other datasets have a fixed size.
+        cache_dir: where the decoded pictures of a folder are stored; by default in the folder.
 
     Raises:
         UserError: there is no image, a file has the wrong size, or the cache cannot be written.
+        RunError: a process that decodes pictures died.
     """
     files = ""
     if name == "digits":
@@ -82,27 +81,27 @@ def reload_dataset(recorded: dict[str, Any], data_dir: Path | None = None) -> Da
 
     Args:
         recorded: the manifest's part about the dataset.
-        data_dir: where the images are now, when they were moved.
+        data_dir: the new directory of the images, if they were moved.
 
     Raises:
-        UserError: they are not there, or are others.
+        UserError: the images are missing, or differ from the recorded ones.
     """
-    where = data_dir or Path(recorded["data_dir"])
+    directory = data_dir or Path(recorded["data_dir"])
     cache_dir = Path(recorded["cache_dir"]) if recorded["cache_dir"] else None
-    dataset = load_dataset(recorded["name"], where, recorded["image_size"], cache_dir)
+    dataset = load_dataset(recorded["name"], directory, recorded["image_size"], cache_dir)
     if dataset.fingerprint != recorded["fingerprint"]:
         raise UserError(
-            f"{where} holds other images than the features came from: "
+            f"{directory} holds other images than those that the features were extracted from: "
             "run python src/feature_extraction.py again"
         )
     return dataset
 
 
 def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
-    """scikit-learn's 1,797 handwritten digits; every fifth is for test.
+    """scikit-learn's 1,797 handwritten digits; every fifth is a test image.
 
-    8x8 enlarged to 24x24 in the middle of 32x32, so that a view may shift and turn a digit
-    without cutting a stroke.
+    Each 8x8 digit is enlarged to 24x24 and padded to 32x32, so that a view may shift and rotate
+    it without cutting a stroke.
     """
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -139,11 +138,11 @@ def _folder(
     data_dir: Path, size: int, cache_dir: Path | None
 ) -> tuple[dict[str, Split], tuple[str, ...], str]:
     """Splits, class names, and a digest of every file's name and size."""
-    found = find_pictures(data_dir)
-    class_names = tuple(sorted(set().union(*(pictures.classes for pictures in found.values()))))
+    folder = find_pictures(data_dir)
+    class_names = tuple(sorted(set().union(*(pictures.classes for pictures in folder.values()))))
     index = {name: label for label, name in enumerate(class_names)}
     splits = {}
-    for split, pictures in found.items():
+    for split, pictures in folder.items():
         images, names = load_pictures(pictures, size, cache_dir)
         labels = None
         if pictures.labeled:
@@ -152,7 +151,7 @@ def _folder(
             splits[split] = Split(images, labels, names)
     if not splits:
         raise UserError(f"none of the pictures in {data_dir} can be decoded")
-    files = [(name, size) for pictures in found.values() for name, size, _ in pictures.files]
+    files = [(name, size) for pictures in folder.values() for name, size, _ in pictures.files]
     return splits, class_names, json_digest(files)
 
 
@@ -165,21 +164,19 @@ def _fingerprint(
         count = len(split.images)
         sha.update(f"{name}{split.images.shape}{split.names}".encode())
         rows = np.linspace(0, count - 1, min(sample, count)).astype(int)
-        with _without_readahead(split.images):
-            sha.update(split.images[rows].tobytes())
+        sha.update(_without_readahead(split.images, rows))
         if split.labels is not None:
             sha.update(split.labels.tobytes())
     return sha.hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def _without_readahead(images: np.ndarray) -> Iterator[None]:
-    """Read single images of a memory map without the megabytes around each, which the system
-    would fetch ahead. Arrays in memory are left alone."""
+def _without_readahead(images: np.ndarray, rows: np.ndarray) -> bytes:
+    """The pixels of `rows`. From a memory map, the operating system would otherwise read
+    megabytes around each of them."""
     mapped: mmap.mmap | None = getattr(images, "_mmap", None)
-    if mapped is None or not hasattr(mmap, "MADV_RANDOM"):  # not on Windows
-        yield
-        return
+    if mapped is None or not hasattr(mmap, "MADV_RANDOM"):  # in memory, or on Windows
+        return images[rows].tobytes()
     mapped.madvise(mmap.MADV_RANDOM)
-    yield
+    pixels = images[rows].tobytes()
     mapped.madvise(mmap.MADV_NORMAL)
+    return pixels

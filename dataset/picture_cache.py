@@ -1,8 +1,8 @@
 """Decoded pictures on disk: one uint8 array per split and size, read through a memory map.
 
-A split is decoded once, by every core, and again only when a name, a size or a time of change in
-its folder is another. The pictures go into the file as they come, so neither writing nor reading
-needs memory for more than a few of them.
+A split is decoded once, on all cores, and again only when the name, size or modification time of a
+file in its folder changes. Pictures are written to the file as soon as they are decoded, so neither
+writing nor reading needs memory for more than a few of them.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Collection, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,17 +20,17 @@ import numpy as np
 from filelock import FileLock
 from numpy.lib import format as npy
 
-from dataset.decode_processes import decode_all
+from dataset.decoding import decode_into
 from dataset.folder import Pictures
-from src.runtime.cli import UserError, progress
+from src.runtime.cli import RunError, UserError, progress
 from src.storage import artifacts
 
 CACHE_FOLDER = ".picture_cache"
 PIXELS_VERSION = 1
-"""To be raised when `load_picture` gives other pixels for the same file."""
+"""Increment it when `load_picture` starts to give other pixels for the same file."""
 
 SMALL_COUNT, SMALL_BYTES = 500, 50_000_000
-"""Folders below both are decoded without further processes."""
+"""A folder below both limits is decoded in this process: starting others would take longer."""
 
 _NAMED_AT_MOST = 10
 
@@ -42,17 +43,17 @@ def load_pictures(
     Args:
         pictures: what `find_pictures` found.
         size: side S in pixels.
-        cache_dir: where the cache goes; into the folder of pictures by default.
-        workers: processes to decode with; one per core by default, none but this one for a
+        cache_dir: where the cache is written; by default in the folder of pictures.
+        workers: how many processes decode; by default one per core, and only this one for a
             small folder.
 
     Returns:
-        Images, uint8 (N, 3, S, S), memory-mapped, and the names of the N pictures. Those that
+        Images, uint8 (N, 3, S, S), memory-mapped, and the names of the N pictures. Pictures that
         cannot be decoded are named on standard error and left out; N may be 0.
 
     Raises:
         UserError: the cache cannot be written.
-        RunError: a worker was killed.
+        RunError: a process that decodes died.
     """
     folder = pictures.root / CACHE_FOLDER
     if cache_dir is not None:
@@ -63,7 +64,7 @@ def load_pictures(
     if cached is None:
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            # Every process of a distributed run comes here; the first decodes, the others wait.
+            # Every process of a distributed run calls this; the first one decodes, the others wait.
             with FileLock(folder / ".lock"):
                 cached = _open(pixels, pictures, size)
                 if cached is None:
@@ -77,7 +78,7 @@ def load_pictures(
 
 
 def _open(pixels: Path, pictures: Pictures, size: int) -> tuple[np.ndarray, dict[str, str]] | None:
-    """The cached images and the broken pictures with their reasons; None where not whole."""
+    """The cached images and the broken pictures with their reasons; None if not complete."""
     try:
         broken = json.loads(_broken_file(pixels).read_text())
         shape = (len(pictures.files) - len(broken), 3, size, size)
@@ -105,18 +106,18 @@ def _write(pixels: Path, pictures: Pictures, size: int, workers: int) -> None:
         with temporary.open("wb") as file:
             _write_header(file, count, size)
             offset = file.tell()
-        decoded = decode_all(temporary, offset, size, paths, workers)
+        decoded = decode_into(temporary, offset, size, paths, workers)
         bar = progress(total=count, desc=f"decoding {pictures.split}", unit="picture")
         with contextlib.closing(decoded), bar:
-            for done, reasons in decoded:
+            for rows, reasons in decoded:
                 broken |= reasons
-                bar.update(done)
+                bar.update(rows)
         if broken:
             with temporary.open("r+b") as file:
                 _close_gaps(file, offset, row_bytes, count, broken)
                 file.seek(0)
                 _write_header(file, count - len(broken), size)
-    # Last: without it the array is not taken for whole.
+    # Last, because without this file the array does not count as complete.
     named = {pictures.files[row][0]: reason for row, reason in broken.items()}
     artifacts.write_json(_broken_file(pixels), named)
 
@@ -131,7 +132,7 @@ def _write_header(file: BinaryIO, count: int, size: int) -> None:
 def _close_gaps(
     file: BinaryIO, offset: int, row_bytes: int, count: int, gaps: Collection[int]
 ) -> None:
-    """Move every row behind a gap up, and cut off what is left over at the end."""
+    """Move the rows after a gap forward, and cut off the rest of the file."""
     end = min(gaps)
     for row in range(end, count):
         if row not in gaps:
@@ -144,13 +145,12 @@ def _close_gaps(
 
 
 def _suitable_workers(pictures: Pictures) -> int:
-    """One for a small folder, for which starting processes takes longer than it saves."""
     size = sum(size for _, size, _ in pictures.files)
     return 1 if len(pictures.files) < SMALL_COUNT and size < SMALL_BYTES else cores()
 
 
 def cores() -> int:
-    """Those that this process may use, which a scheduler or container can limit."""
+    """How many cores this process may use; a scheduler or container can limit them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -161,12 +161,15 @@ def _writing(folder: Path) -> Iterator[None]:
     denied = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC)
     try:
         yield
+    except BrokenProcessPool as error:
+        raise RunError(f"{error}: run the same command again") from None
     except OSError as error:
         if error.errno not in denied:
             raise
         raise UserError(
             f"cannot write the cache of decoded pictures into {folder} "
-            f"({(error.strerror or '').lower()}): make that possible, or train with --cache-dir"
+            f"({(error.strerror or '').lower()}): make it writable, or name another directory with "
+            "--cache-dir"
         ) from None
 
 
@@ -175,12 +178,12 @@ def _check_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise UserError(
             f"the cache of decoded pictures needs {needed / 1e9:.1f} GB and {folder} has "
-            f"{free / 1e9:.1f} GB free: name another place with --cache-dir"
+            f"{free / 1e9:.1f} GB free: name another directory with --cache-dir"
         )
 
 
 def _remove_others(pixels: Path, stem: str) -> None:
-    """What an earlier state of the folder, or a decoding that was cut short, left behind."""
+    """Remove the caches of earlier states of the folder, and of interrupted decoding."""
     for file in pixels.parent.iterdir():
         if file.name.removeprefix(".").startswith(f"{stem}_") and file.stem != pixels.stem:
             file.unlink()

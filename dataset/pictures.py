@@ -1,7 +1,7 @@
-"""Any picture file that people have, as a square uint8 array.
+"""Any common picture file, as a square uint8 array.
 
-The one way in which this project decodes a picture: a folder of pictures and the new pictures of
-inference go through the same function, so both are preprocessed alike.
+This is the only place where the project decodes a picture, so the pictures for training and those
+for inference are preprocessed alike.
 """
 
 import struct
@@ -16,29 +16,29 @@ IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp",
     ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif",
 })  # fmt: skip
-"""Files with these endings, in lower case, are meant to be pictures."""
+"""Files with these suffixes, in lower case, are taken for pictures."""
 
 MAX_PIXELS = 89_478_485
-"""Larger pictures are refused before they are decoded; Pillow's own threshold, 256 MiB of RGB."""
+"""Larger pictures are rejected before they are decoded; Pillow's own threshold, 256 MiB of RGB."""
 
-# Pillow has a limit of its own that warns on the way to its error, and a warning cannot be
-# silenced in one thread only. The check in `_open` takes its place.
+# Pillow's own limit warns before it raises an error, and a warning cannot be silenced in one thread
+# only. The check in `_open` replaces it.
 Image.MAX_IMAGE_PIXELS = None
-Image.init()  # registers every format now, not from several threads at once
+Image.init()  # registers every format now rather than in several threads at once
 
-# What only decodes: of Pillow's formats, EPS runs Ghostscript and others open further files.
+# Formats that are only decoded: Pillow runs Ghostscript for EPS, and others open further files.
 _FORMATS = [
     name
     for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF")
     if name in Image.OPEN
 ]
-# What Pillow's decoders raise on damaged data.
+# Errors that Pillow's decoders raise on damaged data.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, RuntimeError, EOFError, IndexError, KeyError, TypeError,
     OverflowError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
 
-# What an EXIF orientation asks for, https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf 4.6.4 A.
+# How to undo an EXIF orientation, https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf 4.6.4 A.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,17 +51,17 @@ _UPRIGHT = {
 
 
 class BadPicture(ValueError):
-    """A file that gives no picture; the message is the reason in a few words."""
+    """A file that cannot be decoded; the message is the reason in a few words."""
 
 
 def load_picture(source: Path | BinaryIO, size: int) -> np.ndarray:
     """Decode a picture into a square.
 
     The largest centered square is resized to `size` x `size` with an antialiased bicubic filter,
-    which is the shorter side resized to `size` and the center cut out. A picture that is
-    `size` x `size` already comes back bit for bit. It is turned upright as EXIF says;
-    transparency is composited on white; of several frames or pages the first counts. 16-bit gray
-    is divided by 257; 32-bit and floating-point gray is stretched from its minimum to its maximum.
+    as if the shorter side were resized to `size` and the center cropped. A picture of
+    `size` x `size` is returned bit for bit. EXIF orientation is applied; transparency is
+    composited on white; of several frames or pages the first is used. 16-bit gray is divided by
+    257; 32-bit and floating-point gray is stretched from its minimum to its maximum.
 
     Args:
         source: a file, or a binary stream that can seek.
@@ -98,16 +98,16 @@ def _load(stream: BinaryIO, size: int) -> np.ndarray:
 
 
 def _open(stream: BinaryIO) -> Image.Image:
-    """The picture's header, read and found to be sound; no pixel is decoded yet."""
+    """Read and check the picture's header; no pixel is decoded yet."""
     start = stream.read(12)
     if not start:
         raise BadPicture("empty file")
     try:
         image = Image.open(stream, formats=_FORMATS)
     except UnidentifiedImageError:
-        if start[4:8] == b"ftyp" and start[8:] != b"avif":  # what phones take
-            raise BadPicture("HEIC, which is not read: convert it to JPEG or PNG") from None
-        raise BadPicture("not a picture, or damaged at its start") from None
+        if start[4:8] == b"ftyp" and start[8:] != b"avif":  # photos from phones
+            raise BadPicture("HEIC, which is not supported: convert it to JPEG or PNG") from None
+        raise BadPicture("not a picture, or its header is damaged") from None
     except _DAMAGE as error:
         raise BadPicture(f"damaged: {error or type(error).__name__}") from None
     if image.width * image.height > MAX_PIXELS:

@@ -1,8 +1,8 @@
-"""STL-10's binary files (Coates, Lee and Ng 2011), any of its splits, from wherever they came.
+"""STL-10's binary files (Coates, Lee and Ng 2011): all of its splits or some of them.
 
 `{train,test,unlabeled}_X.bin` hold uint8 images of 3 x 96 x 96, column-major; `{train,test}_y.bin`
-a uint8 label from 1 to 10 for each. They are taken by their shape, not by their checksum, so a
-part of STL-10 or a set of the user's own in the same format works as well.
+a uint8 label from 1 to 10 for each. Only their shapes are checked, not their contents, so a part of
+STL-10 or other images in the same format work as well.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def stl10_splits(folder: Path) -> tuple[str, ...]:
 
 
 def load_stl10(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """The images and labels of every split that is there; {} where none is.
+    """The images and labels of every split in `folder`; {} if there is none.
 
     Returns:
         For each split the images, uint8 (N, 3, 96, 96), memory-mapped with rows first, and the
@@ -48,10 +48,10 @@ def load_stl10(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
 
 
 def load_stl10_classes(folder: Path) -> tuple[str, ...]:
-    """The names in `class_names.txt`, or STL-10's own where there is no such file.
+    """The names in `class_names.txt`, or STL-10's own if there is no such file.
 
     Raises:
-        UserError: they are not ten.
+        UserError: there are not ten names.
     """
     file = folder / "class_names.txt"
     names = tuple(file.read_text(encoding="utf-8").split()) if file.exists() else STL10_CLASSES
@@ -66,7 +66,7 @@ def _images(file: Path) -> np.ndarray:
     if size == 0 or size % image_bytes:
         raise UserError(
             f"{file} has {size:,} bytes, not a positive multiple of {image_bytes:,} "
-            f"(3 x {side} x {side}): it is not whole. Get it again, or remove {file.parent} and "
+            f"(3 x {side} x {side}): it is incomplete. Get it again, or remove {file.parent} and "
             "run python dataset/download_dataset.py"
         )
     columns_first = np.memmap(file, np.uint8, "r").reshape(-1, 3, side, side)

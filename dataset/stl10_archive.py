@@ -1,5 +1,6 @@
-"""STL-10's official archive: downloaded, verified, and unpacked all or not at all."""
+"""STL-10's official archive: downloaded, verified, and unpacked completely or not at all."""
 
+import contextlib
 import gzip
 import hashlib
 import lzma
@@ -7,16 +8,17 @@ import shutil
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from filelock import FileLock
-from tqdm import tqdm
+from tqdm.utils import CallbackIOWrapper
 
 from dataset.stl10 import STL10_FILES, STL10_FOLDER, load_stl10, stl10_splits
-from dataset.transfer import DownloadError, Patience, arrived, discard, fetch, part_of
-from src.runtime.cli import UserError
+from dataset.transfer import DownloadError, RetryPolicy, fetch, size_of
+from src.runtime.cli import UserError, progress
 from src.storage import artifacts
 
 
@@ -24,7 +26,7 @@ from src.storage import artifacts
 class Archive:
     url: str
     md5: str | None
-    """What the file must have; None takes any file that unpacks to STL-10's shapes."""
+    """Expected checksum; None accepts any file that unpacks to STL-10's shapes."""
     packed: int
     """Bytes of the archive."""
     unpacked: int
@@ -40,17 +42,17 @@ STL10 = Archive(
 
 
 def ensure_stl10(
-    data_dir: Path, archive: Archive = STL10, patience: Patience | None = None
+    data_dir: Path, archive: Archive = STL10, policy: RetryPolicy | None = None
 ) -> None:
-    """Download STL-10 into `data_dir` unless images of it are there already.
+    """Download STL-10 into `data_dir` unless it already holds images of STL-10.
 
     Raises:
-        UserError: it cannot be had; the message says what to do instead.
+        UserError: the download failed; the message says what to do instead.
     """
     if stl10_splits(data_dir / STL10_FOLDER):
         return
     try:
-        get_stl10(data_dir, archive, patience=patience)
+        get_stl10(data_dir, archive, policy=policy)
     except DownloadError as error:
         raise UserError(
             f"there is no STL-10 in {data_dir / STL10_FOLDER}, and it cannot be downloaded: "
@@ -63,22 +65,22 @@ def get_stl10(
     data_dir: Path,
     archive: Archive = STL10,
     file: Path | None = None,
-    patience: Patience | None = None,
+    policy: RetryPolicy | None = None,
 ) -> None:
-    """Bring `<data_dir>/stl10_binary/` about.
+    """Create `<data_dir>/stl10_binary/`.
 
     Args:
-        data_dir: where it goes.
-        archive: what to download, or what `file` has to be.
-        file: a copy of the archive on this machine, which is left as it is.
-        patience: with connections that break.
+        data_dir: its parent directory.
+        archive: what to download, or what `file` must be.
+        file: a copy of the archive on this machine, which stays as it is.
+        policy: when to retry a broken connection.
 
     Raises:
-        DownloadError: the archive did not come, or another file came.
-        UserError: there is too little space, or `file` is no such archive.
+        DownloadError: the download failed, or its checksum is wrong.
+        UserError: there is too little space, or `file` is not the archive.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
-    # Processes of a distributed run all come here: the first works, the others find its result.
+    # Every process of a distributed run calls this: the first one works, the others wait.
     with FileLock(data_dir / f".{STL10_FOLDER}.lock"):
         if stl10_splits(data_dir / STL10_FOLDER):
             return
@@ -87,53 +89,57 @@ def get_stl10(
             _verify(file, archive.md5)
             _unpack(file, data_dir)
         else:
-            target = data_dir / PurePosixPath(archive.url).name
-            _check_space(data_dir, archive.unpacked + max(0, archive.packed - arrived(target)))
-            _download(archive, target, patience or Patience())
-            _unpack(part_of(target), data_dir)
-            discard(target)
+            part = data_dir / f"{PurePosixPath(archive.url).name}.part"
+            _check_space(data_dir, archive.unpacked + max(0, archive.packed - size_of(part)))
+            _download(archive, part, policy or RetryPolicy())
+            try:
+                _unpack(part, data_dir)
+            except UserError:
+                if archive.md5 is None:  # nothing has verified it: do not resume from it
+                    part.unlink()
+                raise
+            part.unlink()
 
 
-def _download(archive: Archive, target: Path, patience: Patience) -> None:
-    print(f"downloading {archive.url} into {target.parent}", file=sys.stderr)
-    several = fetch(archive.url, target, patience)
-    found = _md5(part_of(target)) if archive.md5 else None
-    if found != archive.md5 and several:
-        print("the pieces do not make the right file: downloading it afresh", file=sys.stderr)
-        discard(target)
-        fetch(archive.url, target, patience)
-        found = _md5(part_of(target))
-    if found != archive.md5:
-        size = part_of(target).stat().st_size
-        discard(target)
+def _download(archive: Archive, part: Path, policy: RetryPolicy) -> None:
+    print(f"downloading {archive.url} into {part.parent}", file=sys.stderr)
+    resumed = fetch(archive.url, part, policy)
+    md5 = _md5(part) if archive.md5 else None
+    if md5 != archive.md5 and resumed:
+        print("the resumed download has a wrong checksum: starting over", file=sys.stderr)
+        part.unlink()
+        fetch(archive.url, part, policy)
+        md5 = _md5(part)
+    if md5 != archive.md5:
+        size = size_of(part)
+        part.unlink()
         raise DownloadError(
-            f"{archive.url} gave {size:,} bytes with the MD5 {found}, expected {archive.md5}"
+            f"{archive.url} gave {size:,} bytes with the MD5 {md5}, expected {archive.md5}"
         )
 
 
-def _verify(file: Path, md5: str | None) -> None:
+def _verify(file: Path, expected: str | None) -> None:
     if not file.is_file():
         raise UserError(f"--archive {file}: there is no such file")
-    if md5 and (found := _md5(file)) != md5:
+    if expected and (md5 := _md5(file)) != expected:
         raise UserError(
-            f"{file} has the MD5 {found}, expected {md5}: it is damaged or another archive; "
-            "--md5 None takes it if its contents have the right shapes"
+            f"{file} has the MD5 {md5}, expected {expected}: it is damaged or another archive; "
+            "--md5 None accepts it if its contents have the right shapes"
         )
 
 
 def _md5(file: Path) -> str:
     md5 = hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as stream, _bar("verifying", file.stat().st_size) as bar:
+    with _open(file, "verifying") as stream:
         while block := stream.read(1 << 20):
             md5.update(block)
-            bar.update(len(block))
     return md5.hexdigest()
 
 
 def _unpack(file: Path, data_dir: Path) -> None:
     folder = data_dir / STL10_FOLDER
     temporary = data_dir / f".{STL10_FOLDER}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # from a run that was killed
     temporary.mkdir()
     try:
         _extract(file, temporary)
@@ -151,45 +157,32 @@ def _unpack(file: Path, data_dir: Path) -> None:
 
 
 def _extract(file: Path, target: Path) -> None:
-    """Write STL-10's files out of the archive, under names of our own, so that no path in it
-    can lead anywhere."""
+    """Write STL-10's files from the archive under fixed names, so that no path in the archive
+    can point outside `target`."""
     try:
-        with (
-            file.open("rb") as stream,
-            _bar("unpacking", file.stat().st_size) as bar,
-            tarfile.open(fileobj=stream) as tar,
-        ):
+        with _open(file, "unpacking") as stream, tarfile.open(fileobj=stream) as tar:
             for member in tar:
                 _refuse_if_hostile(member, file)
                 name = PurePosixPath(member.name).name
-                if member.isreg() and name in STL10_FILES:
+                content = tar.extractfile(member)
+                if content and name in STL10_FILES:
                     _check_space(target, member.size)
-                    _copy(tar, member, target / name, lambda: bar.update(stream.tell() - bar.n))
+                    with content, (target / name).open("wb") as out:
+                        shutil.copyfileobj(content, out, 1 << 20)
             while tar.fileobj and tar.fileobj.read(1 << 20):
                 pass  # gzip compares its checksum at the very end
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         reason = str(error).splitlines()[0].rstrip(":")
-        raise UserError(f"{file} is not a whole .tar.gz archive ({reason})") from None
+        raise UserError(f"{file} is not a complete .tar.gz archive ({reason})") from None
 
 
 def _refuse_if_hostile(member: tarfile.TarInfo, file: Path) -> None:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
         raise UserError(
-            f"{file} holds {member.name!r}, which leads out of it or is a link or a device: "
-            "this is not STL-10's archive, and nothing of it was kept"
+            f"{file} holds {member.name!r}, which points outside the archive or is a link or a "
+            "device: this is not STL-10's archive, and nothing of it was kept"
         )
-
-
-def _copy(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, moved: Callable[[], object]
-) -> None:
-    source = tar.extractfile(member)
-    assert source is not None
-    with source, target.open("wb") as out:
-        while block := source.read(1 << 20):
-            out.write(block)
-            moved()
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -197,12 +190,14 @@ def _check_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise UserError(
             f"STL-10 needs {needed / 1e9:.1f} GB more in {folder}, which has {free / 1e9:.1f} GB "
-            "free: make room, or name another place with --data-dir"
+            "free: make room, or name another directory with --data-dir"
         )
 
 
-def _bar(doing: str, size: int) -> tqdm:
-    return tqdm(
-        total=size, desc=doing, unit="B", unit_scale=True, dynamic_ncols=True, leave=False,
-        disable=not sys.stderr.isatty(),
-    )  # fmt: skip
+@contextlib.contextmanager
+def _open(file: Path, description: str) -> Iterator[BinaryIO]:
+    """`file` for reading, with a progress bar."""
+    size = file.stat().st_size
+    bar = progress(total=size, desc=description, unit="B", unit_scale=True, leave=False)
+    with file.open("rb") as stream, bar:
+        yield CallbackIOWrapper(bar.update, stream, "read")

@@ -20,7 +20,6 @@ from dataset.pictures import BadPicture
 from src import inference
 from src.clusters.confidence import confidence, fit_temperature
 from src.inference import InferenceConfig, main
-from src.prediction import picture_stream
 from src.prediction.output import sort_into
 from src.prediction.picture_stream import decode, find
 from src.prediction.predictor import Predictions, Predictor
@@ -309,7 +308,7 @@ def test_folders_patterns_and_missing_names(
     assert names(".") == ["a[1].png", *names("b")]
     assert names(".", leave_out=Path("b").resolve()) == ["a[1].png"]
     assert names("a[1].png") == ["a[1].png"]  # a name that looks like a pattern
-    assert names("**/*.png") == ["a[1].png", "b/2.png"]
+    assert names("*/*.png") == ["b/2.png"]
     assert names("b*") == [*names("b"), "bare"]
     assert names("*.gif", "gone.png") == ["*.gif", "gone.png"]
     reasons = {str(path): str(reason) for path, reason in decode(find(["*.gif", "bare"]), 8, 1)}
@@ -342,17 +341,14 @@ def test_paths_on_standard_input_and_csv(
         assert float(row["third_distance"]) == pytest.approx(distances[near[2]], abs=1e-4)
 
 
-def test_no_more_than_a_window_is_decoded_ahead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-    monkeypatch.setattr(picture_stream, "_load", lambda path, size: asked.append(path) or path)
-    given = (tmp_path / str(i) for i in range(1000))
+def test_no_more_than_a_window_is_decoded_ahead(tmp_path: Path) -> None:
+    asked: list[int] = []
+    given = (asked.append(i) or tmp_path / str(i) for i in range(1000))
     stream = decode(given, 8, ahead=5)
     for consumed in range(1, 101):
-        assert next(stream)[1].name == str(consumed - 1)  # type: ignore[union-attr]
+        assert next(stream)[0].name == str(consumed - 1)
         assert len(asked) <= consumed + 5
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert len(asked) <= 105
 
 
@@ -513,9 +509,8 @@ def test_patterns_meet_every_picture_once(tmp_path: Path) -> None:
         found = find([f"{tmp_path}/{pattern}"], leave_out=tmp_path / "sorted")
         return [path.name for path in found]
 
-    assert names("*") == names("**/*.png") == ["a.png", "c.png"]
-    (tmp_path / "self").symlink_to(".")  # leads round and round
-    assert names("**/*.png") == ["a.png", "c.png"]
+    assert names("*") == ["a.png", "c.png"]
+    assert names("*/*.png") == ["c.png"]
 
 
 def test_copies_never_overwrite(tmp_path: Path) -> None:

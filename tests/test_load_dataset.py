@@ -1,9 +1,11 @@
 """STL-10 by its shapes, folders of pictures and their cache, and the fingerprint of both."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import decode_processes, decoding, picture_cache
+from dataset import decoding, picture_cache
+from dataset.decoding import decode_into
 from dataset.folder import Pictures, find_pictures
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.picture_cache import CACHE_FOLDER, load_pictures
@@ -178,7 +181,7 @@ def test_no_labels(tmp_path: Path, names: list[str], split: str) -> None:
 def test_pictures_beside_classes_are_not_guessed_at(tmp_path: Path) -> None:
     picture(tmp_path / "train" / "dog" / "a.png")
     picture(tmp_path / "train" / "stray.png")
-    with pytest.raises(UserError, match=r"1 pictures beside them, such as train/stray\.png"):
+    with pytest.raises(UserError, match=r"1 pictures next to them, such as train/stray\.png"):
         load(tmp_path)
 
 
@@ -200,6 +203,8 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     data.mkdir()
     (data / "linked").symlink_to(tmp_path / "elsewhere")
     (data / "circle").symlink_to(data)
+    (data / "self.png").symlink_to("self.png")
+    (data / "nowhere").symlink_to("nothing")
     (data / "nowhere.png").symlink_to(tmp_path / "gone.png")
     assert load(data).splits["unlabeled"].names == ("linked/a.png",)
 
@@ -357,8 +362,8 @@ def test_broken_pictures_are_named_and_left_out(
         assert train.labels.tolist() == [level % 2 for level in order]
         assert train.names is not None
         assert [int(Path(name).stem) for name in train.names] == order
-        said = capsys.readouterr().err.splitlines()
-        left_out = [line for line in said if line.startswith("left out")]
+        lines = capsys.readouterr().err.splitlines()
+        left_out = [line for line in lines if line.startswith("left out")]
         assert len(left_out) == 3
         assert left_out[0].endswith("train/cat/02.png: empty file")
         assert "98.png: not a picture" in left_out[1]
@@ -374,8 +379,8 @@ def test_many_broken_pictures_are_counted(tmp_path: Path, capsys: pytest.Capture
     assert "left out 40 of 40 pictures of unlabeled in all" in capsys.readouterr().err
     picture(tmp_path / "good.png", 3)
     np.testing.assert_array_equal(load(tmp_path).splits["unlabeled"].images, expected(3))
-    said = capsys.readouterr().err.splitlines()
-    assert len([line for line in said if line.startswith("left out")]) == 11
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if line.startswith("left out")]) == 11
 
 
 def test_cache_that_cannot_be_written_names_the_flag(folder: Path, tmp_path: Path) -> None:
@@ -387,7 +392,7 @@ def test_cache_that_cannot_be_written_names_the_flag(folder: Path, tmp_path: Pat
 def test_cache_without_space_names_the_flag(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = type("Usage", (), {"free": 100})
     monkeypatch.setattr(picture_cache.shutil, "disk_usage", lambda _: full)
-    with pytest.raises(UserError, match=r"0\.0 GB free: name another place with --cache-dir"):
+    with pytest.raises(UserError, match=r"0\.0 GB free: name another directory with --cache-dir"):
         load(folder)
 
 
@@ -431,26 +436,19 @@ def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert files[0] == files[1]
 
 
-def test_a_worker_starts_without_torch() -> None:
-    code = "import sys, dataset.decoding; print(*sorted(m.split('.')[0] for m in sys.modules))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+@pytest.mark.parametrize(
+    ("files", "absent"),
+    [("*.py", {"torch"}), ("decoding.py", {"torch", "sklearn", "scipy", "tyro", "src"})],
+)
+def test_imports_are_light(files: str, absent: set[str]) -> None:
+    names = [f"dataset.{file.stem}" for file in (ROOT / "dataset").glob(files)]
+    code = f"import sys, {', '.join(names)}; print(*{{m.split('.')[0] for m in sys.modules}})"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     imported = set(run.stdout.split())
     assert {"numpy", "PIL"} <= imported
-    assert not imported & {"torch", "torchvision", "sklearn", "scipy", "tyro", "src"}
-
-
-@pytest.fixture
-def processes(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
-    """Every worker that is started."""
-    started = []
-    real = decode_processes._start
-
-    def spy(*arguments: Any) -> subprocess.Popen:
-        started.append(real(*arguments))
-        return started[-1]
-
-    monkeypatch.setattr(decode_processes, "_start", spy)
-    return started
+    assert not imported & absent
 
 
 def left_in(cache: Path) -> list[Path]:
@@ -458,74 +456,117 @@ def left_in(cache: Path) -> list[Path]:
 
 
 @pytest.fixture
-def hundred(tmp_path: Path) -> Pictures:
+def stuck(tmp_path: Path) -> Pictures:
+    """A hundred pictures; the 51st, a pipe, is never decoded."""
     for level in range(100):
         picture(tmp_path / "pictures" / f"{level:03d}.png", level)
-    return find_pictures(tmp_path / "pictures")["unlabeled"]
+    pictures = find_pictures(tmp_path / "pictures")["unlabeled"]
+    (tmp_path / "pictures" / "050.png").unlink()
+    os.mkfifo(tmp_path / "pictures" / "050.png")
+    return pictures
 
 
-def test_a_killed_worker_leaves_nothing(
-    hundred: Pictures, tmp_path: Path, processes: list, monkeypatch: pytest.MonkeyPatch
+def decoders() -> list[int]:
+    """The process that decodes for this one, and then those that it started."""
+    listing = subprocess.run(["ps", "-Ao", "pid=,ppid=,args="], capture_output=True, text=True)
+    table = [line.split(maxsplit=2) for line in listing.stdout.splitlines()]
+    first = [pid for pid, parent, args in table
+             if int(parent) == os.getpid() and "dataset.decoding" in args]  # fmt: skip
+    return [int(pid) for pid in first + [pid for pid, parent, _ in table if parent in first]]
+
+
+def alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return state.stdout.strip()[:1] not in ("", "Z")
+
+
+def at_first_progress(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    bar = picture_cache.progress(total=100)
+    monkeypatch.setattr(bar, "update", lambda _: action())
+    monkeypatch.setattr(picture_cache, "progress", lambda **_: bar)
+
+
+@pytest.mark.parametrize("victim", ["first", "last"])
+def test_a_killed_process_leaves_nothing(
+    stuck: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
 ) -> None:
-    real = decode_processes._ask
+    started = []
 
-    def kill_first(worker: subprocess.Popen, question: list) -> dict[int, str]:
-        if question[0] == 64:
-            worker.kill()
-        return real(worker, question)
+    def kill() -> None:
+        started.extend(decoders())
+        assert len(started) == 3
+        os.kill(started[0 if victim == "first" else -1], signal.SIGKILL)
 
     cache = tmp_path / "cache"
     with monkeypatch.context() as patch:
-        patch.setattr(decode_processes, "_ask", kill_first)
-        with pytest.raises(RunError, match=r"killed by signal 9, perhaps because memory ran out"):
-            load_pictures(hundred, SIZE, cache, workers=2)
-    assert len(processes) == 2
-    assert all(process.returncode is not None for process in processes)
+        at_first_progress(patch, kill)
+        with pytest.raises(RunError, match="perhaps out of memory: run the same command again"):
+            load_pictures(stuck, SIZE, cache, workers=2)
+    assert not any(map(alive, started))
     assert left_in(cache) == []
-    images, _ = load_pictures(hundred, SIZE, cache, workers=2)
+    (stuck.root / "050.png").unlink()
+    picture(stuck.root / "050.png", 50)
+    images, _ = load_pictures(stuck, SIZE, cache, workers=2)
     np.testing.assert_array_equal(images, expected(*range(100)))
 
 
-def test_ctrl_c_ends_the_workers(
-    hundred: Pictures, tmp_path: Path, processes: list, monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_ends_the_processes(
+    stuck: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
+    started = []
+
+    def interrupt() -> None:
+        started.extend(decoders())
         raise KeyboardInterrupt
 
-    bar = picture_cache.progress(total=100)
-    monkeypatch.setattr(bar, "update", interrupted)
-    monkeypatch.setattr(picture_cache, "progress", lambda **_: bar)
+    at_first_progress(monkeypatch, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        load_pictures(hundred, SIZE, tmp_path / "cache", workers=3)
-    assert len(processes) == 3
-    assert all(process.returncode is not None for process in processes)
+        load_pictures(stuck, SIZE, tmp_path / "cache", workers=3)
+    assert len(started) == 4
+    assert not any(map(alive, started))
     assert left_in(tmp_path / "cache") == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk to try it on")
-def test_a_disk_that_fills_up_under_a_worker(
-    hundred: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_fills_up(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    real = decode_processes._start
-    monkeypatch.setattr(decode_processes, "_start", lambda _, *rest: real(Path("/dev/full"), *rest))
+    def on_full_disk(_: Path, *arguments: Any) -> object:
+        return decode_into(Path("/dev/full"), *arguments)
+
+    monkeypatch.setattr(picture_cache, "decode_into", on_full_disk)
     with pytest.raises(UserError, match=r"no space left on device.*--cache-dir"):
-        load_pictures(hundred, SIZE, tmp_path / "cache", workers=2)
+        load_pictures(find_pictures(folder)["unlabeled"], SIZE, tmp_path / "cache", workers)
     assert left_in(tmp_path / "cache") == []
 
 
-def test_small_folders_start_no_process(folder: Path, processes: list) -> None:
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Every command that is started to decode."""
+    started = []
+
+    def spy(command: list[str], **options: Any) -> subprocess.Popen:
+        started.append(command)
+        return subprocess.Popen(command, **options)
+
+    monkeypatch.setattr(decoding, "Popen", spy)
+    return started
+
+
+def test_small_folders_start_no_process(folder: Path, commands: list) -> None:
     load(folder)
-    assert processes == []
+    assert commands == []
 
 
-def test_ten_thousand_pictures_open_in_under_a_second(tmp_path: Path, processes: list) -> None:
+def test_ten_thousand_pictures_open_in_under_a_second(tmp_path: Path, commands: list) -> None:
     picture(tmp_path / "original.png", 1)
     data = tmp_path / "data"
     data.mkdir()
     for index in range(10_000):
         os.link(tmp_path / "original.png", data / f"{index:05d}.png")
     load(data)
-    assert len(processes) == picture_cache.cores() or picture_cache.cores() == 1
+    assert len(commands) == (picture_cache.cores() > 1)
     start = time.process_time()  # not the wall's, which other processes stretch
     dataset = load(data)
     assert time.process_time() - start < 1
@@ -566,14 +607,6 @@ def test_fingerprint_of_a_folder_sees_a_picture_that_is_not_sampled(tmp_path: Pa
     before = load(tmp_path).fingerprint
     Image.fromarray(pixels(9)).save(tmp_path / "101.png", compress_level=0)
     assert load(tmp_path).fingerprint != before
-
-
-def test_links_to_themselves_are_passed_over(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    (tmp_path / "self.png").symlink_to("self.png")
-    (tmp_path / "nowhere").symlink_to("nothing")
-    files = find_pictures(tmp_path)["unlabeled"].files
-    assert [name for name, _, _ in files] == ["a.png"]
 
 
 def test_a_picture_that_may_be_read_again_is_another(

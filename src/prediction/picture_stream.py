@@ -1,29 +1,29 @@
-"""A stream of pictures: found one by one, decoded by threads ahead of whoever consumes them.
+"""A stream of pictures: found one by one, decoded by threads ahead of the network.
 
-However many pictures there are, only those of a bounded window are in memory.
+However many pictures there are, only a bounded number of them is in memory.
 """
 
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from dataset.decoding import map_ahead
 from dataset.pictures import IMAGE_SUFFIXES, BadPicture, load_picture
 
 THREADS = min(8, os.cpu_count() or 1)
-"""The largest picture that is decoded has 89 million pixels, so this bounds the memory too."""
+"""No picture of more than 89 million pixels is decoded, so this bounds the memory too."""
 
 
 def find(names: Iterable[str], leave_out: Path | None = None) -> Iterator[Path]:
-    """The pictures that `names` stand for, in a fixed order.
+    """The pictures that `names` refer to, in a fixed order.
 
-    A folder stands for all files in it and below with a picture's ending, except hidden ones; links
-    to folders are not followed. Any other name stands for itself, and `decode` gives the reason if
-    it is no picture.
+    A folder stands for every file in it and its subfolders that has a picture's suffix, except
+    hidden ones; links to folders are not followed. Any other name stands for itself, and `decode`
+    gives the reason if it is no picture.
 
     Args:
         leave_out: a folder to skip, also where it is named itself, as by the shell's `*`.
@@ -55,30 +55,29 @@ def _pictures_below(path: Path, leave_out: Path | None) -> Iterator[Path]:
 
 def decode(
     paths: Iterable[Path], size: int, ahead: int
-) -> Iterator[tuple[Path, np.ndarray | BadPicture]]:
-    """Every path with its picture, uint8 (3, size, size), or with the reason why there is none.
+) -> Generator[tuple[Path, np.ndarray | BadPicture], None, None]:
+    """Every path with its picture, uint8 (3, size, size), or with the reason why it has none.
 
     Args:
         ahead: how many pictures may be decoded before they are asked for.
     """
-    rest = iter(paths)
-    pool = ThreadPoolExecutor(THREADS)  # Pillow decodes and resizes without the GIL
+    pool = ThreadPoolExecutor(THREADS)  # Pillow decodes and resizes without Python's lock
     try:
-        waiting = deque((path, pool.submit(_load, path, size)) for path in islice(rest, ahead))
-        while waiting:
-            path, picture = waiting.popleft()
-            waiting.extend((path, pool.submit(_load, path, size)) for path in islice(rest, 1))
-            yield path, picture.result()
+        yield from map_ahead(pool, partial(_load, size=size), paths, ahead)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _load(path: Path, size: int) -> np.ndarray | BadPicture:
+def _load(path: Path, size: int) -> tuple[Path, np.ndarray | BadPicture]:
+    return path, _picture_or_reason(path, size)
+
+
+def _picture_or_reason(path: Path, size: int) -> np.ndarray | BadPicture:
     try:
         if path.is_dir():
             readable = os.access(path, os.R_OK | os.X_OK)
             return BadPicture("no pictures in this folder" if readable else "permission denied")
-        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        if path.exists() and not path.is_file():  # opening a pipe would wait forever
             return BadPicture("neither a file nor a folder")
         return load_picture(path, size)
     except BadPicture as reason:
