@@ -43,7 +43,8 @@ from src.models.simclr import SimCLR, nt_xent
 from src.runtime.cli import run_script
 from src.runtime.device import DeviceName, select_device, select_precision
 from src.train import train_step
-from src.training.batches import ImageStore, TrainingBatches, random_stream
+from src.training.batches import ImageStore, TrainingBatches
+from src.training.randomness import random_stream
 from src.training.recipe import TrainConfig
 from src.training.state import make_optimizer, make_scaler
 from src.training.views import ViewSettings, draw, make_views
@@ -135,7 +136,7 @@ def ours(images: np.ndarray, config: BenchmarkConfig) -> Callable[[], float]:
     return lambda: timed(step, batches.prefetched(0, config.steps + WARM_UP), config)
 
 
-def plain_network(device: torch.device) -> nn.Module:
+def torchvision_network(device: torch.device) -> nn.Module:
     """The same network from torchvision, with ordinary batch norm."""
     network = torchvision.models.resnet50()
     network.fc = nn.Sequential(nn.Linear(2048, 512), nn.ReLU(), nn.Linear(512, 128))  # type: ignore[assignment]
@@ -152,7 +153,7 @@ def loader(images: np.ndarray, views_of: Callable, config: BenchmarkConfig) -> D
 
 def with_lightly(images: np.ndarray, config: BenchmarkConfig) -> Callable[[], float]:
     device = select_device(config.device)
-    network, criterion = plain_network(device), NTXentLoss(temperature=0.2)
+    network, criterion = torchvision_network(device), NTXentLoss(temperature=0.2)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.06)
     batches = loader(images, SimCLRTransform(input_size=SIDE), config)
 
@@ -169,7 +170,7 @@ def with_lightly(images: np.ndarray, config: BenchmarkConfig) -> Callable[[], fl
 def with_torchvision(images: np.ndarray, config: BenchmarkConfig) -> Callable[[], float]:
     device = select_device(config.device)
     dtype = select_precision("auto", device)
-    network, scaler = plain_network(device), make_scaler(device, dtype)
+    network, scaler = torchvision_network(device), make_scaler(device, dtype)
     optimizer = torch.optim.AdamW(network.parameters())
     batches = loader(images, torchvision_views(), config)
 

@@ -3,7 +3,7 @@
     python src/feature_extraction.py
 
 Reads checkpoints/ and the images. Writes features/{split}_features.npy and _labels.npy, and its
-part of features/manifest.json. Dataset and architecture come from the checkpoint.
+part of features/manifest.json. The checkpoint determines dataset and architecture.
 """
 
 import contextlib
@@ -26,23 +26,23 @@ from src.storage.provenance import git_commit, versions
 @dataclass(frozen=True)
 class ExtractionConfig:
     checkpoint: Path | None = None
-    """The checkpoint to use; None takes the newest whole one in --checkpoint-dir."""
+    """The checkpoint to use; by default the newest intact one in --checkpoint-dir."""
     checkpoint_dir: Path = Path("checkpoints")
-    """Where training left its checkpoints."""
+    """Directory of the training's checkpoints."""
     feature_dir: Path = Path("features")
-    """Where the features go."""
+    """Directory for the features."""
     data_dir: Path | None = None
-    """Where the images are; None takes the place that they were trained from."""
+    """Directory of the images; by default the one that training used."""
     cache_dir: Path | None = None
-    """Where the decoded pictures of a folder are kept; None takes the place used in training."""
+    """Where to keep the decoded pictures of a folder; by default where training kept them."""
     untrained: bool = False
-    """Also extract with the untrained network of epoch 0, for the baselines of the clustering."""
+    """Also extract features of the untrained network, epoch 0, for clustering.py --baselines."""
     device: DeviceName = "auto"
-    """Where to compute."""
+    """Device to compute on; auto is CUDA, else MPS, else the CPU."""
     precision: PrecisionName = "auto"
-    """Precision of the network; the features are float32 whatever it is."""
+    """Precision of the network; the features are float32 in any case."""
     batch_size: int = 256
-    """Images at a time."""
+    """Images per batch."""
 
 
 def main(config: ExtractionConfig) -> None:
@@ -61,11 +61,11 @@ def extract_all(config: ExtractionConfig) -> None:
     with distributed.local_main_first():  # decodes for the others
         dataset = load_dataset(trained.config["dataset"], data_dir, trained.image_size, cache_dir)
     if dataset.fingerprint != trained.dataset["fingerprint"]:
-        print(f"note: the images in {data_dir} are not those that {trained.file} was trained on")
+        print(f"note: {trained.file} was trained on other images than those in {data_dir}")
 
     directory = config.feature_dir
     if distributed.is_main():
-        artifacts.record(directory, artifacts.EXTRACTION, None)  # not finished from here on
+        artifacts.record(directory, artifacts.EXTRACTION, None)  # unfinished until the end
         save_labels(dataset, directory)
     extract(trained, dataset.splits, FEATURES, config, dtype)
     if config.untrained:
@@ -81,7 +81,7 @@ def save_labels(dataset: Dataset, directory: Path) -> None:
         split = dataset.splits.get(name)
         if split is not None and split.labels is not None:
             artifacts.save(LABELS, directory, split.labels, name)
-        else:  # those of an earlier run say nothing about these images
+        else:  # labels of an earlier extraction would belong to other images
             artifacts.path(LABELS, directory, name).unlink(missing_ok=True)
 
 
@@ -128,7 +128,7 @@ def extract(
     config: ExtractionConfig,
     dtype: torch.dtype,
 ) -> None:
-    """Write the features of every split straight into their files."""
+    """Write the features of every split directly into its file."""
     for name, split in splits.items():
         shape = (len(split.images), trained.backbone.feature_dim)
         started = time.monotonic()

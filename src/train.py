@@ -1,11 +1,11 @@
 """Train SimCLR on images without labels.
 
-    python src/train.py                      # STL-10, downloaded when it is not there
+    python src/train.py                      # STL-10, downloaded if missing
     python src/train.py --dataset digits     # a minute or two on a laptop
 
-Reads the images and the newest checkpoint, from which it goes on. Writes
-checkpoints/simclr_epoch_NNNN.pt and checkpoints/metrics.jsonl. Stop it at any time: Ctrl-C or
-SIGTERM ends the step, writes a checkpoint and leaves; the same command goes on from there.
+Reads the images, and resumes from the newest checkpoint. Writes checkpoints/simclr_epoch_NNNN.pt
+and checkpoints/metrics.jsonl. Stop it at any time: on Ctrl-C or SIGTERM it finishes the step,
+writes a checkpoint and exits; the same command resumes from there.
 """
 
 import math
@@ -29,8 +29,15 @@ from src.storage.provenance import git_commit
 from src.tracking.tracker import PREFIXES, Tracker
 from src.training import health
 from src.training.batches import Batch
-from src.training.recipe import TrainConfig, plain
-from src.training.state import Run, Setup, fill, freeze, observer, resume, save, set_up, start
+from src.training.recipe import TrainConfig, flag_values
+from src.training.state import (
+    Setup,
+    TrainState,
+    end_warmup,
+    prepare,
+    restore_or_initialize,
+    save_checkpoint,
+)
 from src.training.stop_signal import StopSignal
 from src.training.views import make_views
 
@@ -74,71 +81,73 @@ def train_step(
     return distributed.mean(torch.stack(losses).sum()), norm
 
 
-def train(run: Run, setup: Setup, log: Callable[[dict[str, Any]], None], stop: StopSignal) -> int:
-    """Steps until the last epoch ends or a signal comes; returns the exit code."""
+def train(
+    state: TrainState, setup: Setup, log: Callable[[dict[str, Any]], None], stop: StopSignal
+) -> int:
+    """Train until the last epoch ends or a signal arrives; returns the exit code."""
     config, per_epoch, steps = setup.config, setup.batches.per_epoch, setup.steps
     peak = config.learning_rate * math.sqrt(config.images_per_step / 256)
     on_cuda = setup.device.type == "cuda"
-    network: Any = distributed.wrap_ddp(run.model, setup.device)
+    network: Any = distributed.wrap_ddp(state.model, setup.device)
     if config.compile == "on" or (config.compile == "auto" and on_cuda and can_compile()):
         network = torch.compile(network)
-    observe = observer(setup) if distributed.is_main() else None
-    bar = progress(total=steps, initial=run.step, desc="training", unit="step")
-    epoch_started, epoch_first = time.monotonic(), run.step
+    observe = None
+    if distributed.is_main():
+        observe = health.make_observer(setup.batches.store, setup.dataset, config, setup.dtype)
+    bar = progress(total=steps, initial=state.step, desc="training", unit="step")
+    epoch_started, first_step = time.monotonic(), state.step
 
-    for batches in setup.batches.prefetched(run.step, steps):
-        rate = learning_rate(run.step, steps, setup.warmup_steps, peak)
-        for group in run.optimizer.param_groups:
+    for batches in setup.batches.prefetched(state.step, steps):
+        rate = learning_rate(state.step, steps, setup.warmup_steps, peak)
+        for group in state.optimizer.param_groups:
             group["lr"] = rate
-        loss, norm = train_step(network, run.optimizer, run.scaler, batches, config, setup.dtype)
-        run.totals.add(loss, norm)
-        run.step += 1
+        loss, norm = train_step(
+            network, state.optimizer, state.scaler, batches, config, setup.dtype
+        )
+        state.totals.add(loss, norm)
+        state.step += 1
         bar.update()
-        if run.step == setup.warmup_steps:
-            freeze(run, setup)
+        if state.step == setup.warmup_steps:
+            end_warmup(state, setup)
 
-        epoch, into_epoch = divmod(run.step, per_epoch)
-        where = {"step": run.step, "learning_rate": rate, "progress": run.step / steps}
-        if run.step % config.log_every == 0:
-            run.totals.check()
-            seen = {"loss": loss.item(), "gpu_utilization": gpu_utilization(setup.device)}
-            log({"kind": "step", "epoch": run.step / per_epoch, **where, **seen})
+        epoch, into_epoch = divmod(state.step, per_epoch)
+        position = {"step": state.step, "learning_rate": rate, "progress": state.step / steps}
+        if state.step % config.log_every == 0:
+            state.totals.check()
+            measured = {"loss": loss.item(), "gpu_utilization": gpu_utilization(setup.device)}
+            log({"kind": "step", "epoch": state.step / per_epoch, **position, **measured})
             bar.set_postfix(loss=f"{loss.item():.3f}")
         if into_epoch == 0:
-            run.totals.check()
-            means = run.totals.means()
-            per_step = (time.monotonic() - epoch_started) / (run.step - epoch_first)
+            state.totals.check()
+            means = state.totals.means()
             if observe:
+                per_step = (time.monotonic() - epoch_started) / (state.step - first_step)
                 speed = {
                     "images_per_second": config.images_per_step / per_step,
-                    "seconds_left": per_step * (steps - run.step),
+                    "seconds_left": per_step * (steps - state.step),
                 }
-                seen = observe(run.model, epoch, last=run.step == steps)
-                record = {"kind": "epoch", "epoch": epoch, **where, **means, **seen, **speed}
+                measured = observe(state.model, epoch, state.step == steps)
+                record = {"kind": "epoch", "epoch": epoch, **position, **means, **measured, **speed}
                 log(record)
                 with bar.external_write_mode():
-                    report(record, run, setup)
-            run.loss = means["loss"]
-            run.totals.reset()
-            epoch_started, epoch_first = time.monotonic(), run.step
+                    report(record, config, state.model.projection_dim)
+            state.loss = means["loss"]
+            state.totals.reset()
+            epoch_started, first_step = time.monotonic(), state.step
         stopping = distributed.any_process(stop.received is not None)
-        if stopping or (
-            into_epoch == 0 and (epoch % config.checkpoint_every == 0 or run.step == steps)
-        ):
-            file = save(run, setup)
+        is_due = into_epoch == 0 and (epoch % config.checkpoint_every == 0 or state.step == steps)
+        if stopping or is_due:
+            file = save_checkpoint(state, setup)
         if stopping:
             bar.close()
-            run.saver.wait()
-            print(f"stopped: {file} holds everything so far, the same command goes on from it")
+            print(f"stopped: progress saved to {file}; run the same command to resume")
             return stop.exit_code
     bar.close()
-    run.saver.wait()
     return 0
 
 
-def report(record: dict[str, Any], run: Run, setup: Setup) -> None:
-    """The epoch in a line for people, and a warning when it went wrong."""
-    config = setup.config
+def report(record: dict[str, Any], config: TrainConfig, projection_dim: int) -> None:
+    """Print the epoch in one line, and a warning if the training has collapsed."""
     loss = "  -  " if record["loss"] is None else f"{record['loss']:.3f}"
     line = (
         f"epoch {record['epoch']:>3}/{config.epochs}  loss {loss}  "
@@ -151,59 +160,46 @@ def report(record: dict[str, Any], run: Run, setup: Setup) -> None:
         line += f"  k-NN {knn:.1%}  K-means {kmeans:.1%}"
     print(line, flush=True)
     if record["epoch"] > config.warmup_epochs:
-        trouble = health.collapse(record, config.batch_size, run.model.projection_dim)
-        if trouble:
-            print(f"warning: {trouble}", file=sys.stderr)
+        warning = health.collapse(record, config.batch_size, projection_dim)
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
 
 
-def begin(setup: Setup) -> Run:
-    """The run of the newest checkpoint, or a new one."""
-    run, directory = start(setup), setup.config.checkpoint_dir
-    found = distributed.from_main(checkpoint.newest(directory) if distributed.is_main() else None)
-    if found:
-        resume(run, setup, *found)
-    else:
-        fill(run, setup)
-    return run
-
-
-def lead(setup: Setup, stop: StopSignal) -> int:
-    """The process that writes: all there is, or the first of those under torchrun."""
+def train_as_main(setup: Setup, stop: StopSignal) -> int:
+    """Train in the process that writes: the only one, or the first under torchrun."""
     config, directory = setup.config, setup.config.checkpoint_dir
     with checkpoint.locked(directory):
         fresh = config.fresh and not distributed.restarts()
         if fresh and (aside := checkpoint.set_aside(directory)):
-            print(f"the earlier run's files are now in {aside}")
-        run = begin(setup)
-        is_new = not run.tracking
-        group = run.tracking.get("group") or f"{config.dataset}-{secrets.token_hex(4)}"
+            print(f"the files of the earlier training are now in {aside}")
+        state = restore_or_initialize(setup)
+        is_new = not state.tracking
+        group = state.tracking.get("group") or f"{config.dataset}-{secrets.token_hex(4)}"
         with (
-            run.saver,
-            MetricsLog(directory / checkpoint.METRICS_LOG, keep_until_step=run.step) as metrics,
+            MetricsLog(directory / checkpoint.METRICS_LOG, keep_until_step=state.step) as metrics,
             Tracker(
                 config.wandb,
                 config.wandb_dir,
                 job_type="train",
                 group=group,
-                run_id=run.tracking.get("run_id"),
+                run_id=state.tracking.get("run_id"),
                 config={
-                    **plain(config),
+                    **flag_values(config),
                     "dataset_fingerprint": setup.dataset.fingerprint,
                     "commit": git_commit(),
                 },
                 earlier=metrics.earlier,
             ) as tracker,
         ):
-            run.tracking = {"group": group, "run_id": tracker.run_id}
-            if is_new:
-                save(run, setup)  # epoch 0, the untrained network
-                run.saver.wait()  # a place that takes no checkpoint is told of before training
+            state.tracking = {"group": group, "run_id": tracker.run_id}
+            if is_new:  # epoch 0, the untrained network; fails now if nothing can be written
+                save_checkpoint(state, setup)
 
             def log(record: dict[str, Any]) -> None:
                 metrics.write(record)
                 tracker.log(record, PREFIXES[record["kind"]])
 
-            code = train(run, setup, log, stop)
+            code = train(state, setup, log, stop)
             tracker.finish(code)
     if code == 0:
         print(f"trained for {config.epochs} epochs: {checkpoint.listed(directory)[-1]}")
@@ -212,11 +208,11 @@ def lead(setup: Setup, stop: StopSignal) -> int:
 
 def main(config: TrainConfig) -> int:
     with distributed.process_group():
-        setup = set_up(config)
+        setup = prepare(config)
         with StopSignal() as stop:
             if distributed.is_main():
-                return lead(setup, stop)
-            return train(begin(setup), setup, lambda record: None, stop)
+                return train_as_main(setup, stop)
+            return train(restore_or_initialize(setup), setup, lambda record: None, stop)
 
 
 if __name__ == "__main__":

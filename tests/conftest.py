@@ -1,4 +1,4 @@
-"""A small data set in STL-10's own format, and scripts run as a person runs them."""
+"""A small dataset in STL-10's own format, and scripts run as a user runs them."""
 
 import os
 import subprocess
@@ -47,16 +47,36 @@ def stl10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def environment() -> dict[str, str]:
-    """Without Weights & Biases, unless a script is told to use it."""
+def environment(**changes: str) -> dict[str, str]:
+    """For scripts: this repository's modules, and no Weights & Biases unless a flag asks for it."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     return {
-        **kept, "WANDB_MODE": "disabled", "PYTHONWARNINGS": "error::DeprecationWarning:__main__"
+        **kept, "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error::DeprecationWarning:__main__", **changes,
     }  # fmt: skip
 
 
+def start_python(*arguments: object) -> subprocess.Popen[str]:
+    """Python with these arguments, such as a script and its flags."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)], env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run_python(
+    *arguments: object, cwd: Path = ROOT, prefix: tuple[str, ...] = (), **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """The same until it ends; `prefix` are words in front of the command, `changes` environment
+    variables."""
+    return subprocess.run(
+        [*prefix, sys.executable, *map(str, arguments)],
+        cwd=cwd, env=environment(**changes), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
 def wait_for_steps(directory: Path, steps: int, process: subprocess.Popen[str]) -> None:
-    """Until a training has logged so many steps in `directory`."""
+    """Wait until a training has logged this many steps in `directory`."""
     log = directory / checkpoint.METRICS_LOG
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -69,16 +89,7 @@ def wait_for_steps(directory: Path, steps: int, process: subprocess.Popen[str]) 
 @pytest.fixture
 def script(tmp_path: Path) -> Script:
     """Run `script("src/train.py", "--epochs", 1)` in an empty directory, with its own outputs."""
-
-    def run(
-        name: str, *arguments: object, cwd: Path = tmp_path
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, ROOT / name, *map(str, arguments)],
-            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
-
-    return run
+    return lambda name, *arguments: run_python(ROOT / name, *arguments, cwd=tmp_path)
 
 
 @pytest.fixture(name="environment")

@@ -13,27 +13,23 @@ from src.models.batch_norm import calibrate_batch_norm
 from src.models.preprocessing import preprocess
 from src.models.simclr import SimCLR
 from src.storage import checkpoint
-from src.training.recipe import TrainConfig, plain
+from src.training.recipe import TrainConfig, flag_values
 
 
-def write_checkpoint(
-    file: Path, name: str, data_dir: Path, arch: str = "resnet18", small_images: bool = False
-) -> Dataset:
+def write_checkpoint(file: Path, name: str, data_dir: Path, arch: str = "resnet18") -> Dataset:
     """An untrained network with calibrated batch norm, as `src/train.py` saves it."""
     dataset = load_dataset(name, data_dir)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    model = SimCLR(arch, small_images)  # type: ignore[arg-type]
+    model = SimCLR(arch)
     images = next(iter(dataset.splits.values())).images[:128]
     calibrate_batch_norm(
         model.backbone, [preprocess(torch.from_numpy(np.ascontiguousarray(images)))]
     )
-    config = TrainConfig(name, data_dir, arch=arch, small_images=small_images)  # type: ignore[arg-type]
-    described = {
-        "fingerprint": dataset.fingerprint,
-        "image_size": dataset.image_size,
-        "class_names": list(dataset.class_names),
-    }
-    state = {"model": model.state_dict(), "epoch": 0, "config": plain(config), "dataset": described}
+    config = TrainConfig(name, data_dir, arch=arch)  # type: ignore[arg-type]
+    state = {
+        "model": model.state_dict(), "epoch": 0, "config": flag_values(config),
+        "dataset": {"fingerprint": dataset.fingerprint, "image_size": dataset.image_size},
+    }  # fmt: skip
     file.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(file, state | {"tracking": {"group": "a group", "run_id": None}})
     return dataset

@@ -1,4 +1,4 @@
-"""What a script finds where it runs."""
+"""Devices, and what is missing on a machine."""
 
 import shutil
 import sysconfig
@@ -15,23 +15,23 @@ from src.runtime.device import can_compile, gpu_utilization, select_device
 def test_what_torch_compile_lacks_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def said() -> str:
+    def note() -> str:
         assert not can_compile()
         return capsys.readouterr().out
 
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(device, "find_spec", lambda name: None)
-    assert "which needs Triton" in said()
+    assert "which needs Triton" in note()
     monkeypatch.setattr(device, "find_spec", lambda name: object())
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert "which needs a C compiler" in said()
+    assert "which needs a C compiler" in note()
     monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang" else None)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    assert "which needs Python's headers" in said()
+    assert "which needs Python's headers" in note()
     (tmp_path / "Python.h").touch()
     assert can_compile()
     monkeypatch.setenv("CC", "my-compiler")
-    assert "which needs a C compiler" in said()
+    assert "which needs a C compiler" in note()
 
 
 def test_a_gpu_that_does_not_tell_its_utilization(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,10 +42,10 @@ def test_folding_changes_nothing() -> None:
 
 def test_the_size_of_a_batch_does_not_matter(trained: TrainedBackbone) -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, 3, 96, 96), np.uint8)
-    found = []
+    by_size = []
     for size in (3, 20):
         features = np.empty((20, 2048), np.float32)
         counts = encode_into(features, trained.backbone, images, torch.bfloat16, size)
         assert sum(counts) == 20
-        found.append(features)
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-2, atol=1e-3)
+        by_size.append(features)
+    np.testing.assert_allclose(*by_size, rtol=1e-2, atol=1e-3)

@@ -1,10 +1,11 @@
-"""The architecture: scripts stand on leaves, and never on each other."""
+"""The architecture: scripts import modules, and never each other."""
 
 import ast
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from conftest import ROOT, run_python
+
 SOURCES = [*ROOT.glob("dataset/*.py"), *ROOT.glob("src/**/*.py"), ROOT / "visualize_features.py"]
 
 
@@ -58,3 +59,17 @@ def test_every_folder_of_modules_is_installed() -> None:
     assert packages is not None
     listed = set(re.findall(r'"([\w.]+)"', packages[1]))
     assert listed >= {module(file).rpartition(".")[0] for file in SOURCES} - {""}
+
+
+def test_the_command_line_needs_no_torch_and_shows_progress_in_the_main_process_only() -> None:
+    code = """
+import sys
+from src.runtime import cli
+assert "torch" not in sys.modules
+sys.stderr.isatty = lambda: True
+list(cli.progress(range(3), desc="steps"))
+"""
+    for rank, is_shown in (("0", True), ("1", False)):
+        run = run_python("-c", code, RANK=rank)
+        assert run.returncode == 0, run.stderr
+        assert ("steps" in run.stderr) == is_shown

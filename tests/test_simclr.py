@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor
 
 from src.models.batch_norm import batch_norms, calibrate_batch_norm, freeze_batch_norm, standardized
-from src.models.simclr import Backbone, SimCLR, nt_xent
+from src.models.simclr import ARCHITECTURES, Backbone, SimCLR, nt_xent
 
 
 def algorithm_1(z: Tensor, temperature: float) -> Tensor:
@@ -91,6 +91,27 @@ def test_backbone_is_torchvisions(arch: Any, bn: Any) -> None:
         torch.testing.assert_close(parameter.grad, expected, msg=name)
 
 
+def test_the_table_decides_stages_widths_and_stem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For small pictures: two stages, half as wide, and neither stride nor pooling in the stem."""
+    small = ARCHITECTURES["resnet18"]._replace(blocks=(1, 3), widths=(32, 48), stem=(3, 1, 1))
+    monkeypatch.setitem(ARCHITECTURES, "small", small)
+    backbone = Backbone("small")
+    sizes = []
+    for stage in (backbone.maxpool, backbone.layer1, backbone.layer2):
+        stage.register_forward_hook(lambda _, __, out: sizes.append(tuple(out.shape[1:])))
+    assert backbone(torch.randn(2, 3, 24, 24)).shape == (2, 48)
+    assert sizes == [(32, 24, 24), (32, 24, 24), (48, 12, 12)]
+    assert [len(backbone.layer1), len(backbone.layer2)] == [1, 3]
+
+
+def test_initial_weights_are_torchvisions() -> None:
+    torch.manual_seed(0)
+    ours = Backbone("resnet18").state_dict()
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18().state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
 def naive_standard(weight: Tensor) -> Tensor:
     """Filter by filter: mean 0, length 1."""
     return torch.stack(
@@ -121,9 +142,9 @@ def test_calibration_measures_what_each_layer_sees() -> None:
     freeze_batch_norm(backbone)
     x = torch.randn(16, 3, 32, 32)
     calibrate_batch_norm(backbone, [x])
-    seen = torch.nn.functional.conv2d(x, standardized(backbone.conv1.weight), None, 2, 3)
-    torch.testing.assert_close(backbone.bn1.running_mean, seen.mean((0, 2, 3)))
-    torch.testing.assert_close(backbone.bn1.running_var, seen.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    first = torch.nn.functional.conv2d(x, standardized(backbone.conv1.weight), None, 2, 3)
+    torch.testing.assert_close(backbone.bn1.running_mean, first.mean((0, 2, 3)))
+    torch.testing.assert_close(backbone.bn1.running_var, first.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert not backbone.bn1.training
     assert backbone.bn1.momentum == 0.1
     # The depth of the network no longer multiplies its activations.

@@ -18,7 +18,7 @@ from src.storage import checkpoint
 from src.train import learning_rate, main, train_step
 from src.training import health, state
 from src.training.recipe import TrainConfig
-from src.training.state import calibrate, make_optimizer, make_scaler, set_up, start
+from src.training.state import calibrate, make_optimizer, make_scaler, prepare, random_state
 from src.training.views import ViewSettings
 
 
@@ -89,10 +89,10 @@ def test_first_loss_does_not_depend_on_the_precision(
     config = replace(config, dataset="digits", batch_size=8)  # float16 is slow on a CPU
 
     def first_loss(config: TrainConfig) -> float:
-        setup = set_up(config)
-        begun = start(setup)
-        calibrate(begun, setup, images=32)
-        return train.loss_of(begun.model, setup.batches.load(0)[0], config, setup.dtype).item()
+        setup = prepare(config)
+        fresh = random_state(setup)
+        calibrate(fresh, setup, images=32)
+        return train.loss_of(fresh.model, setup.batches.load(0)[0], config, setup.dtype).item()
 
     exact = first_loss(config)
     assert 0.5 * math.log(15) < exact < 1.5 * math.log(15)
@@ -113,10 +113,10 @@ def test_the_statistics_count_every_image_once(
     monkeypatch.setattr(
         state, "calibrate_batch_norm", lambda _, views: sizes.extend(len(x) for x in views)
     )
-    setup = set_up(config)
+    setup = prepare(config)
     monkeypatch.setattr(type(setup.batches.store), "__len__", lambda _: 257)
     monkeypatch.setattr(type(setup.batches.store), "views", lambda _, indices, *__: indices)
-    calibrate(start(setup), setup)
+    calibrate(random_state(setup), setup)
     assert sizes == [129, 128]
 
 
@@ -153,27 +153,27 @@ def test_many_nans_in_a_row_stop_the_run(
 
 
 def test_a_network_whose_output_is_not_finite_stops_the_run(config: TrainConfig) -> None:
-    begun = start(setup := set_up(config))
+    fresh = random_state(setup := prepare(config))
     with torch.no_grad():
-        begun.model.backbone.conv1.weight.fill_(float("inf"))
-    with pytest.raises(RunError, match=r"not finite any more; start over \(--fresh\)"):
-        health.probe(begun.model, torch.zeros(4, 3, 32, 32), setup.dtype)
+        fresh.model.backbone.conv1.weight.fill_(float("inf"))
+    with pytest.raises(RunError, match=r"no longer finite; start over \(--fresh\)"):
+        health.probe(fresh.model, torch.zeros(4, 3, 32, 32), setup.dtype)
 
 
 def test_accumulated_gradient_is_the_mean(config: TrainConfig) -> None:
     """Two batches of 8 in a step: the mean of their gradients, each with its own negatives."""
     config = replace(config, batch_size=8, accumulate=2, clip_norm=1e9)
-    setup = set_up(config)
+    setup = prepare(config)
     batches = setup.batches.load(0)
     assert [len(b.images_BCSS) for b in batches] == [8, 8]
 
     def gradients(parts: list[Any]) -> list[torch.Tensor]:
-        begun = start(setup)
+        fresh = random_state(setup)
         grabbed: list[torch.Tensor] = []
-        begun.optimizer.register_step_pre_hook(
-            lambda *_: grabbed.extend(p.grad.clone() for p in begun.model.parameters())
+        fresh.optimizer.register_step_pre_hook(
+            lambda *_: grabbed.extend(p.grad.clone() for p in fresh.model.parameters())
         )
-        train_step(begun.model, begun.optimizer, begun.scaler, parts, config, setup.dtype)
+        train_step(fresh.model, fresh.optimizer, fresh.scaler, parts, config, setup.dtype)
         return grabbed
 
     both = gradients(batches)
@@ -196,16 +196,18 @@ class Operations(TorchDispatchMode):
 
 
 def test_a_step_never_waits_for_the_device(config: TrainConfig) -> None:
-    setup = set_up(replace(config, precision="bf16"))
-    run = start(setup)
+    setup = prepare(replace(config, precision="bf16"))
+    fresh = random_state(setup)
     batches = setup.batches.load(0)
-    with Operations() as seen:
-        loss, norm = train_step(run.model, run.optimizer, run.scaler, batches, config, setup.dtype)
-        run.totals.add(loss, norm)
-    assert {"convolution", "convolution_backward", "bmm", "_fused_adamw_"} <= seen.names
+    with Operations() as operations:
+        loss, norm = train_step(
+            fresh.model, fresh.optimizer, fresh.scaler, batches, config, setup.dtype
+        )
+        fresh.totals.add(loss, norm)
+    assert {"convolution", "convolution_backward", "bmm", "_fused_adamw_"} <= operations.names
     # A number read, a tensor made of Python's numbers, a size that depends on values.
     waits = {"_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "unique"}
-    assert not waits & seen.names
+    assert not waits & operations.names
 
 
 def test_compiled_training_is_the_same(
@@ -220,11 +222,11 @@ def test_compiled_training_is_the_same(
     monkeypatch.setattr(torch, "compile", captured)
     other = replace(own, compile="on", checkpoint_dir=tmp_path / "compiled")
     main(other)
-    expected, found = ([record["loss"] for record in records(c, "step")] for c in (own, other))
-    assert len(found) == 6
+    expected, compiled = ([record["loss"] for record in records(c, "step")] for c in (own, other))
+    assert len(compiled) == 6
     assert counters["stats"]["unique_graphs"] >= 2  # before and after freezing
     assert not counters["graph_break"]
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert compiled == pytest.approx(expected, abs=1e-4)
 
 
 def test_schedule_and_weight_decay() -> None:
@@ -251,7 +253,7 @@ def test_resuming_refuses_what_would_make_another_run(
         main(replace(config, precision="bf16"))
     assert main(replace(config, epochs=2)) == 0
     assert "3 of 6 steps" in capsys.readouterr().out
-    with pytest.raises(UserError, match="6 steps behind it, --epochs 1 are only 3"):
+    with pytest.raises(UserError, match="saved after 6 steps, but --epochs 1 is only 3"):
         main(config)
     assert main(replace(config, temperature=0.5, fresh=True)) == 0
     assert any(p.is_dir() for p in config.checkpoint_dir.iterdir())
@@ -259,7 +261,7 @@ def test_resuming_refuses_what_would_make_another_run(
 
 
 def test_auto_is_recorded_as_the_precision_it_meant(config: TrainConfig) -> None:
-    setup = set_up(replace(config, precision="auto"))
+    setup = prepare(replace(config, precision="auto"))
     assert DTYPES[setup.config.precision] == setup.dtype
 
 
@@ -269,7 +271,7 @@ def test_a_restart_by_torchrun_does_not_begin_afresh(
     main(config)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     main(replace(config, epochs=2, fresh=True))
-    assert "going on from " in capsys.readouterr().out
+    assert "resuming from " in capsys.readouterr().out
     assert saved(config, 2)["step"] == 6
 
 

@@ -1,4 +1,4 @@
-"""Backbones that start from weights of elsewhere."""
+"""Backbones that start from pretrained weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +107,8 @@ def test_imagenet_is_downloaded_or_the_way_around_is_named(
     monkeypatch.setattr(kind, "get_state_dict", offline)
     with pytest.raises(UserError, match=r"could not be downloaded .* give the file to --weights"):
         load_weights(Backbone("resnet18"), "resnet18", "imagenet")
+    with pytest.raises(UserError, match="torchvision has none for --arch tiny"):
+        load_weights(Backbone("resnet18"), "tiny", "imagenet")
     monkeypatch.setattr(kind, "get_state_dict", lambda *_, **__: network.state_dict())
     backbone = Backbone("resnet18", pretrained=True)
     load_weights(backbone, "resnet18", "imagenet")

@@ -12,13 +12,13 @@ from src.runtime import distributed
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose batch is that of all processes together; alone it is the ordinary one."""
+    """Batch norm over the batches of all processes together; ordinary in a single process."""
 
     synced = True
     standardizes = False
-    """Whether the weights of the convolution in front are standardized."""
+    """Whether the weights of the preceding convolution are standardized."""
     folded: tuple[Tensor, Tensor] | None = None
-    """Weights and shift of the convolution with this folded in, where nothing trains any more."""
+    """Weights and shift of the preceding convolution with this folded in, once training is over."""
     momentum: float | None
     running_mean: Tensor
     running_var: Tensor
@@ -27,7 +27,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.synced and distributed.size() > 1):
             return super().forward(x)
-        assert self.momentum is not None  # as while calibrating, which is not synced
+        assert self.momentum is not None  # None only while calibrating, which is not synced
         count = distributed.size() * x.numel() // x.shape[1]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = distributed.total(wide.sum((0, 2, 3))) / count
@@ -42,14 +42,13 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 class FrozenBatchNorm2d(SyncedBatchNorm2d):
-    """Batch norm that is frozen for good after a warm-up: scale and shift learn on, the running
-    statistics never change again.
+    """Batch norm that is frozen for good after a warm-up: scale and shift keep training, the
+    running statistics never change again.
 
-    Frozen statistics say nothing about the weights of later on. So that activations cannot drift
-    away from them, the weights of the convolution in front are standardized on the way (Qiao et
-    al. 2019, "Weight Standardization"; by length as in Brock et al. 2021, "Characterizing signal
-    propagation"): every filter keeps mean 0 and length 1. Not so with weights from elsewhere, to
-    which their statistics belong.
+    As the weights change, frozen statistics no longer describe the activations. The weights of the
+    preceding convolution are therefore standardized in the forward pass (Qiao et al. 2019, "Weight
+    Standardization"; norm as in Brock et al. 2021, "Characterizing signal propagation"): every
+    filter keeps zero mean and unit norm. Pretrained weights are not: their statistics fit them.
     """
 
     frozen = False
@@ -60,8 +59,8 @@ class FrozenBatchNorm2d(SyncedBatchNorm2d):
 
 
 def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
-    """`bn(conv(x))`. With fixed statistics batch norm is one affine map per channel and folds
-    into the convolution: no second pass over the activations, forward or backward."""
+    """`bn(conv(x))`. With fixed statistics, batch norm is one affine map per channel and is folded
+    into the convolution, which saves a pass over the activations, forward and backward."""
     assert isinstance(bn, SyncedBatchNorm2d)
     if not bn.training:
         return conv._conv_forward(x, *(bn.folded or fold(conv, bn)))
@@ -70,6 +69,7 @@ def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
 
 
 def fold(conv: nn.Conv2d, bn: SyncedBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weights and shift of one convolution that does what `conv` and then `bn` do."""
     scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
     shift = bn.bias - bn.running_mean * scale
     length = scale[:, None, None, None]
@@ -78,7 +78,7 @@ def fold(conv: nn.Conv2d, bn: SyncedBatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def standardized(weight_OIHW: Tensor, length: Tensor | float = 1.0) -> Tensor:
-    """Every output channel's filter with mean 0 and the given Euclidean length."""
+    """Every output channel's filter with zero mean and the given norm."""
     centered = weight_OIHW - weight_OIHW.mean((1, 2, 3), keepdim=True)
     norm = torch.linalg.vector_norm(centered, dim=(1, 2, 3), keepdim=True)
     return centered * (length / norm.clamp_min(1e-4))
@@ -90,7 +90,7 @@ def batch_norms(backbone: nn.Module) -> list[SyncedBatchNorm2d]:
 
 @torch.no_grad()
 def fold_batch_norm(backbone: nn.Module) -> None:
-    """Fold every batch norm once and for all batches to come: nothing may train after this."""
+    """Fold every batch norm into its convolution for good: nothing may train after this."""
     backbone.eval()
     for module in backbone.modules():
         pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
@@ -102,7 +102,7 @@ def fold_batch_norm(backbone: nn.Module) -> None:
 
 
 def freeze_batch_norm(backbone: nn.Module, frozen: bool = True) -> None:
-    """From here on, training leaves the running statistics alone; ordinary batch norm stays so."""
+    """Let training leave the running statistics of every `FrozenBatchNorm2d` alone, or not."""
     for bn in batch_norms(backbone):
         if isinstance(bn, FrozenBatchNorm2d):
             bn.frozen = frozen
@@ -113,7 +113,7 @@ def freeze_batch_norm(backbone: nn.Module, frozen: bool = True) -> None:
 def calibrate_batch_norm(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set every batch norm's running statistics to the average over `batches`.
 
-    Each layer is normalized by its own batch statistics on the way, so the layers behind it see
+    Each layer meanwhile normalizes by the statistics of the batch, so the layers after it see
     inputs of the right scale.
 
     Args:

@@ -1,4 +1,4 @@
-"""Images through a backbone: the features that every stage after training works on."""
+"""From images to the backbone's features, which every stage after training works on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from src.models.preprocessing import preprocess
 from src.models.simclr import Backbone, SimCLR
 from src.runtime import distributed
 from src.runtime.cli import UserError
-from src.runtime.device import autocast, one_ahead
+from src.runtime.device import autocast
+from src.runtime.prefetch import prefetch
 from src.storage import checkpoint
 
 
@@ -38,14 +39,15 @@ def encode_into(
     batch_size: int = 256,
     shared: bool = False,
 ) -> Iterator[int]:
-    """Fill `features_ND` with the features of uint8 images, yielding how many came at a time.
+    """Fill `features_ND` with the features of uint8 images; yields the size of each part done.
 
-    The images are read batch by batch, the next one while the network works on this one, so
-    neither they nor the features need to fit in memory.
+    A thread reads the next batch while the network works on this one. Neither the images nor the
+    features need to fit in memory.
 
     Args:
-        shared: under torchrun the processes take the batches in turn, and the main one alone has
-            and fills `features_ND`. The batches are the same, so the features are to the bit.
+        features_ND: None in all processes but the main one.
+        shared: under torchrun, the processes take turns with the batches and the main one collects
+            the features. The batches are the same, so the features are bit-identical.
     """
     processes, rank = (distributed.size(), distributed.rank()) if shared else (1, 0)
     device = next(backbone.parameters()).device
@@ -59,9 +61,9 @@ def encode_into(
         return batch.pin_memory() if device.type == "cuda" else batch
 
     starts = range(0, total, batch_size * processes)
-    for start, batch in zip(starts, one_ahead(read, starts), strict=True):
+    for start, batch in zip(starts, prefetch(read, starts), strict=True):
         features = torch.zeros(batch_size, backbone.feature_dim)
-        if len(batch):  # the last round may have none for this process
+        if len(batch):  # this process may have none in the last round
             images = batch.to(device, non_blocking=True)
             features[: len(batch)] = encode(backbone, images, dtype)
         stop = min(total, start + batch_size * processes)
@@ -82,22 +84,25 @@ def encode_all(backbone: Backbone, images_NCSS: np.ndarray, dtype: torch.dtype) 
 
 @dataclass(frozen=True)
 class TrainedBackbone:
-    """A frozen backbone, and what was recorded when it was trained."""
+    """A frozen backbone, and what its checkpoint says about the training."""
 
+    file: Path
     backbone: Backbone
-    image_size: int
-    """Side S in pixels of the images that it was trained on."""
     epoch: int
     config: dict[str, Any]
     """The flags of the training run."""
     dataset: dict[str, Any]
-    """Fingerprint, image size and class names of what it was trained on."""
+    """Fingerprint and image size of the training images."""
     tracking: dict[str, str | None]
-    file: Path
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the training images in pixels."""
+        return self.dataset["image_size"]
 
     @property
     def cache_dir(self) -> Path | None:
-        """Where the decoded pictures of a folder were kept in training."""
+        """Where training kept the decoded pictures of a folder."""
         return Path(self.config["cache_dir"]) if self.config["cache_dir"] else None
 
     @classmethod
@@ -105,26 +110,16 @@ class TrainedBackbone:
         """From the checkpoint `file`, or from the newest whole one in `directory`.
 
         Raises:
-            UserError: there is none that can be used.
+            UserError: there is none, or it cannot be used.
         """
-        found = (file, checkpoint.load(file)) if file is not None else checkpoint.newest(directory)
-        if found is None:
+        newest = (file, checkpoint.load(file)) if file else checkpoint.newest(directory)
+        if newest is None:
             raise UserError(f"no checkpoint in {directory}: run python src/train.py first")
-        file, state = found
-        config = state["config"]
-        pretrained = config["weights"] != "none"
-        model = SimCLR(
-            config["arch"], config["small_images"], bn=config["bn"], pretrained=pretrained
-        )
-        model.load_state_dict(state["model"])
+        file, saved = newest
+        config = saved["config"]
+        model = SimCLR(config["arch"], bn=config["bn"], pretrained=config["weights"] != "none")
+        model.load_state_dict(saved["model"])
         backbone = model.backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         fold_batch_norm(backbone)
-        return cls(
-            backbone,
-            state["dataset"]["image_size"],
-            state["epoch"],
-            config,
-            state["dataset"],
-            state["tracking"],
-            file,
-        )
+        described = {key: saved[key] for key in ("epoch", "config", "dataset", "tracking")}
+        return cls(file, backbone, **described)

@@ -1,4 +1,4 @@
-"""The one preprocessing of every stage: uint8 pixels to normalized float32."""
+"""The preprocessing that all stages share: uint8 pixels to normalized float32."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 
 
 def preprocess(images_NCSS: Tensor) -> Tensor:
-    """uint8 images (N, 3, S, S) as the network takes them: float32, channels last."""
+    """Normalize uint8 images (N, 3, S, S) for the network: float32, channels last."""
     mean, std = (channels(values, images_NCSS.device) for values in (PIXEL_MEAN, PIXEL_STD))
     x = images_NCSS.to(torch.float32, memory_format=torch.channels_last)
     return x.div_(255).sub_(mean).div_(std)
 
 
 def channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(C, 1, 1). Filled on the device: a tensor made here would be a copy that waits for it."""
+    """(C, 1, 1), filled on the device: copying a tensor there would wait for the device."""
     return torch.stack([torch.full((1, 1), value, device=device) for value in values])

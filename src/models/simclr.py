@@ -6,21 +6,20 @@ Sources: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visua
 Representations" (method: section 2, Algorithm 1); He et al. 2016 (ResNet).
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
-from src.models.batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d, batch_norms, conv_bn
+from src.models.batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d, conv_bn
 from src.runtime import distributed
 
-Architecture = Literal["resnet18", "resnet50"]
 BatchNorm = Literal["frozen", "train"]
 
 BRANCH_SCALE = 0.2
-"""The last batch-norm scale of ResNet-50's residual branches at initialization (LOG.md)."""
+"""The last batch-norm scale of a bottleneck's residual branch at initialization (LOG.md)."""
 
 
 def nt_xent(views_2Bd: Tensor, temperature: float) -> Tensor:
@@ -42,11 +41,11 @@ def nt_xent(views_2Bd: Tensor, temperature: float) -> Tensor:
         dtype = torch.promote_types(views_2Bd.dtype, torch.float32)
         z = F.normalize(views_2Bd.to(dtype), dim=1)
         first, second = (distributed.gather_rows(half) for half in z.chunk(2))
-        everything = torch.cat([first, second])
-        own = distributed.own_rows(len(everything), device=z.device)
-        logits = z @ everything.T / temperature  # cosine similarities
+        candidates = torch.cat([first, second])
+        own = distributed.own_rows(len(candidates), device=z.device)
+        logits = z @ candidates.T / temperature  # cosine similarities
         logits.scatter_(1, own[:, None], float("-inf"))  # a view is not its own negative
-        return F.cross_entropy(logits, (own + len(first)) % len(everything))
+        return F.cross_entropy(logits, (own + len(first)) % len(candidates))
 
 
 class _BasicBlock(BasicBlock):
@@ -77,50 +76,73 @@ def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:
     return x if downsample is None else conv_bn(x, *downsample)  # type: ignore[arg-type]
 
 
-class Backbone(ResNet):
-    """torchvision's ResNet without its classifier, under the same parameter names.
+class Design(NamedTuple):
+    """The shape of a ResNet."""
+
+    block: type[_BasicBlock] | type[_Bottleneck]
+    blocks: tuple[int, ...]
+    """Number of blocks in each stage; every stage after the first halves the picture's side."""
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    """Channels of each stage, before a bottleneck's expansion."""
+    stem: tuple[int, int, int] = (7, 2, 2)
+    """Kernel and stride of the first convolution, and stride of the max pooling after it."""
+
+
+ARCHITECTURES = {
+    "resnet18": Design(_BasicBlock, (2, 2, 2, 2)),
+    "resnet50": Design(_Bottleneck, (3, 4, 6, 3)),
+}
+
+if TYPE_CHECKING:
+    Architecture = str
+else:
+    Architecture = Literal[tuple(ARCHITECTURES)]
+
+
+class Backbone(nn.Module):
+    """A ResNet without its classifier, under torchvision's parameter names.
 
     Args:
-        arch: `resnet18` (D = 512) or `resnet50` (D = 2048).
-        small_images: a 3x3 stride-1 stem without max pooling, for images of about 32 pixels
-            (Chen et al. 2020, appendix B.9).
+        arch: a name in `ARCHITECTURES`.
         bn: `frozen`, see `FrozenBatchNorm2d`, or `train`, ordinary batch norm.
-        pretrained: its weights come from elsewhere.
+        pretrained: whether weights will be loaded, which `FrozenBatchNorm2d` must not standardize.
     """
 
-    bn1: nn.BatchNorm2d
-    feature_dim: int
-
-    def __init__(
-        self,
-        arch: Architecture,
-        small_images: bool = False,
-        bn: BatchNorm = "frozen",
-        pretrained: bool = False,
-    ):
+    def __init__(self, arch: Architecture, bn: BatchNorm = "frozen", pretrained: bool = False):
+        super().__init__()
+        block, blocks, widths, (kernel, stride, pooling) = ARCHITECTURES[arch]
         norm = FrozenBatchNorm2d if bn == "frozen" else SyncedBatchNorm2d
-        if arch == "resnet18":
-            super().__init__(_BasicBlock, [2, 2, 2, 2], norm_layer=norm)
-        else:
-            super().__init__(_Bottleneck, [3, 4, 6, 3], norm_layer=norm)
-            for block in self.modules():
-                if isinstance(block, _Bottleneck):  # sixteen branches at full scale do not train
-                    nn.init.constant_(block.bn3.weight, BRANCH_SCALE)
-        self.feature_dim = {"resnet18": 512, "resnet50": 2048}[arch]
-        self.fc = nn.Identity()  # type: ignore[assignment]
-        if small_images:
-            self.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
-            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-            self.maxpool = nn.Identity()  # type: ignore[assignment]
+        self.conv1 = nn.Conv2d(3, widths[0], kernel, stride, kernel // 2, bias=False)
+        self.bn1 = norm(widths[0])
+        self.maxpool = nn.MaxPool2d(2 * pooling - 1, pooling, pooling - 1)
+        self.stages = [f"layer{i + 1}" for i in range(len(blocks))]
+        channels = widths[0]
+        for i, name in enumerate(self.stages):
+            stage = nn.Sequential()
+            for j in range(blocks[i]):
+                stride, out = (2 if i > 0 and j == 0 else 1), widths[i] * block.expansion
+                downsample = None
+                if stride != 1 or channels != out:
+                    downsample = nn.Sequential(conv1x1(channels, out, stride), norm(out))
+                stage.append(block(channels, widths[i], stride, downsample, norm_layer=norm))
+                channels = out
+            self.add_module(name, stage)
+        self.feature_dim = channels
 
-        for norm in batch_norms(self):
-            if isinstance(norm, FrozenBatchNorm2d):
-                norm.standardizes = not pretrained
+        nn.Linear(channels, 1000)  # torchvision's classifier; without it a seed would draw others
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, _Bottleneck):  # many branches at full scale do not train
+                nn.init.constant_(module.bn3.weight, BRANCH_SCALE)
+            if isinstance(module, FrozenBatchNorm2d):
+                module.standardizes = not pretrained
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Features (B, D) of normalized images (B, 3, H, W)."""
-        x = F.relu(conv_bn(x_BCHW, self.conv1, self.bn1), inplace=True)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(self.maxpool(x)))))
+        x = self.maxpool(F.relu(conv_bn(x_BCHW, self.conv1, self.bn1), inplace=True))
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
         return x.mean(dim=(2, 3))  # global average pooling
 
 
@@ -128,25 +150,21 @@ class SimCLR(nn.Module):
     """Backbone and projection head.
 
     Args:
-        arch: backbone architecture.
-        small_images: see `Backbone`.
+        arch, bn, pretrained: see `Backbone`.
         hidden_dim: width of the head's hidden layer.
         projection_dim: d, the width of the projections that NT-Xent sees.
-        bn: see `Backbone`.
-        pretrained: see `Backbone`.
     """
 
     def __init__(
         self,
         arch: Architecture = "resnet50",
-        small_images: bool = False,
         hidden_dim: int = 512,
         projection_dim: int = 128,
         bn: BatchNorm = "frozen",
         pretrained: bool = False,
     ):
         super().__init__()
-        self.backbone = Backbone(arch, small_images, bn, pretrained)
+        self.backbone = Backbone(arch, bn, pretrained)
         self.head = nn.Sequential(
             nn.Linear(self.backbone.feature_dim, hidden_dim),
             nn.ReLU(inplace=True),

@@ -1,4 +1,4 @@
-"""A backbone's weights from elsewhere: torchvision's for ImageNet, or a state dict in a file."""
+"""Pretrained weights for a backbone: torchvision's for ImageNet, or a state dict in a file."""
 
 import pickle
 from pathlib import Path
@@ -7,7 +7,7 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor
-from torchvision.models import ResNet18_Weights, ResNet50_Weights
+from torchvision.models import get_model_weights
 
 from src.models.batch_norm import standardized
 from src.models.simclr import Architecture, Backbone
@@ -17,19 +17,19 @@ from src.storage.checkpoint import FORMAT
 WeightsName = Literal["none", "imagenet"]
 
 PREFIXES = ("module.", "model.", "encoder.", "backbone.")
-"""What other projects put in front of a backbone's keys."""
+"""Prefixes that other projects give a backbone's keys."""
 
 
 def load_weights(backbone: Backbone, arch: Architecture, weights: str | Path) -> None:
-    """Fill the backbone, statistics of its batch norms included.
+    """Load weights and batch-norm statistics into the backbone.
 
     Args:
         weights: `imagenet`, or a file with a state dict, bare or under `state_dict` or `model`,
             such as a checkpoint of this project. Prefixes are stripped; a classifier and anything
-            beside the backbone is left out.
+            else outside the backbone is ignored.
 
     Raises:
-        UserError: the file cannot be used, or its keys or shapes do not fit; names each.
+        UserError: the file cannot be used, or keys or shapes do not fit; names each of them.
     """
     state = imagenet(arch) if weights == "imagenet" else backbone_part(read(Path(weights)))
     expected = backbone.state_dict()
@@ -46,13 +46,16 @@ def load_weights(backbone: Backbone, arch: Architecture, weights: str | Path) ->
 
 
 def imagenet(arch: Architecture) -> dict[str, Tensor]:
-    source = {"resnet18": ResNet18_Weights, "resnet50": ResNet50_Weights}[arch].DEFAULT
+    try:
+        source = get_model_weights(arch).DEFAULT
+    except ValueError:
+        raise UserError(f"--weights imagenet: torchvision has none for --arch {arch}") from None
     try:
         return backbone_part(source.get_state_dict(progress=True, check_hash=True))
     except (URLError, OSError) as error:
         raise UserError(
-            f"{source.url} could not be downloaded ({error}): fetch it where there is a network, "
-            "and give the file to --weights"
+            f"{source.url} could not be downloaded ({error}): download it on a machine with a "
+            "network, and give the file to --weights"
         ) from None
 
 
@@ -75,7 +78,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def backbone_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's own entries under torchvision's names, without a classifier."""
+    """The backbone's entries under torchvision's names, without the classifier."""
     while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in state)), None):
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     return {key: value for key, value in state.items() if not key.startswith("fc.")}

@@ -1,23 +1,18 @@
-"""What a script runs on: device, precision, random streams, signals, progress."""
+"""The device, its precision, and what it can compile."""
 
 import ctypes
 import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 
 from src.runtime import distributed
 from src.runtime.cli import UserError
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
@@ -31,42 +26,42 @@ DTYPES: dict[PrecisionName, torch.dtype] = {
 
 def select_device(name: DeviceName) -> torch.device:
     """The device of that name; `auto` takes CUDA, else Apple's MPS, else the CPU."""
-    there = {
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        name = next(candidate for candidate in ("cuda", "mps", "cpu") if there[candidate])
-    if not there[name]:
-        raise UserError(f"--device {name}: there is none here; use --device auto")
+        name = next(device for device in ("cuda", "mps", "cpu") if available[device])
+    if not available[name]:
+        raise UserError(f"--device {name}: no such device on this machine; use --device auto")
     if name == "cpu":
         keep_freed_memory()
     if name == "cuda":
-        own, count = distributed.local_rank(), torch.cuda.device_count()
-        if own >= count:
+        index, count = distributed.local_rank(), torch.cuda.device_count()
+        if index >= count:
             raise UserError(f"torchrun started more processes here than there are GPUs: {count}")
-        torch.cuda.set_device(own)
-        return torch.device("cuda", own)
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
     return torch.device(name)
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Let glibc hand freed memory out again instead of returning it to the system.
+    """Let glibc reuse freed memory instead of returning it to the system.
 
-    Activations are tens of megabytes each, which malloc would map and unmap for every operation
-    of every step; the page faults cost up to a fifth of a training step (LOG.md). Elsewhere than
-    on glibc nothing happens.
+    Activations are tens of megabytes each. malloc would map and unmap them in every operation of
+    every step; the page faults cost up to a fifth of a training step (LOG.md). Does nothing with
+    other C libraries.
 
     Args:
-        keep: False goes back to glibc's defaults.
+        keep: False restores glibc's defaults.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(-4, 0 if keep else 1 << 16)  # M_MMAP_MAX: mappings for single large blocks
-        mallopt(-1, 2**31 - 1 if keep else 1 << 17)  # M_TRIM_THRESHOLD: free end to give back
-        mallopt(-2, 1 << (26 if keep else 17))  # M_TOP_PAD: how much it grows by
-        mallopt(-8, 1 if keep else 0)  # M_ARENA_MAX: heaps; 0 is as many as threads like
+        mallopt(-1, 2**31 - 1 if keep else 1 << 17)  # M_TRIM_THRESHOLD: free bytes to return
+        mallopt(-2, 1 << (26 if keep else 17))  # M_TOP_PAD: bytes to grow by
+        mallopt(-8, 1 if keep else 0)  # M_ARENA_MAX: number of heaps; 0 is no limit
 
 
 def select_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
@@ -88,7 +83,7 @@ def precision_name(dtype: torch.dtype) -> PrecisionName:
 
 
 def can_compile() -> bool:
-    """Whether torch.compile can build what it needs for a GPU; a note says what is missing.
+    """Whether torch.compile can build kernels for a GPU; prints a note on what is missing.
 
     Triton compiles its launcher in C against Python's headers.
     """
@@ -106,30 +101,15 @@ def can_compile() -> bool:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """One path for every precision: a context that does nothing in float32."""
+    """Mixed precision in the block; does nothing for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def one_ahead(load: Callable[[Key], Value], keys: Iterable[Key]) -> Iterator[Value]:
-    """`load(key)` for every key, in order; a thread loads the next while this one is used."""
-    # A thread begins on the first GPU, whichever is this process's; -1 is none.
-    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else -1
-    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(gpu,)) as loader:
-        upcoming = None
-        for key in keys:
-            loading = loader.submit(load, key)
-            if upcoming is not None:
-                yield upcoming.result()
-            upcoming = loading
-        if upcoming is not None:
-            yield upcoming.result()
-
-
 def gpu_utilization(device: torch.device) -> float | None:
-    """Percent of the last second in which the GPU was busy; None where nothing tells."""
+    """Percent of the last second in which the GPU was busy; None if it cannot be read."""
     if device.type != "cuda":
         return None
     try:
         return float(torch.cuda.utilization(device))
-    except Exception:  # no nvidia-ml-py, no driver that answers, or NVML's own errors, as with MIG
+    except Exception:  # no nvidia-ml-py, no driver, or an error of NVML's own, as with MIG
         return None

@@ -1,7 +1,7 @@
-"""One process alone, or one of many that torchrun started: the same script either way.
+"""The same script in a single process, or in many that torchrun started.
 
-Every function here does nothing, or the obvious, in a process alone. Between processes, tensors on
-a GPU travel by NCCL and tensors in memory by gloo.
+In a single process every function here returns at once. Between processes, NCCL carries tensors on
+a GPU and gloo carries tensors in memory.
 """
 
 import contextlib
@@ -23,38 +23,38 @@ from src.runtime.cli import RunError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=12)
-"""How long a process waits for another: the first one may be downloading or decoding."""
+TIMEOUT = timedelta(hours=12)
+"""How long a process waits for another, which may be downloading or decoding."""
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Be one of torchrun's processes while the block runs. Only the main one prints.
+    """Join torchrun's processes for the duration of the block. Only the main one prints.
 
     Raises:
-        RunError: another process of the job has gone.
+        RunError: another process of the job died.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     # torchrun keeps one store for all its restarts on a node (PyTorch issue 135712): under the
-    # same keys a process would find the addresses of those that died.
-    store, own, count = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    # same keys a process would read the addresses of the dead ones.
+    store, own, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
     attempt = restarts() if one_machine() else 0
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         store=PrefixStore(f"attempt {attempt}", store), rank=own, world_size=count,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )  # fmt: skip
     try:
         with (
-            Path(os.devnull).open("w") as nowhere,
-            contextlib.redirect_stdout(sys.stdout if is_main() else nowhere),
+            Path(os.devnull).open("w") as devnull,
+            contextlib.redirect_stdout(sys.stdout if is_main() else devnull),
         ):
             yield
-    except RuntimeError as error:  # gloo has no class of its own for a peer that went away
+    except RuntimeError as error:  # gloo has no error class for a peer that died
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise RunError(f"process {rank()} lost the others: {error}") from None
+            raise RunError(f"process {rank()} lost another one: {error}") from None
         raise
     dist.destroy_process_group()
 
@@ -73,36 +73,36 @@ def local_rank() -> int:
 
 
 def one_machine() -> bool:
-    """Whether torchrun has all its processes here; several machines count restarts apart."""
+    """Whether all processes run here; with several machines, each counts its own restarts."""
     return os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
 
 
 def restarts() -> int:
-    """How often torchrun has started the job again after a process died."""
+    """How often torchrun has restarted the job after a process died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def is_main() -> bool:
-    """Whether this process writes and prints for all."""
+    """Whether this is the process that writes and prints."""
     return rank() == 0
 
 
 def own_part(count: int) -> slice:
-    """Which of `count` rows are this process's; `count` is a multiple of `size()`."""
+    """This process's share of `count` rows; `count` is a multiple of `size()`."""
     part = count // size()
     return slice(rank() * part, (rank() + 1) * part)
 
 
 def own_rows(views: int, device: torch.device | None = None) -> Tensor:
-    """Which of the `views` of a whole batch are this process's: of the first half those of its own
-    images, and of the second."""
+    """Indices of this process's views in a whole batch: those of its images in the first half, and
+    in the second."""
     part = own_part(views // 2)
     first = torch.arange(part.start, part.stop, device=device)
     return torch.cat([first, first + views // 2])
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is set in any process; all of them must ask."""
+    """Whether `flag` is set in any process. Every process must call this."""
     if size() == 1:
         return flag
     flags = torch.tensor(int(flag))
@@ -112,7 +112,7 @@ def any_process(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def local_main_first() -> Iterator[None]:
-    """The first process of every machine runs the block before the others do."""
+    """On every machine, the first process runs the block before the others do."""
     if local_rank():
         any_process(False)
     yield
@@ -122,14 +122,14 @@ def local_main_first() -> Iterator[None]:
 
 def from_main(value: T) -> T:
     """The main process's `value`, in every process."""
-    box = [value]
+    values = [value]
     if size() > 1:
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return box[0]
+        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
 
 
 def copy_from_main(module: nn.Module) -> None:
-    """Give the module's buffers the values they have in the main process."""
+    """Overwrite the module's buffers with the main process's."""
     if size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
@@ -144,31 +144,30 @@ def mean(value: Tensor) -> Tensor:
 
 
 def to_main(rows_BD: Tensor) -> list[Tensor] | None:
-    """Every process's rows (B, D), in memory, in the order of the processes; None but in the main
-    process."""
+    """In the main process the rows (B, D), in memory, of every process in order, else None."""
     if size() == 1:
         return [rows_BD]
-    found = [torch.empty_like(rows_BD) for _ in range(size())] if is_main() else None
-    dist.gather(rows_BD, found, dst=0)
-    return found
+    gathered = [torch.empty_like(rows_BD) for _ in range(size())] if is_main() else None
+    dist.gather(rows_BD, gathered, dst=0)
+    return gathered
 
 
 def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with gradients averaged over the processes."""
+    """Let backward passes average the model's gradients over the processes."""
     if size() == 1:
         return model
-    # The statistics of batch norm are the same everywhere without being sent: see SyncedBatchNorm.
+    # SyncedBatchNorm2d computes the same statistics in every process: no need to send them.
     index = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=index, broadcast_buffers=False)
 
 
 def sync_gradients(model: Any, now: bool) -> contextlib.AbstractContextManager:
-    """Whether a backward pass in the block averages the gradients, or only adds them up here."""
+    """Average the gradients of the block's backward pass, or only add them up in this process."""
     return contextlib.nullcontext() if now or size() == 1 else model.no_sync()
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes, one after the other; gradients flow back to each."""
+    """The rows of all processes, concatenated; gradients flow back to each."""
     return _GatherRows.apply(rows) if size() > 1 else rows  # type: ignore[return-value]
 
 

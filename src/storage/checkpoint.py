@@ -1,8 +1,8 @@
-"""Saving a training run so that it survives anything, and finding the newest whole checkpoint.
+"""Checkpoints: saved so that no crash can damage them, and loaded without running their code.
 
-A checkpoint is written beside its final name, flushed to disk, read back, and only then renamed.
+A checkpoint is written under a temporary name, read back, flushed to disk, and only then renamed.
 It holds tensors and Python's built-in types only, and is loaded with `weights_only=True`: a file
-from a stranger can carry wrong numbers but cannot run code.
+from a stranger can hold wrong numbers but cannot run code.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ _NAME = re.compile(r"simclr_epoch_(\d{4,})(?:_step_(\d+))?\.pt")
 
 
 class BadCheckpoint(UserError):
-    """The file is not a whole checkpoint of this project."""
+    """The file is not an intact checkpoint of this project."""
 
 
 def file_name(epoch: int, step: int | None = None) -> str:
@@ -39,16 +38,16 @@ def file_name(epoch: int, step: int | None = None) -> str:
 
 
 def listed(directory: Path) -> list[Path]:
-    """The checkpoints in `directory` by their names, newest last."""
-    found = [(m, p) for p in directory.glob("simclr_epoch_*.pt") if (m := _NAME.fullmatch(p.name))]
-    return [p for _, p in sorted(found, key=lambda mp: (int(mp[0][1]), int(mp[0][2] or 0)))]
+    """The checkpoints in `directory`, ordered by the epoch and step in their names."""
+    named = {p: m for p in directory.glob("simclr_epoch_*.pt") if (m := _NAME.fullmatch(p.name))}
+    return sorted(named, key=lambda file: (int(named[file][1]), int(named[file][2] or 0)))
 
 
 def save(file: Path, state: dict[str, Any]) -> None:
     """Write `state` to `file`, whole or not at all.
 
     Raises:
-        RunError: a number is not finite, or the file cannot be written; nothing has changed then.
+        RunError: a number is not finite, or the file cannot be written; `file` is unchanged.
     """
     if bad := _not_finite(state):
         raise RunError(f"{bad} is not finite: no checkpoint was written")
@@ -58,58 +57,12 @@ def save(file: Path, state: dict[str, Any]) -> None:
             load(temporary)
     except (OSError, RuntimeError, BadCheckpoint) as error:
         raise RunError(
-            f"{file} could not be written ({_reason(error)}); the checkpoints before it are intact"
+            f"{file} could not be written ({_reason(error)}); earlier checkpoints are intact"
         ) from None
 
 
-class Saver:
-    """Writes checkpoints in a thread of its own, one after the other: training goes on meanwhile,
-    and its tensors may change as soon as `save` returns.
-
-    An error comes out of the next call, of `save` or of `wait`. Used as a context manager, it
-    waits at the end, whatever ended the block: what had begun becomes a checkpoint.
-    """
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
-
-    def __enter__(self) -> "Saver":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.wait()
-
-    def save(self, file: Path, state: dict[str, Any], keep: int | None) -> None:
-        """Begin to write `state`, and to `prune` when it is written."""
-        self.wait()
-        self._writing = self._thread.submit(self._write, file, _copied(state), keep)
-
-    def wait(self) -> None:
-        """Until what was given to `save` is on disk."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
-
-    @staticmethod
-    def _write(file: Path, state: dict[str, Any], keep: int | None) -> None:
-        save(file, state)
-        prune(file.parent, file, keep)
-
-
-def _copied(value: Any) -> Any:
-    """The same with tensors of its own, in memory."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(part) for part in value)
-    return value
-
-
 def load(file: Path) -> dict[str, Any]:
-    """What `save` wrote, on the CPU.
+    """The state that `save` wrote, on the CPU.
 
     Raises:
         BadCheckpoint: the file is missing, truncated, damaged, of another kind, or holds more
@@ -122,7 +75,7 @@ def load(file: Path) -> dict[str, Any]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise BadCheckpoint(
-            f"{file} holds more than tensors and built-in types: refused, loading it could run code"
+            f"{file} holds more than tensors and built-in types: refused, as it could run code"
         ) from None
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
         raise BadCheckpoint(f"{file} is damaged: {_reason(error)}") from None
@@ -132,40 +85,40 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint; None where there is no checkpoint at all.
+    """The newest intact checkpoint; None if the directory holds no checkpoint at all.
 
-    Those passed over are named on standard error.
+    Each damaged one is named on standard error and skipped.
 
     Raises:
-        UserError: there are checkpoints, but none can be used.
+        UserError: all checkpoints are damaged.
     """
-    candidates = listed(directory)
-    for file in reversed(candidates):
+    files = listed(directory)
+    for file in reversed(files):
         try:
             return file, load(file)
         except BadCheckpoint as error:
-            print(f"warning: passed over: {error}", file=sys.stderr)
-    if candidates:
+            print(f"warning: skipped: {error}", file=sys.stderr)
+    if files:
         raise UserError(
-            f"none of the {len(candidates)} checkpoints in {directory} can be used: put a whole "
-            "one there, or start over with python src/train.py --fresh"
+            f"none of the {len(files)} checkpoints in {directory} can be used: put an intact one "
+            "there, or start over with python src/train.py --fresh"
         )
     return None
 
 
 def prune(directory: Path, current: Path, keep: int | None) -> None:
-    """After `current` was saved: take away what was written in the middle of an epoch before it,
-    and all but the last `keep` of the others. The untrained network, epoch 0, always stays."""
+    """Delete what `current`, just saved, supersedes: earlier checkpoints from the middle of an
+    epoch, and all but the last `keep` of the others. The untrained network, epoch 0, stays."""
     others = [p for p in listed(directory) if p != current]
-    interim = [p for p in others if "_step_" in p.name]
-    whole = [p for p in others if p not in interim and p.name != file_name(0)]
-    surplus = [] if keep is None else whole[: max(0, len(whole) + 1 - keep)]
-    for file in interim + surplus:
+    mid_epoch = [p for p in others if "_step_" in p.name]
+    whole_epochs = [p for p in others if p not in mid_epoch and p.name != file_name(0)]
+    surplus = [] if keep is None else whole_epochs[: max(0, len(whole_epochs) + 1 - keep)]
+    for file in mid_epoch + surplus:
         file.unlink(missing_ok=True)
 
 
 def set_aside(directory: Path) -> Path | None:
-    """Move an earlier run's files into a folder of their own; None if there were none."""
+    """Move an earlier run's files into a new folder and return it; None if there are none."""
     files = listed(directory) + [p for p in [directory / METRICS_LOG] if p.exists()]
     if not files:
         return None
@@ -178,27 +131,27 @@ def set_aside(directory: Path) -> Path | None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the directory for one trainer, without what a killed one had only half written; the
-    system lets go of it when the process dies."""
+    """Lock the directory for one training run, and delete half-written files of a killed one. The
+    operating system releases the lock when the process dies."""
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"another training run holds {directory}: wait for it, or choose another "
+            f"another training run is using {directory}: wait for it, or choose another "
             "--checkpoint-dir"
         ) from None
     try:
-        for half in directory.glob(temporary_path(Path("simclr_epoch_*.pt")).name):
-            half.unlink()
+        for half_written in directory.glob(temporary_path(Path("simclr_epoch_*.pt")).name):
+            half_written.unlink()
         yield
     finally:
         lock.release()
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 of the file, its first 16 hexadecimal digits."""
+    """The first 16 hexadecimal digits of the file's SHA-256."""
     sha = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 22):
@@ -207,8 +160,8 @@ def file_digest(file: Path) -> str:
 
 
 def _check_sums(file: Path) -> None:
-    """A checkpoint is a zip archive with a checksum for every part: a flipped bit shows there,
-    and nowhere else (torch.load does not look)."""
+    """Check the zip archive's checksums, which torch.load ignores: only they reveal a flipped
+    bit in a tensor."""
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
@@ -221,18 +174,14 @@ def _check_sums(file: Path) -> None:
 
 
 def _not_finite(value: Any, name: str = "checkpoint") -> str | None:
-    """The name of the first number in `value` that is NaN or infinite."""
-    if isinstance(value, torch.Tensor):
-        return name if value.is_floating_point() and not value.isfinite().all() else None
-    if isinstance(value, float):
-        return name if value != value or value in (float("inf"), float("-inf")) else None
+    """Where in `value` the first NaN or infinite number is, such as `checkpoint.model.fc.bias`."""
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
     if isinstance(value, dict):
-        parts = ((f"{name}.{key}", part) for key, part in value.items())
-    elif isinstance(value, list | tuple):
-        parts = ((f"{name}[{i}]", part) for i, part in enumerate(value))
-    else:
-        return None
-    return next((bad for key, part in parts if (bad := _not_finite(part, key))), None)
+        parts = (_not_finite(part, f"{name}.{key}") for key, part in value.items())
+        return next(filter(None, parts), None)
+    is_number = isinstance(value, float | torch.Tensor)
+    return name if is_number and not torch.as_tensor(value).isfinite().all() else None
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line for every logged step and epoch, the source of truth."""
+"""`metrics.jsonl`, the record of a training: a JSON object in a line per logged step and epoch."""
 
 import json
 import math
@@ -14,21 +14,21 @@ class MetricsLog:
     """Appends records to `file`; each line reaches the operating system before `write` returns.
 
     Args:
-        file: the log, made with its directory where missing.
-        keep_until_step: the step of the checkpoint the run starts from. Records of later steps
-            are taken out, as the run is about to write them again; 0 starts a new file.
+        file: the log; created if missing, with its directory.
+        keep_until_step: the step of the checkpoint that training starts from. Records of later
+            steps are removed, as training will write them again; 0 starts a new file.
     """
 
     def __init__(self, file: Path, keep_until_step: int) -> None:
         self.earlier = read_metrics(file) if keep_until_step else []
-        """Every record an earlier run left here, those that were taken out as well."""
+        """All records of the training so far, including those just removed."""
         kept = [record for record in self.earlier if record["step"] <= keep_until_step]
         with replacing(file) as temporary:
             temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
         self._file = file.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
-        """Append `record`; a number that is NaN or infinite becomes null."""
+        """Append `record`; NaN and infinite numbers become null."""
         self._file.write(_line(record))
         self._file.flush()
 
@@ -40,7 +40,7 @@ class MetricsLog:
 
 
 def read_metrics(file: Path) -> list[Record]:
-    """The records in `file`, none where it is missing; a line torn by a kill is left out."""
+    """The records in `file`, if it exists, without a line that a kill left incomplete."""
     if not file.exists():
         return []
     records = []

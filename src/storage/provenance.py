@@ -1,4 +1,4 @@
-"""Which code and which packages made a file."""
+"""Which code and which package versions produced a file."""
 
 import subprocess
 import sys
@@ -9,16 +9,16 @@ import torch
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this file is in, "+" behind it when files differ from it."""
+    """The commit of this checkout, followed by "+" if files differ from it; None without git."""
     root = Path(__file__).parents[2]
     try:
-        run = subprocess.run(
+        git = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
             cwd=root, capture_output=True, text=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return run.stdout.strip() or None
+    return git.stdout.strip() or None
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Training batches as a pure function of seed and step, from the memory map to the device."""
+"""Training batches, from the memory-mapped images to the device: a function of seed and step."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -9,23 +9,11 @@ import torch
 from torch import Tensor
 
 from src.runtime import distributed
-from src.runtime.device import one_ahead
+from src.runtime.prefetch import prefetch
+from src.training.randomness import EPOCH_ORDER, VIEWS, random_stream
 from src.training.views import ViewParameters, ViewSettings, draw, make_views
 
 Placement = Literal["auto", "device", "stream"]
-
-# The purposes of the random streams: (seed, purpose, ...) never repeats between them.
-INITIAL_WEIGHTS, EPOCH_ORDER, VIEWS, CALIBRATION, PROBE = range(5)
-
-
-def random_stream(*key: int) -> torch.Generator:
-    """An independent CPU generator for every key, such as (seed, purpose, epoch, step).
-
-    What is drawn is a pure function of the key, so a resumed run needs no stored random state
-    and every device and process draws the same.
-    """
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> 1))
 
 
 class ImageStore:
@@ -35,7 +23,7 @@ class ImageStore:
         arrays: each (N, 3, S, S) uint8; memory maps are read image by image.
         device: where `gather` puts its result.
         placement: "device" copies all images there once, "stream" reads them batch by batch,
-            "auto" takes the device when they fill less than a third of its free memory.
+            "auto" copies them if they fill less than a third of the device's free memory.
     """
 
     def __init__(self, arrays: list[np.ndarray], device: torch.device, placement: Placement):
@@ -60,9 +48,9 @@ class ImageStore:
             dtype=torch.uint8,
             pin_memory=self.device.type == "cuda",
         )
-        which = np.searchsorted(self.starts, indices.numpy(), side="right") - 1
+        array_of_row = np.searchsorted(self.starts, indices.numpy(), side="right") - 1
         for number, array in enumerate(self.arrays):
-            rows = np.flatnonzero(which == number)
+            rows = np.flatnonzero(array_of_row == number)
             batch.numpy()[rows] = array[indices.numpy()[rows] - self.starts[number]]
         return batch.to(self.device, non_blocking=True)
 
@@ -73,7 +61,7 @@ class ImageStore:
         return make_views(images, _to_device(parameters, self.device))
 
     def _fits(self) -> bool:
-        # On the CPU a memory map already is memory: the system drops it when it is short.
+        # On the CPU a memory map already is memory, and the system can drop it when it runs short.
         if self.device.type != "cuda":
             return False
         return self.bytes < torch.cuda.mem_get_info(self.device)[0] / 3
@@ -89,20 +77,19 @@ class ImageStore:
 
 
 class Batch(NamedTuple):
-    """B uint8 images (B, 3, S, S) and the parameters of their 2B views, on the device. Under
-    torchrun they are this process's part of the batch."""
+    """B uint8 images (B, 3, S, S) and the parameters of their 2B views, on the device: under
+    torchrun, this process's part of the whole batch."""
 
     images_BCSS: Tensor
     parameters: ViewParameters
 
 
 class TrainingBatches:
-    """Which images, seen through which views, in which step.
+    """The images of every step, and the parameters of their views.
 
-    A step takes `accumulate` batches of `batch_size` images. The order of an epoch depends on
-    (seed, epoch) and the views on (seed, step) alone: a run may stop after any step and go on as
-    if it had not. The last, incomplete step of an epoch is left out; the next epoch's order is
-    another one.
+    A step takes `accumulate` batches of `batch_size` images. The order of an epoch depends only on
+    (seed, epoch) and the views only on (seed, step), so training can be resumed after any step.
+    The last, incomplete step of an epoch is dropped; every epoch has another order.
     """
 
     def __init__(
@@ -118,7 +105,7 @@ class TrainingBatches:
         return torch.randperm(len(self.store), generator=rng)
 
     def load(self, step: int) -> list[Batch]:
-        """The batches of a step of the run, counted from 0."""
+        """The batches of a step; steps are counted from 0 over all epochs."""
         epoch, i = divmod(step, self.per_epoch)
         indices = self._order(epoch).split(self.batch_size)
         rng = random_stream(self.seed, VIEWS, step)
@@ -128,7 +115,7 @@ class TrainingBatches:
         ]
 
     def _batch(self, indices: Tensor, rng: torch.Generator) -> Batch:
-        """Drawn for the whole batch, whatever part of it this process takes."""
+        """Views are drawn for the whole batch, of which this process then takes its part."""
         side = self.store.arrays[0].shape[-1]
         parameters = draw(self.settings, 2 * len(indices), side, rng)
         if distributed.size() > 1:
@@ -138,12 +125,12 @@ class TrainingBatches:
         return Batch(self.store.gather(indices), _to_device(parameters, self.store.device))
 
     def prefetched(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """Steps `start` to `stop` - 1; a thread loads the next one while this one is used."""
-        return one_ahead(self.load, range(start, stop))
+        """Steps `start` to `stop` - 1; a thread loads the next one while one is in use."""
+        return prefetch(self.load, range(start, stop))
 
 
 def _to_device(parameters: ViewParameters, device: torch.device) -> ViewParameters:
-    """Copied without waiting for the device."""
+    """Copy without waiting for the device."""
     if device.type == "cuda":
         parameters = ViewParameters(*(tensor.pin_memory() for tensor in parameters))
     return ViewParameters(*(tensor.to(device, non_blocking=True) for tensor in parameters))

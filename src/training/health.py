@@ -1,10 +1,10 @@
-"""Is the training healthy? Measured at the end of an epoch, on fixed images.
+"""Signs of a healthy or failing training, measured at the end of an epoch on fixed images.
 
-Everything here is a pure function of the weights, so a resumed run reports the same numbers.
+They depend on the weights alone, so a resumed training reports the same numbers.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,23 +19,26 @@ from src.models.encoder import encode_all
 from src.models.simclr import SimCLR
 from src.runtime.cli import RunError
 from src.runtime.device import autocast
+from src.training.batches import ImageStore
+from src.training.randomness import PROBE, random_stream
+from src.training.recipe import TrainConfig
 
 DIVERGED = "start over (--fresh) with a lower --learning-rate, or with --precision fp32"
 
 
 @torch.no_grad()
 def probe(model: SimCLR, views_NCSS: Tensor, dtype: torch.dtype) -> dict[str, float]:
-    """What the network does to a fixed batch of normalized views (N, 3, S, S).
+    """Features and projections of a fixed batch of normalized views (N, 3, S, S), in numbers.
 
     Returns:
         activation_rms: root mean square of the features. It explodes when frozen batch norm no
             longer fits the weights, long before the loss shows it.
-        projection_std: mean standard deviation of the normalized projections' d dimensions,
-            near 1/sqrt(d) when they fill the sphere, 0 when all images look alike.
+        projection_std: standard deviation of the normalized projections, mean over the d
+            dimensions: near 1/sqrt(d) when they fill the sphere, 0 when all are equal.
         projection_rank: effective rank of the projections, at most d.
 
     Raises:
-        RunError: they are not finite.
+        RunError: the projections are not finite.
     """
     was_training = model.training
     model.eval()
@@ -45,7 +48,7 @@ def probe(model: SimCLR, views_NCSS: Tensor, dtype: torch.dtype) -> dict[str, fl
     model.train(was_training)
     z_Nd = F.normalize(projections.float(), dim=1)
     if not z_Nd.isfinite().all():
-        raise RunError(f"the network's output is not finite any more; {DIVERGED}")
+        raise RunError(f"the network's output is no longer finite; {DIVERGED}")
     return {
         "activation_rms": features.float().square().mean().sqrt().item(),
         "projection_std": z_Nd.std(0).mean().item(),
@@ -53,22 +56,22 @@ def probe(model: SimCLR, views_NCSS: Tensor, dtype: torch.dtype) -> dict[str, fl
     }
 
 
-def score_features(features_ND: np.ndarray, labels_N: np.ndarray, seed: int) -> dict[str, float]:
-    """k-NN accuracy (first half votes on the second) and Hungarian accuracy of K-means.
+def accuracies(features_ND: np.ndarray, labels_N: np.ndarray, seed: int) -> dict[str, float]:
+    """k-NN accuracy (the first half votes on the second) and Hungarian accuracy of K-means.
 
-    The labels only watch; nothing is learned from them.
+    The labels are only for monitoring; training never uses them.
     """
     unit = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True).clip(1e-12)
     half = len(unit) // 2
-    found = kmeans(unit, len(np.unique(labels_N)), seed=seed, restarts=3)
+    clusters = kmeans(unit, len(np.unique(labels_N)), seed=seed, restarts=3).labels_
     return {
         "knn_accuracy": knn_accuracy(unit[:half], labels_N[:half], unit[half:], labels_N[half:]),
-        "kmeans_accuracy": hungarian_accuracy(labels_N, np.asarray(found.labels_)),
+        "kmeans_accuracy": hungarian_accuracy(labels_N, np.asarray(clusters)),
     }
 
 
 def labeled_sample(dataset: Dataset, size: int, seed: int) -> Split | None:
-    """A fixed random sample of a labeled split to watch; None where there are no labels."""
+    """A fixed random sample of the first labeled split; None without labels."""
     for name in ("train", "test", "unlabeled"):
         split = dataset.splits.get(name)
         if split is not None and split.labels is not None and len(split.images) >= 20:
@@ -78,29 +81,29 @@ def labeled_sample(dataset: Dataset, size: int, seed: int) -> Split | None:
     return None
 
 
-@dataclass(frozen=True)
-class Observer:
-    """What is measured when an epoch ends."""
+def make_observer(
+    store: ImageStore, dataset: Dataset, config: TrainConfig, dtype: torch.dtype
+) -> Callable[[SimCLR, int, bool], dict[str, float]]:
+    """A function of model, epoch and whether it is the last: `probe` on views of 256 images, and
+    every `--monitor-every` epochs `accuracies` on 2,000 labeled images."""
+    rng = random_stream(config.seed, PROBE)
+    sample = torch.randperm(len(store), generator=rng)[:256]
+    views_NCSS = store.views(sample, config.views, rng)
+    labeled = labeled_sample(dataset, 2000, config.seed)
 
-    views: Tensor
-    """Normalized views (N, 3, S, S) for `probe`."""
-    labeled: Split | None
-    """Images for `score_features`."""
-    every: int
-    """Epochs between the scores."""
-    dtype: torch.dtype
-    seed: int
+    def observe(model: SimCLR, epoch: int, is_last: bool) -> dict[str, float]:
+        measured = probe(model, views_NCSS, dtype)
+        monitored = is_last or epoch % config.monitor_every == 0
+        if labeled and labeled.labels is not None and monitored:
+            features = encode_all(model.backbone, labeled.images, dtype)
+            measured |= accuracies(features, labeled.labels, config.seed)
+        return measured
 
-    def __call__(self, model: SimCLR, epoch: int, last: bool) -> dict[str, float]:
-        seen = probe(model, self.views, self.dtype)
-        if self.labeled and self.labeled.labels is not None and (last or epoch % self.every == 0):
-            features = encode_all(model.backbone, self.labeled.images, self.dtype)
-            seen |= score_features(features, self.labeled.labels, self.seed)
-        return seen
+    return observe
 
 
 class Totals:
-    """Sums over the epoch so far, on the device, so that no step waits for a number."""
+    """Sums over the epoch so far, kept on the device so that no step waits for it."""
 
     STREAK_LIMIT = 10
 
@@ -108,11 +111,11 @@ class Totals:
         self.values = torch.tensor(values or [0.0] * 5, device=device)
 
     def reset(self) -> None:
-        """For the next epoch; a streak of skipped steps goes on."""
+        """Start the next epoch; a streak of skipped steps continues."""
         self.values[:4] = 0
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
-        """A step whose loss or gradient is not finite was skipped: it counts as that only."""
+        """Add a step. One whose loss or gradient is not finite counts as skipped only."""
         good = torch.isfinite(loss) & torch.isfinite(norm)
         zero = torch.zeros_like(loss)
         new = [torch.where(good, loss, zero), torch.where(good, norm, zero), good, ~good]
@@ -136,15 +139,16 @@ class Totals:
 
 
 def collapse(record: dict[str, Any], batch_size: int, projection_dim: int) -> str | None:
-    """A line saying that the run has collapsed, and what to change; None while it is well."""
+    """A line saying that the training has collapsed and what to change; None if it has not."""
     chance = math.log(2 * batch_size - 1)
     if record["loss"] is not None and abs(record["loss"] - chance) < 0.01 * chance:
-        sign = f"the loss is still ln(2B - 1) = {chance:.2f}, that of random guesses"
+        symptom = f"the loss is still ln(2B - 1) = {chance:.2f}, that of random guesses"
     elif record["projection_std"] < 0.1 / math.sqrt(projection_dim):
-        sign = f"the projections hardly differ (standard deviation {record['projection_std']:.1e})"
+        std = record["projection_std"]
+        symptom = f"the projections hardly differ (standard deviation {std:.1e})"
     else:
         return None
     return (
-        f"the training has collapsed: {sign}. Lower --learning-rate, raise --warmup-epochs, or "
+        f"the training has collapsed: {symptom}. Lower --learning-rate, raise --warmup-epochs, or "
         "try --bn train, and start over with --fresh"
     )

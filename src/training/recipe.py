@@ -23,28 +23,26 @@ SplitName = Literal["unlabeled", "train", "test"]
 @dataclass(frozen=True)
 class TrainConfig:
     dataset: DatasetName = "stl10"
-    """Which images; each dataset brings defaults of its own (--dataset NAME --help shows them)."""
+    """Which images; digits has defaults of its own (--dataset digits --help shows them)."""
     data_dir: Path = Path("dataset")
-    """For stl10 the folder that holds stl10_binary/, for folder the pictures."""
+    """For stl10 the folder that contains stl10_binary/, for folder the folder of pictures."""
     checkpoint_dir: Path = Path("checkpoints")
-    """Where checkpoints and metrics.jsonl go, and where a run is resumed from."""
+    """Directory for checkpoints and metrics.jsonl; training resumes from the newest checkpoint."""
     train_on: tuple[SplitName, ...] = ("unlabeled", "train")
-    """Splits to learn from, those that are there. Their labels are never used."""
+    """Splits to train on; missing ones are skipped. Their labels are never used."""
     image_size: int = 96
-    """Side in pixels to which the pictures of a folder are brought."""
+    """Side in pixels to which the pictures of a folder are resized."""
     cache_dir: Path | None = None
-    """Where the decoded pictures of a folder are kept; None is beside them."""
+    """Where to keep the decoded pictures of a folder; by default, next to the pictures."""
 
     arch: Architecture = "resnet50"
     """Backbone."""
-    small_images: bool = False
-    """A stem without downsampling, for images of about 32 pixels."""
     bn: BatchNorm = "frozen"
-    """Batch norm: statistics frozen for good after the warm-up (with standardized weights), or
-    those of every batch."""
+    """Batch norm: with statistics that are frozen after the warm-up (and standardized weights), or
+    with those of every batch."""
     weights: WeightsName | Path = "none"
-    """Where the backbone starts: random, torchvision's for ImageNet (learned with labels), or a
-    file with a state dict. With weights from elsewhere, their batch-norm statistics are frozen."""
+    """Initial weights of the backbone: random, torchvision's for ImageNet (learned with labels), or
+    a file with a state dict. Pretrained batch-norm statistics are frozen from the start."""
 
     views: tyro.conf.OmitArgPrefixes[ViewSettings] = field(default_factory=ViewSettings)
     """How far the two views of an image may differ."""
@@ -52,49 +50,50 @@ class TrainConfig:
     temperature: float = 0.2
     """NT-Xent's tau."""
     epochs: int = 24
-    """Passes over the images. Raised on a finished run, training goes on along the longer
+    """Passes over the images. If raised after the end, training continues on the longer
     schedule."""
     batch_size: int = 256
     """Images whose views are each other's negatives."""
     accumulate: int = 1
-    """Batches per optimizer step. It averages gradients; the negatives stay those of one batch."""
+    """Batches per optimizer step; averages gradients, while negatives come from one batch."""
     learning_rate: float = 1e-3
-    """AdamW's peak learning rate at 256 images a step; scaled by the square root of the images."""
+    """AdamW's peak learning rate at 256 images a step; scales with the square root of their
+    number."""
     weight_decay: float = 1e-4
-    """AdamW's decoupled weight decay; none on biases and batch norm."""
+    """AdamW's weight decay; none on biases and batch norm."""
     warmup_epochs: float = 2.0
     """Epochs of linear warm-up before the cosine; batch norm is frozen when they end."""
     clip_norm: float = 1.0
-    """Longest gradient; a longer one is scaled down."""
+    """Maximum gradient norm (clipping)."""
 
     device: DeviceName = "auto"
-    """Where to compute."""
+    """Device to train on; auto is CUDA, else MPS, else the CPU."""
     precision: PrecisionName = "auto"
-    """Mixed precision; auto is bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
+    """Mixed precision; auto is bf16 if the hardware has it, else fp16 on CUDA, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto is on for CUDA. PyTorch keeps what it compiled for the next run, in
-    the system's temporary folder or in $TORCHINDUCTOR_CACHE_DIR."""
+    """torch.compile; auto is on for CUDA. PyTorch caches compiled code for the next run, in the
+    system's temporary folder or in $TORCHINDUCTOR_CACHE_DIR."""
     images: Placement = "auto"
-    """Keep the images on the device or stream them; auto decides from its free memory."""
+    """Keep the images on the device or stream them; auto decides by its free memory."""
     deterministic: bool = False
-    """Deterministic algorithms on a GPU, for bit-identical resuming there; a CPU always is."""
+    """Deterministic algorithms on a GPU, so that resuming is bit-identical, as on a CPU."""
     seed: int = 0
-    """Decides the initial weights, the order of the images and every view."""
+    """Seed of the initial weights, the order of the images and every view."""
 
     checkpoint_every: int = 4
     """Epochs between checkpoints."""
     keep: int | None = None
-    """How many checkpoints to keep; None keeps them all."""
+    """Number of checkpoints to keep, apart from epoch 0; by default all."""
     fresh: bool = False
-    """Start over; an earlier run's files are moved into a folder of their own."""
+    """Start over; the files of an earlier training are moved into a new folder."""
     log_every: int = 100
     """Steps between logged training losses."""
     monitor_every: int = 4
-    """Epochs between k-NN and K-means scores on 2,000 labeled images, where there are labels."""
+    """Epochs between k-NN and K-means accuracies on 2,000 labeled images, if there are labels."""
     wandb: WandbMode = "auto"
-    """Weights & Biases; auto is online with a key and a server that answers, else offline."""
+    """Weights & Biases; auto is online if there is a key and the server answers, else offline."""
     wandb_dir: Path = Path("wandb")
-    """Where Weights & Biases keeps its files."""
+    """Directory for the files of Weights & Biases."""
 
     @classmethod
     def for_dataset(cls, dataset: DatasetName | None, **changes: Any) -> "TrainConfig":
@@ -132,10 +131,11 @@ FREE_TO_CHANGE = {
     *("device", "compile", "images", "deterministic"),
     *("epochs", "checkpoint_every", "log_every", "monitor_every"),
 }
-"""Flags that may differ when a run is resumed: they do not change what is computed in a step."""
+"""Flags that may differ when training is resumed: they do not change what a step computes."""
 
 
 def check(config: TrainConfig) -> None:
+    """Raise UserError for a flag out of its range."""
     positive = ("temperature", "epochs", "batch_size", "accumulate", "learning_rate", "clip_norm",
                 "checkpoint_every", "log_every", "monitor_every", "image_size")  # fmt: skip
     for name in positive:
@@ -144,7 +144,7 @@ def check(config: TrainConfig) -> None:
     for name in ("flip", "gray", "blur"):
         if not 0 <= getattr(config.views, name) <= 1:
             raise UserError(f"--{name} is a probability: 0 to 1")
-    flags = plain(config)
+    flags = flag_values(config)
     for name in ("jitter", "rotation", "shear", "shift", "zoom", "weight_decay", "warmup_epochs"):
         if not 0 <= flags[name] < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must be 0 or more")
@@ -154,11 +154,11 @@ def check(config: TrainConfig) -> None:
     if config.keep is not None and config.keep < 1:
         raise UserError("--keep must be at least 1")
     if config.batch_size < 2:
-        raise UserError("--batch-size must be at least 2: an image needs others to differ from")
+        raise UserError("--batch-size must be at least 2: NT-Xent needs negatives")
 
 
-def plain(config: TrainConfig) -> dict[str, Any]:
-    """The flags as built-in types, as they go into a checkpoint."""
+def flag_values(config: TrainConfig) -> dict[str, Any]:
+    """The flags as built-in types, as a checkpoint holds them."""
     flags = dataclasses.asdict(config)
     flags |= flags.pop("views")
     paths = {name: str(value) for name, value in flags.items() if isinstance(value, Path)}

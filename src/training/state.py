@@ -1,4 +1,4 @@
-"""A training run: begun, resumed, and saved so that it goes on as if it had never stopped."""
+"""The state of a training: initialized, saved, and restored as if it had never stopped."""
 
 import dataclasses
 import os
@@ -21,20 +21,14 @@ from src.runtime.device import autocast, precision_name, select_device, select_p
 from src.storage import checkpoint
 from src.storage.provenance import git_commit, versions
 from src.training import health
-from src.training.batches import (
-    CALIBRATION,
-    INITIAL_WEIGHTS,
-    PROBE,
-    ImageStore,
-    TrainingBatches,
-    random_stream,
-)
-from src.training.recipe import FREE_TO_CHANGE, TrainConfig, check, plain
+from src.training.batches import ImageStore, TrainingBatches
+from src.training.randomness import CALIBRATION, INITIAL_WEIGHTS, random_stream
+from src.training.recipe import FREE_TO_CHANGE, TrainConfig, check, flag_values
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run works with and never changes."""
+    """What stays the same from the first step to the last."""
 
     config: TrainConfig
     dataset: Dataset
@@ -52,8 +46,8 @@ class Setup:
 
 
 @dataclass
-class Run:
-    """What changes from step to step: all of it is in a checkpoint, and nothing else is needed."""
+class TrainState:
+    """What changes from step to step. A checkpoint holds all of it; resuming needs nothing else."""
 
     model: SimCLR
     optimizer: torch.optim.Optimizer
@@ -61,20 +55,25 @@ class Run:
     totals: health.Totals
     step: int = 0
     loss: float | None = None
-    """Mean of the last whole epoch."""
+    """Mean over the last complete epoch."""
     tracking: dict[str, str | None] = field(default_factory=dict)
-    saver: checkpoint.Saver = field(default_factory=checkpoint.Saver)
+    """Group and id of the W&B run; empty before the first checkpoint."""
 
 
-def set_up(config: TrainConfig) -> Setup:
+def prepare(config: TrainConfig) -> Setup:
+    """Check the flags, select device and precision, open the images.
+
+    Raises:
+        UserError: flags, images and processes do not fit together.
+    """
     check(config)
     device = select_device(config.device)
     dtype = select_precision(config.precision, device)
-    # Going on where `auto` means another precision would be another run.
+    # Recorded as what `auto` stands for here: resuming elsewhere must not change the precision.
     config = dataclasses.replace(config, precision=precision_name(dtype))
-    torch.backends.cudnn.benchmark = not config.deterministic  # every step has the same shapes
+    torch.backends.cudnn.benchmark = not config.deterministic  # shapes never change
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
         torch.use_deterministic_algorithms(True)
     with distributed.local_main_first():  # downloads and decodes for the others
         dataset, names = open_dataset(config)
@@ -82,27 +81,27 @@ def set_up(config: TrainConfig) -> Setup:
     if config.images_per_step > len(store):
         raise UserError(
             f"--batch-size {config.batch_size} x --accumulate {config.accumulate} is more than "
-            f"the {len(store):,} images there are: lower --batch-size"
+            f"the {len(store):,} images to train on: lower --batch-size"
         )
     if config.batch_size % distributed.size():
         raise UserError(
-            f"--batch-size {config.batch_size} cannot be shared out evenly among "
+            f"--batch-size {config.batch_size} must be a multiple of the "
             f"{distributed.size()} processes"
         )
     batches = TrainingBatches(
         store, config.views, config.batch_size, config.accumulate, config.seed
     )
-    where = "kept there" if store.placement == "device" else "streamed"
-    processes = f"{distributed.size()} processes, the first " if distributed.size() > 1 else ""
+    placement = "in its memory" if store.placement == "device" else "streamed"
+    processes = f"{distributed.size()} processes, the first on " if distributed.size() > 1 else ""
     print(
         f"{config.arch} on {processes}{device} in {config.precision}, "
-        f"{store.bytes / 1e6:,.0f} MB of images {where}"
+        f"{store.bytes / 1e6:,.0f} MB of images {placement}"
     )
     return Setup(config, dataset, batches, device, dtype)
 
 
 def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
-    """The dataset, and the names of its splits to learn from."""
+    """The dataset, and the names of its splits to train on."""
     if config.dataset == "stl10":
         ensure_stl10(config.data_dir)
     dataset = load_dataset(config.dataset, config.data_dir, config.image_size, config.cache_dir)
@@ -112,23 +111,32 @@ def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
             f"none of the splits of --train-on ({', '.join(config.train_on)}) is in "
             f"{config.data_dir}, which has: {', '.join(dataset.splits)}"
         )
-    found = ", ".join(f"{name} {len(s.images):,}" for name, s in dataset.splits.items())
+    sizes = ", ".join(f"{name} {len(s.images):,}" for name, s in dataset.splits.items())
     missing = [name for name in config.train_on if name not in dataset.splits]
-    left_out = f" (there is no {' and no '.join(missing)} split)" if missing else ""
-    print(f"{config.dataset}: {found} images; learning from {' and '.join(names)}{left_out}")
+    note = f" (there is no {' and no '.join(missing)} split)" if missing else ""
+    print(f"{config.dataset}: {sizes} images; training on {' and '.join(names)}{note}")
     return dataset, names
 
 
-def start(setup: Setup) -> Run:
-    """A network at random initialization, whatever it is to be filled with."""
+def restore_or_initialize(setup: Setup) -> TrainState:
+    """The state of the newest checkpoint, or of a training that has not begun."""
+    state, directory = random_state(setup), setup.config.checkpoint_dir
+    newest = distributed.from_main(checkpoint.newest(directory) if distributed.is_main() else None)
+    if newest:
+        restore(state, setup, *newest)
+    else:
+        initialize_weights(state, setup)
+    return state
+
+
+def random_state(setup: Setup) -> TrainState:
+    """A randomly initialized network, before any weights are loaded or statistics measured."""
     config = setup.config
     torch.manual_seed(random_stream(config.seed, INITIAL_WEIGHTS).initial_seed())
-    model = SimCLR(
-        config.arch, config.small_images, bn=config.bn, pretrained=config.pretrained
-    ).train()
+    model = SimCLR(config.arch, bn=config.bn, pretrained=config.pretrained).train()
     model.to(setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     freeze_batch_norm(model.backbone, frozen=frozen_at(0, setup))
-    return Run(
+    return TrainState(
         model,
         make_optimizer(model, config.weight_decay),
         make_scaler(setup.device, setup.dtype),
@@ -137,103 +145,107 @@ def start(setup: Setup) -> Run:
 
 
 def frozen_at(step: int, setup: Setup) -> bool:
-    """Whether `--bn frozen` has its statistics for good: from the start where they came along."""
+    """Whether batch norm is frozen at `step`: after the warm-up, or always if pretrained."""
     return step >= setup.warmup_steps or setup.config.pretrained
 
 
-def fill(run: Run, setup: Setup) -> None:
-    """What a new run begins with: weights from elsewhere, or statistics of its own images."""
+def initialize_weights(state: TrainState, setup: Setup) -> None:
+    """Load pretrained weights, or measure batch-norm statistics for the random ones."""
     config = setup.config
     if config.pretrained:
         with distributed.local_main_first():  # downloads for the others
-            load_weights(run.model.backbone, config.arch, config.weights)
+            load_weights(state.model.backbone, config.arch, config.weights)
     else:
-        calibrate(run, setup)
+        calibrate(state, setup)
 
 
-def calibrate(run: Run, setup: Setup, images: int = 2048) -> None:
-    """Batch-norm statistics over the views of a random sample of the images."""
+def calibrate(state: TrainState, setup: Setup, images: int = 2048) -> None:
+    """Set the batch-norm statistics to those of views of a random sample of the images."""
     store, rng = setup.batches.store, random_stream(setup.config.seed, CALIBRATION)
     sample = torch.randperm(len(store), generator=rng)[:images]
-    parts = sample.tensor_split(-(-len(sample) // 256))  # of equal size: they count the same
+    parts = sample.tensor_split(-(-len(sample) // 256))  # of equal size: they weigh the same
     batches = progress(parts, desc="calibrating batch norm", unit="batch", leave=False)
     views = (store.views(indices, setup.config.views, rng) for indices in batches)
     with autocast(setup.device, setup.dtype):
-        calibrate_batch_norm(run.model.backbone, views)
-    distributed.copy_from_main(run.model.backbone)
+        calibrate_batch_norm(state.model.backbone, views)
+    distributed.copy_from_main(state.model.backbone)
 
 
-def freeze(run: Run, setup: Setup) -> None:
-    """The end of the warm-up: measure the batch-norm statistics once more and for good."""
+def end_warmup(state: TrainState, setup: Setup) -> None:
+    """Measure the batch-norm statistics once more, and freeze them for good."""
     if setup.config.bn == "frozen" and not setup.config.pretrained:
-        calibrate(run, setup)
-        freeze_batch_norm(run.model.backbone)
+        calibrate(state, setup)
+        freeze_batch_norm(state.model.backbone)
 
 
-def resume(run: Run, setup: Setup, file: Path, state: dict[str, Any]) -> None:
-    refuse_other_settings(setup, file, state)
-    run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.scaler.load_state_dict(state["scaler"])
-    run.totals = health.Totals(setup.device, state["totals"])
-    run.step, run.loss, run.tracking = state["step"], state["loss"], state["tracking"]
-    if run.step > setup.steps:
+def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) -> None:
+    """Load what the checkpoint `file` holds.
+
+    Raises:
+        UserError: the flags or the images would make it another training.
+    """
+    refuse_other_settings(setup, file, saved)
+    state.model.load_state_dict(saved["model"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.scaler.load_state_dict(saved["scaler"])
+    state.totals = health.Totals(setup.device, saved["totals"])
+    state.step, state.loss, state.tracking = saved["step"], saved["loss"], saved["tracking"]
+    if state.step > setup.steps:
         raise UserError(
-            f"{file} has {run.step:,} steps behind it, --epochs {setup.config.epochs} are only "
-            f"{setup.steps:,}: give a larger number, or another --checkpoint-dir"
+            f"{file} was saved after {state.step:,} steps, but --epochs {setup.config.epochs} is "
+            f"only {setup.steps:,}: raise --epochs, or use another --checkpoint-dir"
         )
-    freeze_batch_norm(run.model.backbone, frozen=frozen_at(run.step, setup))
-    print(f"going on from {file}: {run.step:,} of {setup.steps:,} steps are done")
+    freeze_batch_norm(state.model.backbone, frozen=frozen_at(state.step, setup))
+    print(f"resuming from {file}: {state.step:,} of {setup.steps:,} steps are done")
 
 
-def refuse_other_settings(setup: Setup, file: Path, state: dict[str, Any]) -> None:
-    """A resumed run must be the same run: name every setting that would make it another."""
-    now = plain(setup.config)
-    other = [
-        f"--{name.replace('_', '-')} {was} (now {now[name]})"
-        for name, was in state["config"].items()
-        if name in now and name not in FREE_TO_CHANGE and now[name] != was
+def refuse_other_settings(setup: Setup, file: Path, saved: dict[str, Any]) -> None:
+    """Raise UserError naming every setting that differs from the checkpoint's and must not."""
+    flags = flag_values(setup.config)
+    different = [
+        f"--{name.replace('_', '-')} {value} (now {flags[name]})"
+        for name, value in saved["config"].items()
+        if name not in FREE_TO_CHANGE and flags.get(name, value) != value
     ]
-    if not other and state["dataset"]["fingerprint"] != setup.dataset.fingerprint:
-        other = [f"other images than those now in {setup.config.data_dir}"]
-    if other:
+    if not different and saved["dataset"]["fingerprint"] != setup.dataset.fingerprint:
+        different = [f"other images than those now in {setup.config.data_dir}"]
+    if different:
         raise UserError(
-            f"{file} was trained with {', '.join(other)}: use the same settings to go on, --fresh "
-            "to start over (it keeps the old files), or another --checkpoint-dir"
+            f"{file} was trained with {', '.join(different)}: use the same settings to resume, "
+            "--fresh to start over (it keeps the old files), or another --checkpoint-dir"
         )
 
 
-def save(run: Run, setup: Setup) -> Path:
-    """Begin to write a checkpoint, once for all processes, and return its path."""
-    epoch, into_epoch = divmod(run.step, setup.batches.per_epoch)
+def save_checkpoint(state: TrainState, setup: Setup) -> Path:
+    """Write a checkpoint in the main process; returns its path in all of them."""
+    epoch, into_epoch = divmod(state.step, setup.batches.per_epoch)
     file = setup.config.checkpoint_dir / checkpoint.file_name(epoch, into_epoch)
     if not distributed.is_main():
         return file
-    dataset = setup.dataset
-    state = {
+    content = {
         "epoch": epoch,
-        "step": run.step,
-        "loss": run.loss,
-        "model": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scheduler": {"step": run.step, "steps": setup.steps},
-        "scaler": run.scaler.state_dict(),
-        "totals": run.totals.values.tolist(),
-        "config": plain(setup.config),
+        "step": state.step,
+        "loss": state.loss,
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "totals": state.totals.values.tolist(),
+        "config": flag_values(setup.config),
         "dataset": {
-            "fingerprint": dataset.fingerprint,
-            "image_size": dataset.image_size,
-            "class_names": list(dataset.class_names),
+            "fingerprint": setup.dataset.fingerprint,
+            "image_size": setup.dataset.image_size,
         },
-        "tracking": run.tracking,
+        "tracking": state.tracking,
         "versions": versions(),
         "commit": git_commit(),
     }
-    run.saver.save(file, state, setup.config.keep)
+    checkpoint.save(file, content)
+    checkpoint.prune(file.parent, file, setup.config.keep)
     return file
 
 
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW without weight decay on biases and batch norm."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -243,19 +255,6 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 
 
 def make_scaler(device: torch.device, dtype: torch.dtype) -> GradScaler:
-    """Gradient scaling for fp16. For the others `train_step` keeps the scale at 1, and it still
-    skips a step whose gradients are not finite, on the device and without waiting for it."""
+    """Gradient scaling for fp16. For other precisions `train_step` keeps the scale at 1, and the
+    scaler still skips steps whose gradients are not finite, without waiting for the device."""
     return GradScaler(device.type, init_scale=2.0**16 if dtype == torch.float16 else 1.0)
-
-
-def observer(setup: Setup) -> health.Observer:
-    store, config = setup.batches.store, setup.config
-    rng = random_stream(config.seed, PROBE)
-    sample = torch.randperm(len(store), generator=rng)[:256]
-    return health.Observer(
-        views=store.views(sample, config.views, rng),
-        labeled=health.labeled_sample(setup.dataset, 2000, config.seed),
-        every=config.monitor_every,
-        dtype=setup.dtype,
-        seed=config.seed,
-    )

@@ -5,9 +5,9 @@ from types import FrameType
 
 
 class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a flag that a loop looks at between steps.
+    """Context manager that turns the first SIGINT or SIGTERM into a flag, `received`.
 
-    A second Ctrl-C leaves at once. Used as a context manager; the old handlers come back.
+    A second Ctrl-C interrupts at once. The old handlers are restored at the end.
     """
 
     def __init__(self) -> None:

@@ -1,18 +1,18 @@
-"""SimCLR's random views for a whole batch at once, and the one preprocessing for evaluation.
+"""SimCLR's random views, for a whole batch at once.
 
-Every image has its own random parameters, drawn on the CPU from an explicit generator, so every
-device makes the same views; making them is a few batched matrix products on any device.
+Every view has random parameters of its own, drawn on the CPU from an explicit generator, so all
+devices make the same views. Making them takes a few batched matrix products on any device.
 
 Shape letters: N views, S side in pixels, C = 3 color channels.
 
 The views follow torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter,
 RandomGrayscale and GaussianBlur (Chen et al. 2020, appendix A), with three deliberate
-differences, each measured in `tests/test_augment.py`:
+differences, each measured in `tests/test_views.py`:
 - Crop, flip and blur are linear along rows and columns, so they are folded into one matrix for
-  the rows and one for the columns. Blur thus comes before color; the two commute but for clamping.
+  the rows and one for the columns. Blur thus precedes color; without clamping the two commute.
 - The chain of color operations is one 3x3 matrix on the pixel and one on the view's mean
-  color, clamped once at its end instead of after each operation.
-- Hue turns the color around the gray axis of the RGB cube, a matrix, instead of in HSV.
+  color. Values are clamped once at the end instead of after each operation.
+- Hue is a rotation of the color around the gray axis of the RGB cube, which is a matrix, not HSV.
 """
 
 from dataclasses import dataclass
@@ -29,17 +29,17 @@ _GRAY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How far two views of an image may differ."""
+    """How much two views of an image may differ."""
 
     crop_min: float = 0.2
-    """Smallest part of an image's area that a view shows; the largest is all of it."""
+    """Smallest fraction of an image's area that a view may show; the largest is 1."""
     flip: float = 0.5
     """Probability that a view is mirrored."""
     jitter: float = 0.5
     """Strength s of the color jitter, with probability 0.8: brightness, contrast and saturation
     by up to 0.8 s, hue by up to 0.2 s."""
     gray: float = 0.2
-    """Probability that a view has no color."""
+    """Probability that a view is grayscale."""
     blur: float = 0.5
     """Probability of a Gaussian blur: sigma 0.1 to 2 pixels, kernel a tenth of the side."""
     rotation: float = 0.0
@@ -47,9 +47,9 @@ class ViewSettings:
     shear: float = 0.0
     """Largest slant of a view to either side, in degrees."""
     shift: float = 0.0
-    """Largest shift of a view along each axis, as a part of its side."""
+    """Largest shift of a view along each axis, as a fraction of its side."""
     zoom: float = 0.0
-    """Largest change of a view's size, each way: 0.1 is 1/1.1 to 1.1."""
+    """Largest change of a view's size in either direction: 0.1 is 1/1.1 to 1.1."""
 
     @property
     def is_affine(self) -> bool:
@@ -57,7 +57,7 @@ class ViewSettings:
 
 
 class ViewParameters(NamedTuple):
-    """What was drawn for N views: small tensors, moved to the device in one go each."""
+    """The random parameters of N views: a few small tensors to copy to the device."""
 
     box_N4: Tensor
     """Crop: top, left, height, width in pixels."""
@@ -66,12 +66,12 @@ class ViewParameters(NamedTuple):
     kernel_NT: Tensor
     """Blur weights of the T taps."""
     pixel_N33: Tensor
-    """Color: what multiplies a pixel's color ..."""
+    """Color: the matrix that multiplies a pixel's color ..."""
     mean_N33: Tensor
-    """... and what multiplies the view's mean color (contrast); the sum is the new color."""
+    """... and the one that multiplies the view's mean color (contrast). Their sum is the result."""
     affine_N23: Tensor
-    """From a view's coordinates to the image's, both -1 to 1; (0, 2, 3) when there is no
-    rotation, shear, shift or zoom."""
+    """From a view's coordinates to the image's, both -1 to 1; (0, 2, 3) without rotation, shear,
+    shift and zoom."""
 
 
 def draw(settings: ViewSettings, views: int, side: int, rng: torch.Generator) -> ViewParameters:
@@ -122,9 +122,9 @@ def _draw_box(views: int, side: int, crop_min: float, rng: torch.Generator) -> T
     height = torch.round(torch.sqrt(area / log_ratio.exp()))
     fits = (width > 0) & (width <= side) & (height > 0) & (height <= side)
     first = fits.int().argmax(1, keepdim=True)  # index of the first attempt that fits
-    found = fits.any(1)
-    height = torch.where(found, height.gather(1, first)[:, 0], float(side))
-    width = torch.where(found, width.gather(1, first)[:, 0], float(side))
+    any_fits = fits.any(1)
+    height = torch.where(any_fits, height.gather(1, first)[:, 0], float(side))
+    width = torch.where(any_fits, width.gather(1, first)[:, 0], float(side))
     top = torch.floor(torch.rand(views, generator=rng) * (side - height + 1))
     left = torch.floor(torch.rand(views, generator=rng) * (side - width + 1))
     return torch.stack([top, left, height, width], 1)
@@ -133,8 +133,8 @@ def _draw_box(views: int, side: int, crop_min: float, rng: torch.Generator) -> T
 def _crop_matrix(start_N: Tensor, length_N: Tensor, side: int) -> Tensor:
     """Bilinear resampling of [start, start + length) to `side` pixels, as matrices (N, S, S).
 
-    Half-pixel centers; pixels outside the crop have no weight, as if it had been cut out first.
-    A crop is never longer than `side`, so nothing shrinks and antialiasing does not arise.
+    Half-pixel centers; pixels outside the crop have no weight, as if the crop were cut out first.
+    A crop is never longer than `side`: it is never shrunk, so there is no need for antialiasing.
     """
     pixels = torch.arange(side, device=start_N.device, dtype=torch.float32)
     scale = length_N[:, None] / side
@@ -144,7 +144,7 @@ def _crop_matrix(start_N: Tensor, length_N: Tensor, side: int) -> Tensor:
 
 
 def _draw_blur(views: int, side: int, probability: float, rng: torch.Generator) -> Tensor:
-    """Kernels (N, T) of T = a tenth of the side, made odd; (N, 1) when nothing is blurred."""
+    """Kernels (N, T) with T about a tenth of the side, and odd; (N, 1) if nothing is blurred."""
     chosen = torch.rand(views, 1, generator=rng) < probability
     sigma = 0.1 + 1.9 * torch.rand(views, 1, generator=rng)
     if probability == 0:
@@ -198,16 +198,16 @@ def _draw_color(settings: ViewSettings, views: int, rng: torch.Generator) -> tup
     to_gray = _GRAY.expand(3, 3)  # every channel of the result is the luma
     brightness, contrast, saturation = (f[:, None, None] for f in (factor(0.8 * s) for _ in "bcs"))
     hue = (torch.rand(views, generator=rng) * 2 - 1) * 0.2 * s
-    operations = torch.stack(  # (4, N, 3, 3): what each multiplies the color by
+    operations = torch.stack(  # (4, N, 3, 3): the matrix of each
         [brightness * eye, contrast * eye, saturation * eye + (1 - saturation) * to_gray,
          _hue_matrix(hue)]
     )  # fmt: skip
     order = torch.rand(views, 4, generator=rng).argsort(1)
     pixel, mean = eye.repeat(views, 1, 1), torch.zeros(views, 3, 3)
-    for kind in order.T:  # (N,): which operation comes now, for every view
-        now = operations[kind, torch.arange(views)]
+    for kind in order.T:  # (N,): the next operation of every view
+        matrix = operations[kind, torch.arange(views)]
         towards_mean = (kind == 1)[:, None, None] * (1 - contrast) * to_gray
-        pixel, mean = now @ pixel, now @ mean + towards_mean @ (pixel + mean)
+        pixel, mean = matrix @ pixel, matrix @ mean + towards_mean @ (pixel + mean)
     jittered = torch.rand(views, 1, 1, generator=rng) < 0.8
     pixel, mean = torch.where(jittered, pixel, eye), torch.where(jittered, mean, 0.0)
     gray = torch.rand(views, 1, 1, generator=rng) < settings.gray
@@ -217,8 +217,8 @@ def _draw_color(settings: ViewSettings, views: int, rng: torch.Generator) -> tup
 def _hue_matrix(turn_N: Tensor) -> Tensor:
     """Rotation around the gray axis by `turn` (1 is the full circle), as RGB matrices (N, 3, 3).
 
-    Nearer to HSV's hue than rotating the chroma of YIQ: on STL-10 at a tenth of the circle it is
-    off by 4.3/255 on average against 7.5/255.
+    Closer to HSV's hue than a rotation in YIQ: for a tenth of the circle on STL-10, the mean
+    difference is 4.3/255 against 7.5/255.
     """
     angle = 2 * torch.pi * turn_N[:, None, None]
     across = torch.eye(3) - 1 / 3  # projects onto the plane of equal brightness

@@ -1,0 +1,47 @@
+"""A short training as a process: its command line, and how far it has come."""
+
+import subprocess
+import time
+from pathlib import Path
+
+from conftest import ROOT, run_python, wait_for_steps
+
+from src.storage import artifacts, checkpoint
+
+EPOCHS = 4
+
+
+def command(data: Path, directory: Path) -> list[str]:
+    """`src/train.py` and its flags."""
+    flags = {
+        "data-dir": data, "checkpoint-dir": directory, "arch": "resnet18", "epochs": EPOCHS,
+        "batch-size": 16, "checkpoint-every": 1, "log-every": 1, "monitor-every": 2,
+        "warmup-epochs": 1, "wandb": "disabled", "device": "cpu",
+    }  # fmt: skip
+    pairs = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    return [str(ROOT / "src/train.py"), *pairs]
+
+
+def finish(*arguments: object) -> str:
+    """Run Python until it ends well; returns what it printed."""
+    run = run_python(*arguments)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def wait_for_writing(directory: Path, epoch: int, process: subprocess.Popen[str]) -> Path:
+    """Wait until the checkpoint after `epoch` is being written; returns the temporary file."""
+    wait_for_steps(directory, epoch, process)
+    deadline = time.monotonic() + 60
+    final = directory / checkpoint.file_name(epoch)
+    temporary = artifacts.temporary_path(final)
+    while not (temporary.exists() or final.exists()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return temporary
+
+
+def assert_whole(directory: Path) -> None:
+    """Every checkpoint is intact, and no temporary file is left."""
+    for file in checkpoint.listed(directory):
+        checkpoint.load(file)
+    assert not list(directory.glob(".*.tmp"))
