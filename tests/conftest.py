@@ -1,5 +1,7 @@
 """A small dataset in STL-10's own format, and scripts run as a user runs them."""
 
+import atexit
+import functools
 import os
 import subprocess
 import sys
@@ -12,10 +14,12 @@ import pytest
 
 from src.storage import checkpoint
 from tests.fake_wandb_server import FakeServer
+from tests.script_server import ScriptProcess, ScriptServer
 from tests.tracking_tools import clean_environment
 
 ROOT = Path(__file__).parents[1]
 Script = Callable[..., subprocess.CompletedProcess[str]]
+Process = ScriptProcess | subprocess.Popen[str]
 
 
 def write_stl10(folder: Path, split: str, count: int, labeled: bool) -> None:
@@ -56,10 +60,20 @@ def environment(**changes: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def start_python(*arguments: object) -> subprocess.Popen[str]:
-    """Python with these arguments, such as a script and its flags."""
+@functools.cache
+def script_server() -> ScriptServer:
+    server = ScriptServer(environment(OMP_NUM_THREADS="1"))
+    atexit.register(server.close)
+    return server
+
+
+def start_python(*arguments: object, cwd: Path = ROOT, **changes: str) -> Process:
+    """A script and its flags, or other arguments of Python; `changes` are environment variables."""
+    first, *others = map(str, arguments)
+    if first.endswith(".py"):
+        return script_server().start(first, others, cwd, environment(**changes))
     return subprocess.Popen(
-        [sys.executable, *map(str, arguments)], env=environment(), text=True,
+        [sys.executable, first, *others], cwd=cwd, env=environment(**changes), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -67,15 +81,19 @@ def start_python(*arguments: object) -> subprocess.Popen[str]:
 def run_python(
     *arguments: object, cwd: Path = ROOT, prefix: tuple[str, ...] = (), **changes: str
 ) -> subprocess.CompletedProcess[str]:
-    """The same until it ends; `prefix` are words in front of the command, `changes` environment
-    variables."""
-    return subprocess.run(
-        [*prefix, sys.executable, *map(str, arguments)],
-        cwd=cwd, env=environment(**changes), capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    """The same until it ends; `prefix` are words in front of the command."""
+    command = [*prefix, sys.executable, *map(str, arguments)]
+    if prefix:
+        env = environment(**changes)
+        return subprocess.run(
+            command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240
+        )
+    process = start_python(*arguments, cwd=cwd, **changes)
+    outputs = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(command, process.wait(), *outputs)
 
 
-def wait_for_steps(directory: Path, steps: int, process: subprocess.Popen[str]) -> None:
+def wait_for_steps(directory: Path, steps: int, process: Process) -> None:
     """Wait until a training has logged this many steps in `directory`."""
     log = directory / checkpoint.METRICS_LOG
     deadline = time.monotonic() + 120

@@ -23,36 +23,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-PRELOADED = ("torch", "torchvision", "scipy.optimize", "sklearn.cluster", "sklearn.metrics",
-             "matplotlib.pyplot", "tyro", "torch._dynamo", "src.training.state", "src.clusters.protocol",
-             "src.prediction.predictor", "src.visualization.report")  # fmt: skip
+PRELOADED = (
+    *("torch", "torch._dynamo", "torchvision", "scipy.optimize", "sklearn.cluster", "tyro"),
+    *("sklearn.metrics", "matplotlib.pyplot", "src.training.state", "src.clusters.protocol"),
+    *("src.prediction.predictor", "src.visualization.report"),
+)
 
 
 class ScriptProcess:
-    """A running script, with the interface of `subprocess.Popen` that the tests use."""
+    """A running script, with the methods of `subprocess.Popen` that the tests use."""
 
-    def __init__(self, connection: socket.socket, outputs: tuple[IO[str], IO[str]]):
+    def __init__(self, connection: socket.socket, outputs: list[IO[str]]):
         self._connection, self._outputs = connection, outputs
+        self._printed: list[str] = []
         self.returncode: int | None = None
         self.pid = int(self._line())
 
-    def wait(self, timeout: float = 240) -> int:
-        """Raises TimeoutError, after which the script has been killed."""
-        if self.returncode is None:
-            self._connection.settimeout(timeout)
-            try:
-                self.returncode = int(self._line())
-            except TimeoutError:
-                self.kill()
-                raise
+    def poll(self) -> int | None:
+        with contextlib.suppress(BlockingIOError):
+            self._receive(0)
         return self.returncode
 
-    def poll(self) -> int | None:
-        with contextlib.suppress(BlockingIOError, TimeoutError):
-            if self.returncode is None:
-                self._connection.settimeout(0)
-                self.returncode = int(self._line())
+    def wait(self, timeout: float = 240) -> int:
+        """Kills the script and raises TimeoutError when it takes longer."""
+        try:
+            self._receive(timeout)
+        except TimeoutError:
+            self.kill()
+            raise
+        assert self.returncode is not None
         return self.returncode
+
+    def communicate(self, timeout: float = 240) -> tuple[str, str]:
+        self.wait(timeout)
+        return self._printed[0], self._printed[1]
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -60,11 +64,16 @@ class ScriptProcess:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, timeout: float = 240) -> tuple[str, str]:
-        self.wait(timeout)
+    def _receive(self, timeout: float) -> None:
+        if self.returncode is not None:
+            return
+        self._connection.settimeout(timeout)
+        self.returncode = int(self._line())
+        self._connection.close()
         for output in self._outputs:
-            output.seek(0)
-        return self._outputs[0].read(), self._outputs[1].read()
+            with output:
+                output.seek(0)
+                self._printed.append(output.read())
 
     def _line(self) -> str:
         line = b""
@@ -76,30 +85,26 @@ class ScriptProcess:
 
 
 class ScriptServer:
-    def __init__(self) -> None:
+    """The process that imports and forks; `env` is its environment."""
+
+    def __init__(self, env: dict[str, str]) -> None:
         self._directory = tempfile.TemporaryDirectory()
         self._address = str(Path(self._directory.name) / "socket")
-        self._process = subprocess.Popen([sys.executable, __file__, self._address])
+        self._process = subprocess.Popen([sys.executable, __file__, self._address], env=env)
 
     def start(
-        self, script: Path, arguments: list[str], cwd: Path, env: dict[str, str], stdin: str = ""
+        self, script: str, arguments: list[str], cwd: Path, env: dict[str, str]
     ) -> ScriptProcess:
         connection = socket.socket(socket.AF_UNIX)
         deadline = time.monotonic() + 60
-        while True:
-            try:
-                connection.connect(self._address)
-                break
-            except (FileNotFoundError, ConnectionRefusedError):
-                assert time.monotonic() < deadline, "the server for scripts did not start"
-                time.sleep(0.05)
-        streams = [tempfile.TemporaryFile("w+") for _ in range(3)]
-        streams[0].write(stdin)
-        streams[0].seek(0)
-        call = {"argv": [str(script), *arguments], "cwd": str(cwd), "env": env}
-        fds = [stream.fileno() for stream in streams]
-        socket.send_fds(connection, [json.dumps(call).encode() + b"\n"], fds)
-        return ScriptProcess(connection, (streams[1], streams[2]))
+        while connection.connect_ex(self._address):
+            assert time.monotonic() < deadline, "the server for scripts did not start"
+            time.sleep(0.05)
+        outputs = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
+        call = {"argv": [script, *arguments], "cwd": str(cwd), "env": env}
+        fds = [output.fileno() for output in outputs]
+        socket.send_fds(connection, [json.dumps(call).encode()], fds)
+        return ScriptProcess(connection, outputs)
 
     def close(self) -> None:
         self._process.kill()
@@ -119,7 +124,7 @@ def _calls(address: str) -> Iterator[None]:
             connection.close()
             continue
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        message, fds, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+        message, fds, _, _ = socket.recv_fds(connection, 1 << 20, 2)
         child = os.fork()
         if child:  # waits for the script and reports its exit code, as Popen's returncode
             connection.sendall(f"{child}\n".encode())
@@ -129,7 +134,7 @@ def _calls(address: str) -> Iterator[None]:
             os._exit(0)
         server.close()
         connection.close()
-        for number, fd in enumerate(fds):
+        for number, fd in enumerate([os.open(os.devnull, os.O_RDONLY), *fds]):
             os.dup2(fd, number)
             os.close(fd)
         call = json.loads(message)

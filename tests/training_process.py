@@ -1,10 +1,9 @@
 """A short training as a process: its command line, and how far it has come."""
 
-import subprocess
 import time
 from pathlib import Path
 
-from conftest import ROOT, run_python, wait_for_steps
+from conftest import ROOT, Process, run_python, wait_for_steps
 
 from src.storage import artifacts, checkpoint
 
@@ -29,7 +28,7 @@ def finish(*arguments: object) -> str:
     return run.stdout
 
 
-def wait_for_writing(directory: Path, epoch: int, process: subprocess.Popen[str]) -> Path:
+def wait_for_writing(directory: Path, epoch: int, process: Process) -> Path:
     """Wait until the checkpoint after `epoch` is being written; returns the temporary file."""
     wait_for_steps(directory, epoch, process)
     deadline = time.monotonic() + 60
