@@ -75,19 +75,17 @@ def main(config: VisualizeConfig) -> None:
 
     folder = config.feature_dir / artifacts.FIGURES
     folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    with (
-        figures.styled(),
-        stage_tracker(
-            config.wandb, config.wandb_dir, "visualization", config, results.extraction
-        ) as tracker,
-    ):
+    files = []
+    tracker = stage_tracker(
+        config.wandb, config.wandb_dir, "visualization", config, results.extraction
+    )
+    with figures.styled(), tracker:
         for name, figure in draw(results, dataset, records, xy_N2, TITLES[method]):
-            files[name] = folder / f"{name}.{config.format}"
-            with artifacts.replacing(files[name]) as temporary:
+            files.append(folder / f"{name}.{config.format}")
+            with artifacts.replacing(files[-1]) as temporary:
                 figure.savefig(temporary, format=config.format)
             if config.wandb != "disabled":
-                picture = files[name] if config.format == "png" else pixels(figure)
+                picture = files[-1] if config.format == "png" else pixels(figure)
                 tracker.image(f"figures/{name}", picture)
     report = config.feature_dir / artifacts.REPORT
     write_report(report, results, xy_N2, TITLES[method], records, dataset)
@@ -120,8 +118,7 @@ def draw(
     if records:
         yield "training", figures.training_curves(records)
     yield "pca_variance", figures.pca_variance(results.variance_ratio)
-    clusters = results.clusters, names, results.class_of_cluster
-    yield "map", projection_map(xy_N2, *clusters, results.labels, results.class_names, method)
+    yield "map", projection_map(results, xy_N2, method)
     labeled = {split: part for split, part in metrics["splits"].items() if "confusion" in part}
     if not labeled:
         print("note: no image has a label: no confusion matrix, no classes in the map")
@@ -157,7 +154,8 @@ def silhouettes(results: Results, split: str) -> Figure | None:
 
 def picture_rows(results: Results, dataset: Dataset) -> Figure:
     """The pictures nearest to each centroid, and those nearest to the border of the cluster."""
-    sizes = np.bincount(results.clusters, minlength=len(results.centroids_KP))
+    names = results.cluster_names
+    sizes = np.bincount(results.clusters, minlength=len(names))
     largest = np.sort(np.argsort(-sizes, kind="stable")[: figures.CLUSTER_ROWS])
     if len(largest) < len(sizes):
         print(f"note: pictures of the {len(largest)} largest of {len(sizes)} clusters only")
@@ -166,8 +164,7 @@ def picture_rows(results: Results, dataset: Dataset) -> Figure:
         own = np.flatnonzero(results.clusters == k)
         nearest = own[np.argsort(results.distance[own], kind="stable")[:PICTURES]]
         unsure = own[np.argsort(results.margin[own], kind="stable")[:PICTURES]]
-        name = results.cluster_names[k]
-        rows.append((name, *(load_pictures(results, dataset, r) for r in (nearest, unsure))))
+        rows.append((names[k], *(load_pictures(results, dataset, r) for r in (nearest, unsure))))
     return figures.cluster_pictures(rows, ("Nearest to the centroid", "Least certain"))
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from src.runtime.cli import UserError, run_script
 from src.storage import artifacts
@@ -56,6 +55,8 @@ def main(config: PicturesConfig) -> None:
 
 def screenshot(report: Path, program: str) -> io.BytesIO:
     """A PNG of the top of the page, taken after all its pictures are decoded and drawn."""
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=FLAGS)
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})

@@ -89,7 +89,7 @@ def training_curves(records: Sequence[dict[str, Any]]) -> Figure:
         row, column = divmod(number, 3)
         span = 6 // min(3, len(panels) - 3 * row)  # fewer panels in the last row are wider
         ax = figure.add_subplot(grid[row, column * span : (column + 1) * span])
-        _draw_lines(ax, lines, faint_first=title == "Loss" and len(lines) > 1)
+        _draw_lines(ax, lines)
         ax.set(title=title, xlabel="epoch", ylabel=unit, xlim=(0, last_epoch * 1.02))
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.yaxis.set_major_formatter(_percent if title == "Accuracy" else "{x:g}")
@@ -108,9 +108,9 @@ def curve(records: Sequence[dict[str, Any]], name: str) -> list[tuple[float, flo
     return next(filter(None, by_kind), [])
 
 
-def _draw_lines(ax: Axes, lines: dict[str, list[tuple[float, float]]], faint_first: bool) -> None:
+def _draw_lines(ax: Axes, lines: dict[str, list[tuple[float, float]]]) -> None:
     for number, (label, points) in enumerate(lines.items()):
-        faint = faint_first and number == 0
+        faint = label == "each step" and len(lines) > 1
         ax.plot(
             *zip(*points, strict=True), label=label, color=(BLUE, ORANGE)[number],
             alpha=0.4 if faint else 1, linewidth=1 if faint else None,
@@ -126,8 +126,7 @@ def pca_variance(ratio_P: np.ndarray) -> Figure:
     left, right = figure.subplots(1, 2)
     component = np.arange(1, len(ratio_P) + 1)
     left.plot(component, ratio_P, color=BLUE, marker="o", markersize=2)
-    left.set(title="Each component", ylabel="explained variance", yscale="log")
-    left.yaxis.set_major_formatter(_percent)
+    left.set(title="Each component", yscale="log")
     left.yaxis.set_minor_formatter("")
     total = np.cumsum(ratio_P)
     right.fill_between(component, total, color=BLUE, alpha=0.15, linewidth=0)
@@ -136,15 +135,15 @@ def pca_variance(ratio_P: np.ndarray) -> Figure:
         f"{total[-1]:.1%} with {len(total)}", (component[-1], total[-1]),
         (-4, -14), textcoords="offset points", ha="right",
     )  # fmt: skip
-    right.set(title="Cumulative", ylabel="explained variance", ylim=(0, 1.02))
-    right.yaxis.set_major_formatter(_percent)
+    right.set(title="Cumulative", ylim=(0, 1.02))
     for ax in (left, right):
-        ax.set_xlabel("principal component")
+        ax.set(xlabel="principal component", ylabel="explained variance")
         ax.set_xlim(min(1, len(total) - 1), len(total) + 0.5)
+        ax.yaxis.set_major_formatter(_percent)
     return figure
 
 
-def _percent(value: float, _: int) -> str:
+def _percent(value: float, _: float) -> str:
     return f"{value * 100:.6g}%"
 
 
@@ -178,7 +177,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
 def silhouette_profile(
     scores: np.ndarray, clusters: np.ndarray, names: Sequence[str], colors: Sequence[str]
 ) -> Figure:
-    """The silhouettes of all images, one sorted band per cluster, and their mean (Rousseeuw 1987)."""
+    """The silhouette of each image, a sorted band per cluster, and the mean (Rousseeuw 1987)."""
     figure = Figure(figsize=(WIDTH * 0.62, float(np.clip(1 + 0.3 * len(names), 3, 12))))
     ax = figure.subplots()
     gap, start, ticks = max(1, len(scores) // 100), 0, []
@@ -207,7 +206,7 @@ def cluster_sizes(sizes: dict[str, np.ndarray], cluster_names: Sequence[str]) ->
     for (split, counts), color in zip(sizes.items(), (BLUE, "#8cc3e6", ORANGE), strict=False):
         bars = ax.barh(range(len(counts)), counts, 0.75, left=start, color=color, label=split)
         start += counts
-    ax.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=7.5)  # the sum of the splits
+    ax.bar_label(bars, [f"{total:,.0f}" for total in start], padding=3, fontsize=7.5)
     ax.set_yticks(range(len(cluster_names)), shortened(cluster_names))
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")

@@ -9,7 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from src.visualization.figures import WIDTH, shortened
-from src.visualization.palette import UNKNOWN, cluster_colors, colors
+from src.visualization.palette import UNKNOWN, colors
+from src.visualization.results import Results
 
 TITLE, LINE = 0.35, 0.18
 """Inches: the space above a map, and a line of the legend below it."""
@@ -17,23 +18,17 @@ LEGEND_NAMES = 20
 """With more names there is no legend: nobody could tell so many colors apart."""
 
 
-def projection_map(
-    xy_N2: np.ndarray,
-    clusters: np.ndarray,
-    cluster_names: Sequence[str],
-    class_of_cluster: np.ndarray,
-    labels: np.ndarray,
-    class_names: Sequence[str],
-    method: str,
-) -> Figure:
+def projection_map(results: Results, xy_N2: np.ndarray, method: str) -> Figure:
     """The points colored by cluster and, if any has a class, a second map colored by class.
 
     A cluster takes color and place in the legend from its class. The number of the cluster stands
     at the median of its points.
     """
-    inks = cluster_colors(class_of_cluster, len(class_names))
-    order = np.argsort(class_of_cluster % (len(class_names) + 1), kind="stable")  # -1 goes last
-    entries = _entries([inks[k] for k in order], [cluster_names[k] for k in order], 0)
+    clusters, inks, names = results.clusters, results.cluster_colors, results.cluster_names
+    labels, class_names = results.labels, results.class_names
+    # A class of -1, none, goes last.
+    order = np.argsort(results.class_of_cluster % (len(class_names) + 1), kind="stable").tolist()
+    entries = _entries([inks[k] for k in order], [names[k] for k in order], 0)
     maps = [("cluster", clusters, inks, entries)]
     if (labels >= 0).any():
         inks = colors(len(class_names))

@@ -39,5 +39,6 @@ def cluster_colors(class_of_cluster: Sequence[int] | np.ndarray, classes: int) -
 
 
 def _shade(color: str, amount: float) -> str:
-    rgb = np.array(to_rgb(color))
-    return to_hex(rgb + abs(amount) * ((amount > 0) - rgb))
+    target = float(amount > 0)
+    red, green, blue = (value + abs(amount) * (target - value) for value in to_rgb(color))
+    return to_hex((red, green, blue))

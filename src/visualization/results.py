@@ -25,7 +25,6 @@ class Results:
     """int64 (N,)."""
     labels: np.ndarray
     """int64 (N,), -1 where the class is unknown."""
-    centroids_KP: np.ndarray
     class_of_cluster: np.ndarray
     """int64 (K,), -1 where a cluster has no class."""
     variance_ratio: np.ndarray
@@ -51,11 +50,6 @@ class Results:
     def cluster_colors(self) -> list[str]:
         return cluster_colors(self.class_of_cluster, len(self.class_names))
 
-    @property
-    def wrong(self) -> np.ndarray:
-        """bool (N,): the image has a class, and its cluster is not named after it."""
-        return (self.labels >= 0) & (self.class_of_cluster[self.clusters] != self.labels)
-
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.splits == self.split_names.index(split))
 
@@ -71,15 +65,13 @@ def load_results(directory: Path) -> Results:
     names = list(extraction["dataset"]["splits"])
     parts = [_load_split(directory, name) for name in names]
     x_NP, clusters, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    centroids_KP = artifacts.load(artifacts.CENTROIDS, directory)
-    distance, margin = _distances(x_NP, clusters, centroids_KP)
+    distance, margin = _distances(x_NP, clusters, artifacts.load(artifacts.CENTROIDS, directory))
     return Results(
         split_names=names,
         splits=np.repeat(np.arange(len(names)), [len(part[0]) for part in parts]),
         x_NP=x_NP,
         clusters=clusters,
         labels=labels,
-        centroids_KP=centroids_KP,
         class_of_cluster=artifacts.load(artifacts.CLUSTER_TO_CLASS, directory),
         variance_ratio=artifacts.load(artifacts.PCA_VARIANCE_RATIO, directory),
         class_names=extraction["dataset"]["class_names"],
@@ -109,8 +101,7 @@ def _distances(
     x_NP: np.ndarray, clusters: np.ndarray, centroids_KP: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distance to the own centroid, and 1 - own / nearest other distance: both float32 (N,)."""
-    squared = [((x_NP - centroid) ** 2).sum(axis=1) for centroid in centroids_KP]
-    distance_KN = np.sqrt(np.stack(squared))
+    distance_KN = np.stack([np.linalg.norm(x_NP - centroid, axis=1) for centroid in centroids_KP])
     each = np.arange(len(clusters))
     own = distance_KN[clusters, each]
     distance_KN[clusters, each] = np.inf  # with one cluster no other is near: the margin is 1
