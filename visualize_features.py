@@ -1,11 +1,11 @@
-"""See a run: figures for a paper, and one page to explore the clusters.
+"""Draw the figures of a run and one page to explore its clusters.
 
     python visualize_features.py
 
 Reads features/, checkpoints/metrics.jsonl and the images that the features come from. Writes
-features/figures/ and features/report.html, which opens from disk with no network at all. What is
-missing (labels, a training log, the images) is left out with a line that says so. Weights & Biases
-gets the figures.
+features/figures/ and features/report.html, which opens from disk without a network. Without labels,
+training log or images it leaves out what needs them, and says so. Weights & Biases gets the
+figures.
 """
 
 import io
@@ -29,75 +29,66 @@ from src.tracking.stage import stage_tracker
 from src.tracking.wandb_run import WandbMode
 from src.visualization import figures
 from src.visualization.map_figure import projection_map
-from src.visualization.projection import (
-    FIT_POINTS,
-    TITLES,
-    ProjectionName,
-    enough_to_arrange,
-    project,
-)
-from src.visualization.report import Page, write_report
-from src.visualization.results import Results, load_results, pictures
+from src.visualization.projection import FIT_POINTS, TITLES, ProjectionName, can_arrange, project
+from src.visualization.report import write_report
+from src.visualization.results import Results, load_pictures, load_results
 
 SILHOUETTES = 10_000
-"""Images in the silhouette figure; its bands are the same with more, its cost is quadratic."""
+"""Images in the silhouette figure; more cost quadratic time and do not change its shape."""
 PICTURES = 8
-"""Nearest and least certain pictures of each cluster."""
+"""Pictures of each cluster: so many nearest to the centroid, and so many least certain ones."""
 
 
 @dataclass(frozen=True)
 class VisualizeConfig:
     feature_dir: Path = Path("features")
-    """Where features and clusters are; figures and report go there too."""
+    """Directory of features and clusters; figures and report are written there too."""
     checkpoint_dir: Path | None = None
-    """Where training left its log; None takes the place of the checkpoint of the features."""
+    """Directory of the training log; by default that of the checkpoint behind the features."""
     data_dir: Path | None = None
-    """Where the images are; None takes the place that the features were extracted from."""
+    """Directory of the images; by default the one that the features were extracted from."""
     format: Literal["png", "pdf"] = "png"
-    """Of the figures: pixels, or vectors for a paper."""
+    """File format of the figures: pixels, or vectors for a paper."""
     projection: ProjectionName = "tsne"
-    """How the map comes to two dimensions; pca takes no time, umap needs umap-learn."""
+    """Projection of the map to two dimensions; pca is instant, umap needs umap-learn."""
     seed: int = 0
-    """Of the map."""
+    """Random seed of the map."""
     wandb: WandbMode = "auto"
     """Weights & Biases; auto is online with a key and a server that answers, else offline."""
     wandb_dir: Path = Path("wandb")
-    """Where Weights & Biases keeps its files."""
+    """Directory of the files of Weights & Biases."""
 
 
 def main(config: VisualizeConfig) -> None:
     started = time.monotonic()
     results = load_results(config.feature_dir)
     dataset = images_or_none(results, config)
-    trained = Path(results.extraction["checkpoint"]["file"]).parent
-    log = (config.checkpoint_dir or trained) / checkpoint.METRICS_LOG
-    records = read_metrics(log)
+    log_dir = config.checkpoint_dir or Path(results.extraction["checkpoint"]["file"]).parent
+    records = read_metrics(log_dir / checkpoint.METRICS_LOG)
     if not records:
-        print(f"note: no training log in {log.parent}: no training curves")
-    method = config.projection if enough_to_arrange(results.x_NP) else "pca"
+        print(f"note: no training log in {log_dir}: no training curves")
+    method = config.projection if can_arrange(results.x_NP) else "pca"
     print(f"{TITLES[method]} of {len(results.x_NP):,} images")
     if len(results.x_NP) > FIT_POINTS and method != "pca":
-        print(f"note: it arranges {FIT_POINTS:,} of them, the others join their neighbors there")
+        print(f"note: it arranges {FIT_POINTS:,} of them and places the others among these")
     xy_N2 = project(results.x_NP, method, config.seed)
 
     folder = config.feature_dir / artifacts.FIGURES
     folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    with (
-        figures.styled(),
-        stage_tracker(
-            config.wandb, config.wandb_dir, "visualization", config, results.extraction
-        ) as tracker,
-    ):
+    files = []
+    tracker = stage_tracker(
+        config.wandb, config.wandb_dir, "visualization", config, results.extraction
+    )
+    with figures.styled(), tracker:
         for name, figure in draw(results, dataset, records, xy_N2, TITLES[method]):
-            files[name] = folder / f"{name}.{config.format}"
-            with artifacts.replacing(files[name]) as temporary:
+            files.append(folder / f"{name}.{config.format}")
+            with artifacts.replacing(files[-1]) as temporary:
                 figure.savefig(temporary, format=config.format)
-            if config.wandb != "disabled":  # it takes no PDF
-                picture = files[name] if config.format == "png" else pixels(figure)
+            if config.wandb != "disabled":
+                picture = files[-1] if config.format == "png" else pixels(figure)
                 tracker.image(f"figures/{name}", picture)
-    page = Page(results, xy_N2, TITLES[method], records, dataset, config.seed)
-    report = write_report(config.feature_dir / artifacts.REPORT, page)
+    report = config.feature_dir / artifacts.REPORT
+    write_report(report, results, xy_N2, TITLES[method], records, dataset)
 
     print(summary_table(results.metrics))
     print(f"wrote {len(files)} figures to {folder} in {time.monotonic() - started:.0f} s")
@@ -105,7 +96,7 @@ def main(config: VisualizeConfig) -> None:
 
 
 def pixels(figure: Figure) -> np.ndarray:
-    """uint8 (height, width, 3)."""
+    """The figure as uint8 (height, width, 3): Weights & Biases takes no PDF."""
     png = io.BytesIO()
     figure.savefig(png, format="png")
     return np.asarray(Image.open(png).convert("RGB"))
@@ -122,33 +113,26 @@ def images_or_none(results: Results, config: VisualizeConfig) -> Dataset | None:
 def draw(
     results: Results, dataset: Dataset | None, records: list[Record], xy_N2: np.ndarray, method: str
 ) -> Iterator[tuple[str, Figure]]:
-    """File name and figure of everything there is something to draw of."""
+    """The name and figure of everything that the run has data for."""
     names, metrics = results.cluster_names, results.metrics
     if records:
         yield "training", figures.training_curves(records)
     yield "pca_variance", figures.pca_variance(results.variance_ratio)
-    clusters = results.clusters, names, results.class_of_cluster
-    yield "map", projection_map(xy_N2, *clusters, results.labels, results.class_names, method)
-    labeled = {n: scores for n, scores in metrics["splits"].items() if "confusion" in scores}
+    yield "map", projection_map(results, xy_N2, method)
+    labeled = {split: part for split, part in metrics["splits"].items() if "confusion" in part}
     if not labeled:
         print("note: no image has a label: no confusion matrix, no classes in the map")
     for split, scores in labeled.items():
         title = f"{split}, % of each class (accuracy {scores['hungarian_accuracy']:.1%})"
         counts = np.array(scores["confusion"])
         yield f"confusion_{split}", figures.confusion_matrix(counts, results.class_names, title)
-    fit_on = results.clustering["fit_on"]
-    if (figure := silhouettes(results, fit_on)) is not None:
+    if (figure := silhouettes(results, results.clustering["fit_on"])) is not None:
         yield "silhouette", figure
-    yield (
-        "cluster_sizes",
-        figures.cluster_sizes(
-            {
-                split: np.bincount(results.clusters[results.rows(split)], minlength=len(names))
-                for split in results.split_names
-            },
-            names,
-        ),
-    )
+    sizes = {
+        split: np.bincount(results.clusters[results.rows(split)], minlength=len(names))
+        for split in results.split_names
+    }
+    yield "cluster_sizes", figures.cluster_sizes(sizes, names)
     if dataset is not None:
         yield "clusters", picture_rows(results, dataset)
     if "scan" in metrics:
@@ -160,7 +144,7 @@ def silhouettes(results: Results, split: str) -> Figure | None:
     rows = rows[np.linspace(0, len(rows) - 1, min(SILHOUETTES, len(rows))).astype(int)]
     clusters = results.clusters[rows]
     if not 1 < len(np.unique(clusters)) < len(clusters):
-        print(f"note: {split} lies in one cluster: no silhouette")
+        print(f"note: no silhouette: {split} needs two clusters and more images than clusters")
         return None
     scores = silhouette_samples(results.x_NP[rows], clusters)
     return figures.silhouette_profile(
@@ -169,18 +153,18 @@ def silhouettes(results: Results, split: str) -> Figure | None:
 
 
 def picture_rows(results: Results, dataset: Dataset) -> Figure:
-    """The pictures nearest to each centroid, and those nearest to the border of their cluster."""
-    sizes = np.bincount(results.clusters, minlength=len(results.centroids_KP))
+    """The pictures nearest to each centroid, and those nearest to the border of the cluster."""
+    names = results.cluster_names
+    sizes = np.bincount(results.clusters, minlength=len(names))
     largest = np.sort(np.argsort(-sizes, kind="stable")[: figures.CLUSTER_ROWS])
     if len(largest) < len(sizes):
-        print(f"note: pictures of the {len(largest)} largest of {len(sizes)} clusters")
+        print(f"note: pictures of the {len(largest)} largest of {len(sizes)} clusters only")
     rows = []
     for k in largest[sizes[largest] > 0]:
         own = np.flatnonzero(results.clusters == k)
         nearest = own[np.argsort(results.distance[own], kind="stable")[:PICTURES]]
         unsure = own[np.argsort(results.margin[own], kind="stable")[:PICTURES]]
-        name = results.cluster_names[k]
-        rows.append((name, *(pictures(results, dataset, r) for r in (nearest, unsure))))
+        rows.append((names[k], *(load_pictures(results, dataset, r) for r in (nearest, unsure))))
     return figures.cluster_pictures(rows, ("Nearest to the centroid", "Least certain"))
 
 

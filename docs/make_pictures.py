@@ -1,10 +1,9 @@
-"""The README's pictures, from a finished run: two of its figures, and the report in a browser.
+"""Make the README's pictures from a finished run: two figures and a screenshot of the report.
 
     python docs/make_pictures.py
 
 Reads features/figures/ and features/report.html, which visualize_features.py writes. Writes
-docs/map.png, docs/clusters.png and docs/report.png. Needs Chromium and
-requirements-dev.txt.
+docs/map.png, docs/clusters.png and docs/report.png. Needs Chromium and requirements-dev.txt.
 """
 
 import io
@@ -13,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from src.runtime.cli import UserError, run_script
 from src.storage import artifacts
 
 FIGURES = ("map", "clusters")
 WIDTH, HEIGHT = 1400, 900
-"""Pixels of the page that the screenshot shows."""
-LARGEST = 250_000
-"""Bytes of a picture: every clone of the repository carries them."""
+"""Size of the screenshot in pixels."""
+MAX_BYTES = 250_000
+"""Of one picture: every clone of the repository downloads them."""
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -30,8 +28,6 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-
-
 # Not wait_for_function: under load that falls back on eval, which the page forbids.
 READY = "new Promise(done => { const f = () => report.ready() ? done() : setTimeout(f, 50); f(); })"
 
@@ -39,17 +35,17 @@ READY = "new Promise(done => { const f = () => report.ready() ? done() : setTime
 @dataclass(frozen=True)
 class PicturesConfig:
     feature_dir: Path = Path("features")
-    """Where figures and report are."""
+    """Directory of figures and report."""
     output_dir: Path = Path("docs")
-    """Where the pictures go."""
+    """Directory of the pictures."""
     chromium: str = "chromium"
-    """The browser."""
+    """Command or path of the browser."""
 
 
 def main(config: PicturesConfig) -> None:
     program = shutil.which(config.chromium)
     if program is None:
-        raise UserError(f"there is no {config.chromium} here: name a browser with --chromium")
+        raise UserError(f"{config.chromium} was not found: name a browser with --chromium")
     for name in FIGURES:
         picture = config.feature_dir / artifacts.FIGURES / f"{name}.png"
         write(existing(picture), config.output_dir / f"{name}.png")
@@ -58,7 +54,9 @@ def main(config: PicturesConfig) -> None:
 
 
 def screenshot(report: Path, program: str) -> io.BytesIO:
-    """The top of the page, once all its pictures are decoded and drawn."""
+    """A PNG of the top of the page, taken after all its pictures are decoded and drawn."""
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=FLAGS)
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
@@ -76,7 +74,7 @@ def existing(file: Path) -> Path:
 
 
 def write(picture: Path | io.BytesIO, file: Path) -> None:
-    """A copy in 256 colors, and as wide as `LARGEST` allows."""
+    """Write a copy in 256 colors, as wide as `MAX_BYTES` allows."""
     image = Image.open(picture).convert("RGB")
     content = io.BytesIO()
     for width in range(WIDTH, 0, -100):
@@ -84,7 +82,7 @@ def write(picture: Path | io.BytesIO, file: Path) -> None:
         small.thumbnail((width, 10 * width), Image.Resampling.LANCZOS)
         content = io.BytesIO()
         small.quantize(256, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
-        if content.tell() < LARGEST:
+        if content.tell() < MAX_BYTES:
             break
     with artifacts.replacing(file) as temporary:
         temporary.write_bytes(content.getvalue())

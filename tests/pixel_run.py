@@ -1,5 +1,6 @@
-"""A finished run whose features are the pixels: real in every file, and made in a second."""
+"""A finished run whose features are the pixels: it has every file, and takes a second."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from src.storage import artifacts
 
 
 def pixel_run(directory: Path, name: str, data_dir: Path, **clustering_flags: object) -> Dataset:
-    """Features of the images, then what `src/clustering.py` makes of them; returns the images."""
+    """Write features of the images, cluster them with `src/clustering.py`, return the images."""
     dataset = load_dataset(name, data_dir)  # type: ignore[arg-type]
     for split, part in dataset.splits.items():
         artifacts.save(artifacts.FEATURES, directory, pixels(part.images), split)
@@ -47,6 +48,31 @@ def pixels(images: np.ndarray, side: int = 8) -> np.ndarray:
     return patches.mean(axis=(3, 5), dtype=np.float32).reshape(n, -1)
 
 
-def everything(directory: Path, artifact: artifacts.Artifact, splits: list[str]) -> np.ndarray:
-    """An array of all splits, one after another."""
-    return np.concatenate([artifacts.load(artifact, directory, split) for split in splits])
+@dataclass(frozen=True)
+class Arrays:
+    """The files of a run, the images of all splits one after another."""
+
+    x: np.ndarray
+    """float64 (N, P), the reduced features."""
+    clusters: np.ndarray
+    labels: np.ndarray
+    class_of_cluster: np.ndarray
+    distances: np.ndarray
+    """float64 (N, K), to every centroid."""
+
+
+def load_arrays(directory: Path) -> Arrays:
+    """Of a run on a dataset that has a train and a test split."""
+
+    def both(artifact: artifacts.Artifact) -> np.ndarray:
+        return np.concatenate([artifacts.load(artifact, directory, s) for s in ("train", "test")])
+
+    x = both(artifacts.REDUCED).astype(np.float64)
+    centroids = artifacts.load(artifacts.CENTROIDS, directory).astype(np.float64)
+    return Arrays(
+        x=x,
+        clusters=both(artifacts.ASSIGNMENTS),
+        labels=both(artifacts.LABELS),
+        class_of_cluster=artifacts.load(artifacts.CLUSTER_TO_CLASS, directory),
+        distances=np.linalg.norm(x[:, None] - centroids, axis=2),
+    )

@@ -1,66 +1,41 @@
 """The report in a real headless Chromium, against the `.npy` files and the images."""
 
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 from conftest import Script
 from PIL import Image
-from pixel_run import everything, pixel_run
+from pixel_run import Arrays, load_arrays, pixel_run
 
 from dataset.load_dataset import load_dataset
-from src.storage import artifacts
+from docs.make_pictures import FLAGS, READY
+from src.storage import artifacts, checkpoint
 from src.visualization import thumbnails
 from src.visualization.report import script_json
-from src.visualization.report_sections import ticks
 from visualize_features import VisualizeConfig, main
 
-# Not wait_for_function: under load that falls back on eval, which the page forbids.
-READY = "new Promise(done => { const f = () => report.ready() ? done() : setTimeout(f, 50); f(); })"
-SPLITS = ["train", "test"]
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 HOSTILE = ("<img src=x onerror=hacked=1>", "<script>hacked=1<", "a&amp;b'c\"@@data@@ $x^{")
+LOG = '{"kind": "epoch", "epoch": 1, "step": 1, "loss": 4}\n'
 
 
-# ---- without a browser --------------------------------------------------------------------------
-
-
-def test_json_cannot_leave_its_element() -> None:
-    content = {"name": "</script><!--<script>", "n": [1, None]}
-    assert "<" not in script_json(content)
-    assert json.loads(script_json(content)) == content
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 6.1), (1e-6, 9e-4), (-2, 250), (5, 5)])
-def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert 1 <= len(found) <= 6
-    span = (high - low) or 5
-    assert all(low - span <= tick <= high + span for tick in found)
-    assert all(len(f"{tick:g}".strip("-0.").replace(".", "")) <= 5 for tick in found)
-
-
-# ---- in Chromium --------------------------------------------------------------------------------
+def draw_report(directory: Path) -> None:
+    flags = {"checkpoint_dir": directory, "projection": "pca", "wandb": "disabled"}
+    main(VisualizeConfig(feature_dir=directory, **flags))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def program() -> str:
     names = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    return found or pytest.skip(f"there is none of {', '.join(names)} here, and no $CHROMIUM")
+    browser = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    return browser or pytest.skip(f"none of {', '.join(names)} is installed, and no $CHROMIUM")
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +52,92 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The features, and a report, of a run on the digits."""
     directory = tmp_path_factory.mktemp("features")
     pixel_run(directory, "digits", Path())
-    main(
-        VisualizeConfig(
-            feature_dir=directory, checkpoint_dir=directory, projection="pca", wandb="disabled"
-        )
-    )
+    (directory / checkpoint.METRICS_LOG).write_text(LOG)
+    draw_report(directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def arrays(digits: Path) -> Arrays:
+    return load_arrays(digits)
+
+
+class Report:
+    """A report in a tab of the browser, and everything that went wrong in it."""
+
+    def __init__(self, browser: Any, directory: Path, **context: Any) -> None:
+        options = {"viewport": {"width": 1400, "height": 900}} | context
+        self.page = browser.new_page(**options)
+        self.complaints: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", self._keep_network_request)
+        self.page.goto((directory / artifacts.REPORT).as_uri(), timeout=60_000)
+        self.js(READY)
+
+    def _keep_network_request(self, request: Any) -> None:
+        if not request.url.startswith(("file:", "blob:", "data:")):
+            self.complaints.append(f"request: {request.url}")
+
+    def js(self, code: str) -> Any:
+        return self.page.evaluate(code)
+
+    def visible_count(self) -> int:
+        return self.js("report.visibleCount()")
+
+    def images(self, selector: str) -> list[int]:
+        """The images whose thumbnails stand in an element."""
+        thumbnails = f"document.querySelectorAll('{selector} .thumb')"
+        return self.js(f"[...{thumbnails}].map(thumbnail => +thumbnail.dataset.image)")
+
+    def selected(self) -> int:
+        return int(self.page.get_attribute("#detail", "data-image") or -1)
+
+    def point(self, image: int) -> tuple[float, float]:
+        """The position of an image in the window."""
+        box, place = self.page.locator("#map").bounding_box(), self.js(f"report.place({image})")
+        return box["x"] + place["x"], box["y"] + place["y"]
+
+    def isolated_images(self, count: int) -> list[int]:
+        """The images with the most room around them on the map."""
+        places = self.js("Array.from({length: report.data.count}, (_, i) => report.place(i))")
+        xy = np.array([[place["x"], place["y"]] for place in places])
+        distances = np.linalg.norm(xy[:, None] - xy[None], axis=2)
+        np.fill_diagonal(distances, np.inf)
+        return np.argsort(-distances.min(axis=1))[:count].tolist()
+
+    def pixels(self, selector: str) -> np.ndarray:
+        """uint8 (height, width, 3): a canvas, after it is drawn again."""
+        self.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        url = self.js(f"document.querySelector('{selector}').toDataURL()")
+        with urlopen(url) as png:
+            return np.asarray(Image.open(io.BytesIO(png.read())).convert("RGB"))
+
+
+@pytest.fixture
+def open_report(chromium: Any) -> Iterator[Callable[..., Report]]:
+    """Opens the report in a directory; the test fails if anything goes wrong in the page."""
+    reports = []
+
+    def open_in_browser(directory: Path, **context: Any) -> Report:
+        reports.append(Report(chromium, directory, **context))
+        return reports[-1]
+
+    yield open_in_browser
+    for report in reports:
+        report.page.close()
+        assert report.complaints == []
+
+
+@pytest.fixture
+def report(open_report: Callable[..., Report], digits: Path) -> Report:
+    return open_report(digits)
+
+
+def test_json_cannot_leave_its_element() -> None:
+    content = {"name": "</script><!--<script>", "n": [1, None]}
+    assert "<" not in script_json(content)
+    assert json.loads(script_json(content)) == content
 
 
 def test_the_pictures_of_the_readme_are_small(
@@ -106,281 +161,180 @@ def test_the_pictures_of_the_readme_are_small(
     assert "run python visualize_features.py first" in run.stderr
 
 
-class Opened:
-    """A page, and everything that went wrong in it."""
+def test_it_shows_every_point(report: Report, arrays: Arrays) -> None:
+    def drawn_pixels() -> int:
+        pixels = report.pixels("#map")
+        return (pixels != pixels[0, 0]).any(axis=2).sum()
 
-    def __init__(self, browser: Any, file: Path, **context: Any) -> None:
-        options = {"viewport": {"width": 1400, "height": 900}} | context
-        self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", self._listen)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", self._watch)
-        self.page.goto(file.as_uri(), timeout=60_000)
-        self.page.evaluate(READY)
-
-    def _listen(self, message: Any) -> None:
-        if "willReadFrequently" not in message.text:  # these tests read the canvas, not the page
-            self.complaints.append(message.text)
-
-    def _watch(self, request: Any) -> None:
-        if not request.url.startswith(("file:", "blob:", "data:")):
-            self.complaints.append(f"request: {request.url}")
-
-    def js(self, code: str) -> Any:
-        return self.page.evaluate(code)
-
-    def shown(self) -> int:
-        return self.js("report.shown()")
-
-    def images(self, where: str) -> list[int]:
-        """The images whose pictures stand in a part of the page."""
-        return self.js(
-            f"[...document.querySelectorAll('{where} .thumb')].map(b => +b.dataset.image)"
-        )
-
-    def point(self, image: int) -> tuple[float, float]:
-        """Where an image stands in the window."""
-        box, at = self.page.locator("#map").bounding_box(), self.js(f"report.place({image})")
-        return box["x"] + at["x"], box["y"] + at["y"]
+    count = len(arrays.x)
+    assert report.visible_count() == report.js("report.data.count") == count
+    assert report.page.inner_text("#shown-count") == f"{count:,} of {count:,} images"
+    assert drawn_pixels() > count  # some points hide others
+    report.page.click("text=Split >> xpath=../button[2]")
+    assert report.visible_count() == 0
+    assert drawn_pixels() == 0
 
 
-@pytest.fixture
-def opened(chromium: Any, digits: Path) -> Iterator[Opened]:
-    page = Opened(chromium, digits / artifacts.REPORT)
-    yield page
-    page.context.close()
-    assert page.complaints == []
-
-
-def loners(page: Opened, count: int) -> list[int]:
-    """The images with the most room around them on the map."""
-    spots = page.js("Array.from({length: report.data.count}, (_, i) => report.place(i))")
-    xy = np.array([[spot["x"], spot["y"]] for spot in spots])
-    apart = np.linalg.norm(xy[:, None] - xy[None], axis=2)
-    np.fill_diagonal(apart, np.inf)
-    return np.argsort(-apart.min(axis=1))[:count].tolist()
-
-
-def seen(page: Opened, canvas: str) -> np.ndarray:
-    """uint8 (height, width, 3): the pixels of a canvas."""
-    size = page.js(f"(c => [c.height, c.width])(document.querySelector('{canvas}'))")
-    flat = page.js(
-        f"(c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data))"
-        f"(document.querySelector('{canvas}'))"
-    )
-    return np.array(flat, np.uint8).reshape(*size, 4)[..., :3]
-
-
-def inked(page: Opened) -> int:
-    """How many pixels of the map are not its background, once it is drawn again."""
-    return page.js(
-        """new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => {
-            const map = document.querySelector("#map");
-            const pixels = map.getContext("2d").getImageData(0, 0, map.width, map.height).data;
-            const colors = new Uint32Array(pixels.buffer);
-            done(colors.filter(color => color !== colors[0]).length);
-        })))"""
-    )
-
-
-def test_it_shows_every_point(opened: Opened, digits: Path) -> None:
-    count = sum(len(artifacts.load(artifacts.REDUCED, digits, split)) for split in SPLITS)
-    assert opened.shown() == opened.js("report.data.count") == count
-    assert opened.page.inner_text("#shown-count") == f"{count:,} of {count:,} images"
-    assert inked(opened) > count  # pixels; some points hide others
-    opened.page.click("text=Split >> xpath=../button[2]")
-    assert opened.shown() == 0
-    assert inked(opened) == 0
-
-
-def test_hovering_shows_the_right_picture(opened: Opened) -> None:
-    dataset = load_dataset("digits", Path())
-    images = np.concatenate([dataset.splits[split].images for split in SPLITS])
-    offset = len(dataset.splits["train"].images)
-    for image in loners(opened, 5):
-        opened.page.mouse.move(*opened.point(image))
-        opened.page.wait_for_selector(f"#tip[data-image='{image}']:not([hidden])")
-        picture = seen(opened, "#tip canvas")
-        apart = np.abs(images.transpose(0, 2, 3, 1).astype(int) - picture).mean(axis=(1, 2, 3))
-        assert apart.argmin() == image
+def test_hovering_shows_the_right_picture(report: Report) -> None:
+    splits = load_dataset("digits", Path()).splits
+    images = np.concatenate([split.images for split in splits.values()]).transpose(0, 2, 3, 1)
+    offset = len(splits["train"].images)
+    for image in report.isolated_images(5):
+        report.page.mouse.move(*report.point(image))
+        report.page.wait_for_selector(f"#tip[data-image='{image}']:not([hidden])")
+        differences = images.astype(int) - report.pixels("#tip canvas")
+        assert np.abs(differences).mean(axis=(1, 2, 3)).argmin() == image
         name = f"train {image}" if image < offset else f"test {image - offset}"
-        assert opened.page.inner_text("#tip").startswith(name)
+        assert report.page.inner_text("#tip").startswith(name)
 
 
-def test_a_click_shows_the_nearest_neighbors(opened: Opened, digits: Path) -> None:
-    x = everything(digits, artifacts.REDUCED, SPLITS).astype(np.float64)
-    for image in loners(opened, 3):
-        opened.page.mouse.click(*opened.point(image))
-        distance = np.linalg.norm(x - x[image], axis=1)
+def test_a_click_shows_the_nearest_neighbors(report: Report, arrays: Arrays) -> None:
+    for image in report.isolated_images(3):
+        report.page.mouse.click(*report.point(image))
+        distance = np.linalg.norm(arrays.x - arrays.x[image], axis=1)
         distance[image] = np.inf
-        found = opened.images("#neighbors")
-        assert len(found) == 12
-        np.testing.assert_allclose(distance[found], np.sort(distance)[:12], rtol=1e-5)
-    second = opened.images("#neighbors")[1]
-    opened.page.click("#neighbors .thumb >> nth=1")
-    assert opened.page.get_attribute("#detail", "data-image") == str(second)
+        neighbors = report.images("#neighbors")
+        assert len(neighbors) == 12
+        np.testing.assert_allclose(distance[neighbors], np.sort(distance)[:12], rtol=1e-5)
+    report.page.click("#neighbors .thumb >> nth=1")
+    assert report.selected() == neighbors[1]
 
 
-def test_filters_keep_what_they_say(opened: Opened, digits: Path) -> None:
-    clusters = everything(digits, artifacts.ASSIGNMENTS, SPLITS)
-    labels = everything(digits, artifacts.LABELS, SPLITS)
-    wrong = artifacts.load(artifacts.CLUSTER_TO_CLASS, digits)[clusters] != labels
-    keep = np.ones(len(clusters), bool)
+def test_filters_keep_what_they_name(report: Report, arrays: Arrays) -> None:
+    clusters, labels, named = arrays.clusters, arrays.labels, arrays.class_of_cluster
+    train = np.arange(len(labels)) < 1438
+    keep = np.ones(len(labels), bool)
+    for act, box, rule in (
+        (report.page.uncheck, "#cluster-3", clusters != 3),
+        (report.page.uncheck, "#label-5", labels != 5),
+        (report.page.check, "#wrong", named[clusters] != labels),
+        (report.page.uncheck, "#split-1", train),
+    ):
+        act(box)
+        keep &= rule
+        assert report.visible_count() == keep.sum()
 
-    opened.page.uncheck("#cluster-3")
-    keep &= clusters != 3
-    assert opened.shown() == keep.sum()
-    opened.page.uncheck("#label-5")
-    keep &= labels != 5
-    assert opened.shown() == keep.sum()
-    opened.page.check("#wrong")
-    assert opened.shown() == (keep & wrong).sum()
-    opened.page.uncheck("#split-1")
-    train = np.arange(len(clusters)) < len(artifacts.load(artifacts.LABELS, digits, "train"))
-    assert opened.shown() == (keep & wrong & train).sum()
-
-    cells = opened.js(
+    cells = report.js(
         "[...document.querySelectorAll('#crossing tbody tr')]"
         ".map(r => [...r.querySelectorAll('button')].map(b => +b.textContent))"
     )
-    left = keep & wrong & train
     expected = np.zeros((10, 10), int)
-    np.add.at(expected, (labels[left], clusters[left]), 1)
-    named = artifacts.load(artifacts.CLUSTER_TO_CLASS, digits)
+    np.add.at(expected, (labels[keep], clusters[keep]), 1)
     assert sorted(named) == list(range(10))
     np.testing.assert_array_equal(cells, expected[:, np.argsort(named)])
 
 
-def test_the_gallery_goes_out_from_the_centroid(opened: Opened, digits: Path) -> None:
-    x = everything(digits, artifacts.REDUCED, SPLITS).astype(np.float64)
-    clusters = everything(digits, artifacts.ASSIGNMENTS, SPLITS)
-    centroids = artifacts.load(artifacts.CENTROIDS, digits).astype(np.float64)
-    distances = np.linalg.norm(x[:, None] - centroids[None], axis=2)
-    own = np.flatnonzero(clusters == 4)
+def test_the_gallery_is_in_order(report: Report, arrays: Arrays) -> None:
+    own = np.flatnonzero(arrays.clusters == 4)
+    distance = arrays.distances[:, 4]
+    ratio = distance / np.sort(arrays.distances, axis=1)[:, 1]  # to the next centroid
 
-    opened.page.click("#cluster-4 ~ button.name")
-    found = opened.images("#gallery-grid")
-    assert set(found) <= set(own)
-    np.testing.assert_allclose(distances[found, 4], np.sort(distances[own, 4])[:48], rtol=1e-4)
-    opened.page.select_option("#gallery-order", "unsure")
-    ratio = distances[own, 4] / np.sort(distances[own], axis=1)[:, 1]
-    found = opened.images("#gallery-grid")
-    unsure = distances[found, 4] / np.sort(distances[found], axis=1)[:, 1]
-    np.testing.assert_allclose(unsure, np.sort(ratio)[::-1][:48], rtol=1e-4)
-    opened.page.click("#more")
-    assert len(opened.images("#gallery-grid")) == min(len(own), 144)
+    report.page.click("#cluster-4 ~ button.name")
+    for order, key in (("nearest", distance), ("unsure", -ratio), ("farthest", -distance)):
+        report.page.select_option("#gallery-order", order)
+        images = report.images("#gallery-grid")
+        assert set(images) <= set(own)
+        np.testing.assert_allclose(key[images], np.sort(key[own])[:48], rtol=1e-4)
+    report.page.click("#more")
+    assert len(report.images("#gallery-grid")) == min(len(own), 144)
 
 
-def test_it_works_with_the_keyboard(opened: Opened, digits: Path) -> None:
-    before = opened.js("report.view()")
-    opened.page.focus("#map")
-    opened.page.keyboard.press("+")
-    opened.page.keyboard.press("ArrowRight")
-    after = opened.js("report.view()")
+def test_it_works_with_the_keyboard(report: Report, arrays: Arrays) -> None:
+    press, before = report.page.keyboard.press, report.js("report.view()")
+    report.page.focus("#map")
+    press("+")
+    press("ArrowRight")
+    after = report.js("report.view()")
     assert after["scale"] == pytest.approx(1.4 * before["scale"])
     assert after["x"] > before["x"]
-    opened.page.keyboard.press("Enter")
-    first = int(opened.page.get_attribute("#detail", "data-image") or -1)
-    opened.page.keyboard.press("]")
-    second = int(opened.page.get_attribute("#detail", "data-image") or -1)
-    clusters = everything(digits, artifacts.ASSIGNMENTS, SPLITS)
+    press("Enter")
+    first = report.selected()
+    press("]")
+    second = report.selected()
     assert first != second
-    assert clusters[first] == clusters[second]
-    opened.page.keyboard.press("Escape")
-    assert opened.page.is_hidden("#detail")
+    assert arrays.clusters[first] == arrays.clusters[second]
+    press("Escape")
+    assert report.page.is_hidden("#detail")
     for _ in range(14):  # until the points are pictures
-        opened.page.keyboard.press("+")
-    opened.page.keyboard.press("0")
-    assert opened.js("report.view()") == before
+        press("+")
+    press("0")
+    assert report.js("report.view()") == before
 
 
-def test_dragging_and_the_wheel_move_the_map(opened: Opened) -> None:
-    image = loners(opened, 1)[0]
-    x, y = opened.point(image)
-    opened.page.mouse.move(x, y)
-    opened.page.mouse.wheel(0, -500)
-    assert opened.point(image) == pytest.approx((x, y), abs=1.5)  # what is under the pointer stays
-    opened.page.mouse.down()
-    opened.page.mouse.move(x + 30, y - 20, steps=3)
-    opened.page.mouse.up()
-    assert opened.point(image) == pytest.approx((x + 30, y - 20), abs=1.5)
-    assert opened.page.is_hidden("#detail")  # a drag is not a click
+def test_dragging_and_the_wheel_move_the_map(report: Report) -> None:
+    (image,) = report.isolated_images(1)
+    x, y = report.point(image)
+    mouse = report.page.mouse
+    mouse.move(x, y)
+    mouse.wheel(0, -500)
+    assert report.point(image) == pytest.approx((x, y), abs=1.5)  # it stays under the pointer
+    mouse.down()
+    mouse.move(x + 30, y - 20, steps=3)
+    mouse.up()
+    assert report.point(image) == pytest.approx((x + 30, y - 20), abs=1.5)
+    assert report.page.is_hidden("#detail")  # a drag is not a click
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_it_fits_a_phone_in_light_and_dark(chromium: Any, digits: Path, theme: str) -> None:
-    page = Opened(
-        chromium, digits / artifacts.REPORT, color_scheme=theme, has_touch=True, is_mobile=True,
-        viewport={"width": 400, "height": 800},
-    )  # fmt: skip
-    assert page.js("document.documentElement.scrollWidth") <= 400
-    back = page.js("getComputedStyle(document.body).backgroundColor")
-    brightness = sum(map(int, back[4:-1].split(","))) / 3
+def test_it_fits_a_phone_in_light_and_dark(
+    open_report: Callable[..., Report], digits: Path, theme: str
+) -> None:
+    viewport = {"width": 400, "height": 800}
+    report = open_report(
+        digits, color_scheme=theme, has_touch=True, is_mobile=True, viewport=viewport
+    )
+    assert report.js("document.documentElement.scrollWidth") <= 400
+    background = report.js("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, background[4:-1].split(","))) / 3
     assert (brightness < 60) == (theme == "dark")
-    page.page.touchscreen.tap(*page.point(loners(page, 1)[0]))
-    assert page.page.get_attribute("#detail", "data-image") == str(loners(page, 1)[0])
-    page.page.click("#theme")
-    assert page.js("getComputedStyle(document.body).backgroundColor") != back
-    page.context.close()
-    assert page.complaints == []
+    screenshot = Image.open(io.BytesIO(report.page.screenshot(full_page=True))).convert("L")
+    x, y, width, height = report.page.locator("#training .scroll").bounding_box().values()
+    title = screenshot.crop((x, y, x + width, y + 0.08 * height))  # of the first curves
+    assert np.ptp(title) > 180
+    assert (np.median(title) < 60) == (theme == "dark")
+    (image,) = report.isolated_images(1)
+    report.page.touchscreen.tap(*report.point(image))
+    assert report.selected() == image
+    report.page.click("#theme")
+    assert report.js("getComputedStyle(document.body).backgroundColor") != background
 
 
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report on a folder whose classes are called what nobody would call them."""
-    root = tmp_path_factory.mktemp("hostile")
+def test_names_are_shown_and_not_run(open_report: Callable[..., Report], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number, name in enumerate(HOSTILE):
-        folder = root / "pictures/train" / name
+        folder = tmp_path / "pictures/train" / name
         folder.mkdir(parents=True)
         for i in range(6):
             noise = rng.integers(0, 60, (96, 96, 3)) + 90 * np.eye(3, dtype=int)[number]
             Image.fromarray(np.uint8(noise)).save(folder / f"<b>{i}.png")
-    pixel_run(root, "folder", root / "pictures")
-    config = VisualizeConfig(
-        feature_dir=root, checkpoint_dir=root, projection="pca", wandb="disabled"
-    )
-    main(config)
-    return root
-
-
-def test_names_are_shown_and_not_run(chromium: Any, hostile: Path) -> None:
-    page = Opened(chromium, hostile / artifacts.REPORT)
-    text = page.page.inner_text("body")
+    pixel_run(tmp_path, "folder", tmp_path / "pictures")
+    draw_report(tmp_path)
+    report = open_report(tmp_path)
+    text = report.page.inner_text("body")
     assert text.startswith("Clusters of pictures")
+    assert "There is no training log." in text
     for name in HOSTILE:
         assert name in text
-    page.page.click("#gallery-grid .thumb >> nth=0")
-    assert "<b>" in page.page.inner_text("#portrait")
-    assert page.js("typeof hacked") == "undefined"
-    assert page.js("document.querySelectorAll('b, img').length") == 0
-    page.context.close()
-    assert page.complaints == []
+    report.page.click("#gallery-grid .thumb >> nth=0")
+    assert "<b>" in report.page.inner_text("#portrait")
+    assert report.js("typeof hacked") == "undefined"
+    assert report.js("document.querySelectorAll('b, img').length") == 0
 
 
-def test_a_sample_of_the_pictures_is_said_to_be_one(
-    chromium: Any, digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_sample_of_the_pictures_is_called_one(
+    open_report: Callable[..., Report], digits: Path, arrays: Arrays,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
     monkeypatch.setattr(thumbnails, "PIXELS", 32 * 32 * 300)
-    for file in digits.glob("*.*"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    main(
-        VisualizeConfig(
-            feature_dir=tmp_path, checkpoint_dir=tmp_path, projection="pca", wandb="disabled"
-        )
-    )
-    page = Opened(chromium, tmp_path / artifacts.REPORT)
-    assert "random sample of 300 images" in page.page.inner_text("#summary")
-    assert page.shown() == 1797
-    pictured = page.js("Array.from(shown)")
-    x = everything(digits, artifacts.REDUCED, SPLITS).astype(np.float64)
-    image = next(i for i in range(1797) if i not in pictured)
-    page.js(f"select({image})")
-    nearest = np.sort(np.linalg.norm(x[pictured] - x[image], axis=1))[:12]
-    found = page.images("#neighbors")
-    np.testing.assert_allclose(np.linalg.norm(x[found] - x[image], axis=1), nearest, rtol=1e-5)
-    assert page.page.is_hidden("#portrait canvas")
-    page.context.close()
-    assert page.complaints == []
+    shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
+    draw_report(tmp_path)
+    report = open_report(tmp_path)
+    assert "random sample of 300 images" in report.page.inner_text("#summary")
+    assert report.visible_count() == len(arrays.x)
+    pictured = report.js("Array.from(pictured)")
+    image = next(i for i in range(len(arrays.x)) if i not in pictured)
+    report.js(f"select({image})")
+    distance = np.linalg.norm(arrays.x - arrays.x[image], axis=1)
+    nearest = np.sort(distance[pictured])[:12]
+    np.testing.assert_allclose(distance[report.images("#neighbors")], nearest, rtol=1e-5)
+    assert report.page.is_hidden("#portrait canvas")

@@ -1,7 +1,10 @@
-"""The figures and what they are made of, against scikit-learn, naive loops and the files."""
+"""The figures and their data, against scikit-learn, naive loops and the files."""
 
+import base64
 import io
 import json
+import shutil
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -9,12 +12,11 @@ import numpy as np
 import pytest
 from conftest import Script
 from PIL import Image
-from pixel_run import everything, pixel_run
+from pixel_run import load_arrays, pixel_run
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 from sklearn.metrics import silhouette_score
-from sklearn.neighbors import NearestNeighbors
 
 from dataset.load_dataset import load_dataset
 from src.runtime.cli import UserError
@@ -23,8 +25,9 @@ from src.visualization import figures, projection, thumbnails
 from src.visualization.map_figure import projection_map
 from src.visualization.palette import BASE, cluster_colors, colors
 from src.visualization.projection import project
-from src.visualization.report import nearest
-from src.visualization.results import load_results, pictures
+from src.visualization.report import nearest_neighbors
+from src.visualization.report_sections import training_image
+from src.visualization.results import load_pictures, load_results
 from visualize_features import silhouettes
 
 RECORDS = [
@@ -41,47 +44,42 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-# ---- what is drawn ------------------------------------------------------------------------------
+# ---- the results --------------------------------------------------------------------------------
 
 
 def test_results_agree_with_the_files(digits: Path) -> None:
-    results = load_results(digits)
-    splits = ["train", "test"]
-    x = everything(digits, artifacts.REDUCED, splits).astype(np.float64)
-    centroids = artifacts.load(artifacts.CENTROIDS, digits).astype(np.float64)
-    clusters = everything(digits, artifacts.ASSIGNMENTS, splits)
-    distances = np.linalg.norm(x[:, None] - centroids[None], axis=2)
-    own = distances[np.arange(len(x)), clusters]
-    others = np.where(np.eye(10, dtype=bool)[clusters], np.inf, distances).min(axis=1)
+    results, arrays = load_results(digits), load_arrays(digits)
+    own = arrays.distances[np.arange(len(arrays.x)), arrays.clusters]
+    is_own = np.eye(10, dtype=bool)[arrays.clusters]
+    others = np.where(is_own, np.inf, arrays.distances).min(axis=1)
     np.testing.assert_allclose(results.distance, own, rtol=1e-4)
     np.testing.assert_allclose(results.margin, 1 - own / others, atol=1e-4)
     assert results.margin.min() > -1e-4  # every image is in its nearest cluster
-
-    labels = everything(digits, artifacts.LABELS, splits)
-    named = artifacts.load(artifacts.CLUSTER_TO_CLASS, digits)
-    right = [named[k] == label for k, label in zip(clusters, labels, strict=True)]
-    np.testing.assert_array_equal(results.wrong, np.logical_not(right))
-    scores = json.loads((digits / artifacts.METRICS).read_text())["splits"]["train"]
-    train = results.splits == 0
-    assert 1 - results.wrong[train].mean() == pytest.approx(scores["transferred_accuracy"])
 
 
 def test_pictures_come_in_the_order_asked_for(digits: Path) -> None:
     results, dataset = load_results(digits), load_dataset("digits", Path())
     rows = np.array([1500, 3, 1437, 1438, 0])
-    found = pictures(results, dataset, rows)
+    pictures = load_pictures(results, dataset, rows)
     images = np.concatenate([split.images for split in dataset.splits.values()])
-    np.testing.assert_array_equal(found, images[rows].transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(pictures, images[rows].transpose(0, 2, 3, 1))
 
 
 def test_missing_and_mixed_files_are_named(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="feature_extraction"):
         load_results(tmp_path)
-    for file in digits.glob("*.*"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
     artifacts.save(artifacts.ASSIGNMENTS, tmp_path, np.zeros(3, int), "test")
     with pytest.raises(UserError, match="3 clusters"):
         load_results(tmp_path)
+
+
+def test_with_one_cluster_every_margin_is_one(digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
+    artifacts.save(artifacts.CENTROIDS, tmp_path, np.zeros((1, 20), np.float32))
+    for split, count in (("train", 1438), ("test", 359)):
+        artifacts.save(artifacts.ASSIGNMENTS, tmp_path, np.zeros(count, int), split)
+    assert (load_results(tmp_path).margin == 1).all()
 
 
 # ---- the map ------------------------------------------------------------------------------------
@@ -107,20 +105,22 @@ def test_scikit_learn_draws_the_map_where_opentsne_is_missing(
         project(x, "umap", seed=0)
 
 
-def test_points_beyond_the_sample_join_their_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_beyond_the_sample_are_placed_among_their_neighbors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(projection, "FIT_POINTS", 200)
     x = np.float32(load_digits().data[:300])
     xy = project(x, "tsne", seed=1)
     fitted = np.sort(np.random.default_rng(1).permutation(300)[:200])
     for other in np.setdiff1d(np.arange(300), fitted):
-        near = fitted[np.argsort(np.linalg.norm(x[fitted, :50] - x[other, :50], axis=1))[:5]]
-        np.testing.assert_allclose(xy[other], np.median(xy[near], axis=0), atol=1e-3)
+        nearest = fitted[np.argsort(np.linalg.norm(x[fitted, :50] - x[other, :50], axis=1))[:5]]
+        np.testing.assert_allclose(xy[other], np.median(xy[nearest], axis=0), atol=1e-3)
 
 
 @pytest.mark.parametrize(("count", "dim"), [(1, 3), (9, 3), (10, 1), (10, 2)])
 def test_tiny_maps(count: int, dim: int) -> None:
     x = np.random.default_rng(0).normal(size=(count, dim)).astype(np.float32)
-    enough = projection.enough_to_arrange(x)
+    enough = projection.can_arrange(x)
     assert enough == (count == 10 and dim == 2)
     xy = project(x, "tsne" if enough else "pca", 0)
     assert xy.shape == (count, 2)
@@ -130,21 +130,24 @@ def test_tiny_maps(count: int, dim: int) -> None:
 # ---- pictures and neighbors --------------------------------------------------------------------
 
 
-def test_neighbors_are_those_of_scikit_learn() -> None:
-    x = np.random.default_rng(0).normal(size=(700, 20)).astype(np.float32)
-    among = np.arange(0, 700, 3)
-    model = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(np.float64(x[among]))
-    expected = model.kneighbors(np.float64(x), n_neighbors=6)[1]
-    found = nearest(x, among, 5)
-    for row in range(700):
-        others = [place for place in expected[row] if among[place] != row][:5]
-        assert found[row].tolist() == others
+@pytest.mark.parametrize(("step", "k"), [(1, 5), (3, 5), (60, 4)])
+def test_the_nearest_neighbors_are_exact(step: int, k: int) -> None:
+    x = np.random.default_rng(0).normal(size=(240, 20)).astype(np.float32)
+    x[120:150] = x[0]  # more copies than neighbors: a point may not be among its own nearest
+    candidates = np.arange(0, 240, step)
+    neighbors = nearest_neighbors(x, candidates, 5)
+    assert neighbors.shape == (240, min(k, len(candidates) - 1))
+    for row, places in enumerate(neighbors):
+        distances = np.linalg.norm(np.float64(x[candidates]) - x[row], axis=1)
+        distances[candidates == row] = np.inf
+        assert len(set(places)) == len(places)
+        np.testing.assert_allclose(distances[places], np.sort(distances)[: len(places)], atol=1e-6)
 
 
 def test_every_tile_shows_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thumbnails, "COLUMNS", 8)  # sheets of 64
     images = load_dataset("digits", Path()).splits["train"].images[:150].transpose(0, 2, 3, 1)
-    sheets = thumbnails.make_sheets(lambda rows: images[rows], 150, 32, seed=0)
+    sheets = thumbnails.make_sheets(lambda rows: images[rows], 150, 32)
     assert sheets.tile == 32
     assert len(sheets.webp) == 3
     tiles = []
@@ -161,7 +164,7 @@ def test_every_tile_shows_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_too_many_images_leave_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thumbnails, "PIXELS", 32 * 32 * 40)
     images = np.zeros((100, 48, 48, 3), np.uint8)
-    sheets = thumbnails.make_sheets(lambda rows: images[rows], 100, 48, seed=0)
+    sheets = thumbnails.make_sheets(lambda rows: images[rows], 100, 48)
     assert sheets.tile == 32
     assert len(np.unique(sheets.rows)) == 40
 
@@ -202,88 +205,117 @@ def test_fifty_clusters_have_fifty_colors() -> None:
 
 
 def test_a_cluster_has_the_color_of_its_class() -> None:
-    found = cluster_colors([2, -1, 0, -1], 3)
-    assert found[0] == colors(3)[2]
-    assert found[2] == colors(3)[0]
-    assert not {found[1], found[3]} & set(colors(3))
-    assert len(set(found)) == 4
+    first, second, third, fourth = cluster_colors([2, -1, 0, -1], 3)
+    assert (first, third) == (colors(3)[2], colors(3)[0])
+    assert second != fourth
+    assert not {second, fourth} & set(colors(3))
     assert cluster_colors([-1] * 12, 0) == colors(12)
 
 
-def test_curves_take_each_quantity_from_where_it_is() -> None:
-    assert figures.curve(RECORDS, "loss") == ([0.5], [5.0])
-    assert figures.curve(RECORDS, "epoch loss") == ([1, 2], [4.5, 4.0])
-    assert figures.curve(RECORDS, "knn_accuracy") == ([2], [0.5])
-    assert figures.curve(RECORDS, "gradient_norm") == ([], [])  # null in the log
+def test_curves_take_each_quantity_from_the_records_that_have_it() -> None:
+    assert figures.curve(RECORDS, "loss") == [(0.5, 5.0)]
+    assert figures.curve(RECORDS, "epoch loss") == [(1, 4.5), (2, 4.0)]
+    assert figures.curve(RECORDS, "knn_accuracy") == [(2, 0.5)]
+    assert figures.curve(RECORDS, "gradient_norm") == []  # null in the log
     with figures.styled():
         titles = [ax.get_title(loc="left") for ax in figures.training_curves(RECORDS).axes]
     assert titles == ["Loss", "Learning rate", "Accuracy"]
 
 
-def test_no_title_of_the_training_curves_is_cut_off() -> None:
-    health = {"activation_rms": 1.0, "projection_std": 0.1, "projection_rank": 9.0}
+@pytest.mark.parametrize("panels", [5, 6])
+def test_the_training_curves_fill_the_figure_and_no_title_is_cut_off(panels: int) -> None:
+    last = {"activation_rms": 1.0, "projection_std": 0.1, "projection_rank": 9.0}
+    last |= RECORDS[-1] if panels == 6 else {"kind": "epoch", "epoch": 2}
     with figures.styled():
-        figure = figures.training_curves([*RECORDS, RECORDS[-1] | health])
+        figure = figures.training_curves([*RECORDS[:2], last])
         figure.draw_without_rendering()
-    assert len(figure.axes) == 6
+    assert len(figure.axes) == panels
     for ax in figure.axes:
+        assert ax.lines
         assert ax._left_title.get_window_extent().x1 <= figure.bbox.x1  # type: ignore[attr-defined]
+    right_edges = [figure.axes[number].get_window_extent().x1 for number in (2, -1)]
+    assert right_edges[0] == pytest.approx(right_edges[1], abs=1)
+
+
+def test_the_training_image_of_the_report_is_always_the_same() -> None:
+    image = training_image(RECORDS)
+    assert image == training_image(RECORDS)
+    assert 'alt="Curves by epoch: Loss, Learning rate, Accuracy"' in image
+    svg = base64.b64decode(image.partition("base64,")[2].rstrip('">'))
+    assert svg.rstrip().endswith(b"</svg>")
+    assert b"<dc:date>" not in svg
 
 
 def test_the_confusion_matrix_shows_percent_of_the_class() -> None:
     counts = np.array([[3, 1, 0], [0, 0, 0]])
     with figures.styled():
         ax = figures.confusion_matrix(counts, ["$x^{", "b"], "t").axes[0]
-    shown = {text.get_position(): text.get_text() for text in ax.texts}
-    assert shown == {(0, 0): "75", (1, 0): "25"}
+    cells = {text.get_position(): text.get_text() for text in ax.texts}
+    assert cells == {(0, 0): "75", (1, 0): "25"}
     assert [label.get_text() for label in ax.get_xticklabels()] == ["$x^{", "b", "no class"]
 
 
-@pytest.mark.parametrize("names", [["a", "b"], ["a rather long name of a class"] * 20, ["x"] * 40])
-@pytest.mark.parametrize("known", [True, False])
-def test_the_legends_of_the_map_lie_inside(names: list[str], known: bool) -> None:
-    rng = np.random.default_rng(0)
-    xy, groups = rng.normal(size=(100, 2)), rng.integers(0, len(names), 100)
-    named = np.arange(len(names)) - 1
-    labels = np.where(np.arange(100) < 50, groups, -1) if known else np.full(100, -1)
+def test_the_cluster_sizes_are_the_sums_of_the_splits() -> None:
     with figures.styled():
-        figure = projection_map(xy, groups, names, named, labels, names, "t-SNE")
+        sizes = {"train": np.array([1200, 3, 0]), "test": np.array([34, 0, 0])}
+        ax = figures.cluster_sizes(sizes, ["0", "1", "2"]).axes[0]
+    assert [text.get_text() for text in ax.texts] == ["1,234", "3", "0"]
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a rather long name of a class"] * 20, ["x"] * 40])
+@pytest.mark.parametrize(("known", "height"), [(True, 0.5), (False, 1.3), (True, 0.1), (False, 3)])
+def test_the_points_fill_the_map_and_the_legends_lie_below(
+    digits: Path, names: list[str], known: bool, height: float
+) -> None:
+    rng = np.random.default_rng(0)
+    xy, groups = rng.uniform(size=(100, 2)) * [1, height], rng.integers(0, len(names), 100)
+    results = replace(
+        load_results(digits),
+        clusters=groups,
+        labels=np.where(np.arange(100) < 50, groups, -1) if known else np.full(100, -1),
+        class_of_cluster=np.arange(len(names)) - 1,
+        class_names=names,
+    )
+    with figures.styled():
+        figure = projection_map(results, xy, "t-SNE")
         figure.draw_without_rendering()
     assert len(figure.axes) == 1 + known
     for ax in figure.axes:
-        square = ax.get_window_extent()
-        assert square.width == pytest.approx(square.height, rel=0.03)
+        box = ax.get_window_extent()
+        left, bottom, right, top = ax.transData.transform([xy.min(axis=0), xy.max(axis=0)]).flat
+        x_span, y_span = np.ptp(xy, axis=0)
+        assert (top - bottom) / (right - left) == pytest.approx(y_span / x_span, rel=0.03)
+        shares = (right - left) / box.width, (top - bottom) / box.height
+        assert 0.9 < max(shares) <= 1
+        assert min(shares) > (0.9 if 0.4 < height < 1.4 else 0.2)
         assert (ax.get_legend() is None) == (len(names) > 20)
         if legend := ax.get_legend():
-            box, page = legend.get_window_extent(), figure.bbox
-            assert min(box.x0, box.y0) >= -1
-            assert box.x1 <= page.x1 + 1
-            assert box.width <= square.width * 1.03
-            assert box.y1 <= square.y0 + 1
+            legend_box, page = legend.get_window_extent(), figure.bbox
+            assert min(legend_box.x0, legend_box.y0) >= -1
+            assert legend_box.x1 <= page.x1 + 1
+            assert legend_box.width <= box.width * 1.03
+            assert legend_box.y1 <= box.y0 + 1
 
 
 def test_both_maps_draw_a_cluster_and_its_class_in_one_color(digits: Path) -> None:
     results = load_results(digits)
-    named, names = results.class_of_cluster, results.cluster_names
-    assert named.tolist() != list(range(10))
+    assert results.class_of_cluster.tolist() != list(range(10))
     points = np.float32(np.random.default_rng(0).permutation(len(results.clusters)))
-    xy = np.stack([points, points], axis=1)
     with figures.styled():
-        figure = projection_map(
-            xy, results.clusters, names, named, results.labels, results.class_names, "t-SNE"
-        )
+        figure = projection_map(results, np.stack([points, points], axis=1), "t-SNE")
     inks = []  # of every image, by cluster and by class
     for ax in figure.axes:
         dots = ax.collections[-1]
         order = np.argsort(np.ma.getdata(dots.get_offsets())[:, 0])
         inks.append(dots.get_facecolors()[order][np.int64(points)])
-    same = (inks[0] == inks[1]).all(axis=1)
-    np.testing.assert_array_equal(same, ~results.wrong)
-    left, right = ([text.get_text() for text in ax.get_legend().texts] for ax in figure.axes)
-    assert [name.split(" · ")[1] for name in left] == right
+    same_ink = (inks[0] == inks[1]).all(axis=1)
+    right = results.class_of_cluster[results.clusters] == results.labels
+    np.testing.assert_array_equal(same_ink, right)
+    by_cluster, by_class = ([t.get_text() for t in ax.get_legend().texts] for ax in figure.axes)
+    assert [name.split(" · ")[1] for name in by_cluster] == by_class
 
 
-def test_the_silhouette_figure_says_the_mean(digits: Path) -> None:
+def test_the_silhouette_figure_names_the_mean(digits: Path) -> None:
     results = load_results(digits)
     rows = results.rows("train")
     expected = silhouette_score(results.x_NP[rows], results.clusters[rows])
@@ -318,7 +350,7 @@ def test_a_run_gets_every_figure(script: Script, stl10_dir: Path, tmp_path: Path
         assert min(pixels.shape) > 200, file
 
 
-def test_what_is_missing_is_said(script: Script, stl10_dir: Path, tmp_path: Path) -> None:
+def test_missing_inputs_are_named(script: Script, stl10_dir: Path, tmp_path: Path) -> None:
     pixel_run(tmp_path / "features", "stl10", stl10_dir, clusters="4")
     for file in (tmp_path / "features").glob("*_labels.npy"):
         file.unlink()

@@ -1,6 +1,6 @@
-"""Every figure of a run: pure functions from numbers to matplotlib figures.
+"""The figures of a run: functions from numbers to matplotlib figures.
 
-None of them touches a display, a file or matplotlib's global state beyond `styled`.
+None of them needs a display, writes a file or changes matplotlib's global state.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,16 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from src.visualization.palette import BASE
 
 STYLE: dict[str, Any] = {
-    "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.labelsize": 9,
     "axes.edgecolor": "#55595f",
     "axes.linewidth": 0.7,
     "axes.spines.top": False,
@@ -43,7 +41,8 @@ STYLE: dict[str, Any] = {
     "legend.fontsize": 8,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 200,
-    "pdf.fonttype": 42,  # text stays text, which journals ask for
+    "pdf.fonttype": 42,  # text stays text, as journals require
+    "svg.hashsalt": "",  # ids are the same every time, not random
     "text.parse_math": False,  # a class may be called $x$
 }
 
@@ -51,20 +50,18 @@ BLUE, ORANGE = BASE[:2]
 WIDTH = 7.2
 """Inches: two columns of a paper."""
 CLUSTER_ROWS = 30
-"""The picture figure shows the largest clusters, up to this many."""
+"""The picture figure shows at most this many clusters, the largest."""
+NAME_LENGTH = 20
+"""Letters of a name that fit into a figure."""
 
 
-LONGEST = 20
-"""Letters of a name that a figure has room for."""
-
-
-def short(names: Sequence[str]) -> list[str]:
-    """The names, cut to `LONGEST` letters."""
-    return [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in names]
+def shortened(names: Sequence[str]) -> list[str]:
+    """The names, cut to `NAME_LENGTH` letters."""
+    return [n if len(n) <= NAME_LENGTH else n[: NAME_LENGTH - 1] + "…" for n in names]
 
 
 def styled() -> AbstractContextManager[None]:
-    """Figures must be made and saved inside this context."""
+    """Create and save figures inside this context."""
     return mpl.rc_context(STYLE)  # type: ignore[arg-type]
 
 
@@ -79,58 +76,57 @@ def training_curves(records: Sequence[dict[str, Any]]) -> Figure:
         ("Projection spread", "standard deviation", {"projection_std": ""}),
         ("Projection rank", "effective rank", {"projection_rank": ""}),
     ]  # fmt: skip
-    there = []
-    for title, unit, names in panels:
-        drawn = {label: curve(records, name) for name, label in names.items()}
-        if drawn := {label: line for label, line in drawn.items() if line[0]}:
-            there.append((title, unit, drawn))
-    last = max(record["epoch"] for record in records)
-    rows = -(-len(there) // 3)
+    panels = [
+        (title, unit, lines)
+        for title, unit, labels in panels
+        if (lines := {label: xy for name, label in labels.items() if (xy := curve(records, name))})
+    ]
+    last_epoch = max(record["epoch"] for record in records)
+    rows = -(-len(panels) // 3)
     figure = Figure(figsize=(WIDTH, 2.2 * rows))
-    axes = figure.subplots(rows, 3, squeeze=False).flat
-    for ax, (title, unit, drawn) in zip(axes, there, strict=False):
-        _lines(ax, drawn, many=title == "Loss")
-        ax.set(title=title, xlabel="epoch", ylabel=unit)
-        ax.set_xlim(0, last * 1.02)
+    grid = figure.add_gridspec(rows, 6)
+    for number, (title, unit, lines) in enumerate(panels):
+        row, column = divmod(number, 3)
+        span = 6 // min(3, len(panels) - 3 * row)  # fewer panels in the last row are wider
+        ax = figure.add_subplot(grid[row, column * span : (column + 1) * span])
+        _draw_lines(ax, lines)
+        ax.set(title=title, xlabel="epoch", ylabel=unit, xlim=(0, last_epoch * 1.02))
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        if title == "Accuracy":
-            ax.yaxis.set_major_formatter(FuncFormatter(_percent))
-    for ax in list(axes)[len(there) :]:
-        ax.remove()
+        ax.yaxis.set_major_formatter(_percent if title == "Accuracy" else "{x:g}")
     return figure
 
 
-def curve(records: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """The epochs and values of a quantity; "epoch loss" is the mean over epochs, and what is in
-    both kinds of record is taken from the steps."""
-    kind, field = ("epoch", "loss") if name == "epoch loss" else (None, name)
-    if kind is None:
-        kind = "step" if any(r["kind"] == "step" and field in r for r in records) else "epoch"
-    found = [r for r in records if r["kind"] == kind and r.get(field) is not None]
-    return [r["epoch"] for r in found], [r[field] for r in found]
+def curve(records: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    """The epochs and values of a quantity, from the records of steps where these have it, else
+    from those of epochs; "epoch loss" is the mean loss of each epoch."""
+    kinds = ("epoch",) if name == "epoch loss" else ("step", "epoch")
+    field = name.removeprefix("epoch ")
+    by_kind = (
+        [(r["epoch"], r[field]) for r in records if r["kind"] == kind and r.get(field) is not None]
+        for kind in kinds
+    )
+    return next(filter(None, by_kind), [])
 
 
-def _lines(ax: Axes, drawn: dict[str, tuple[list[float], list[float]]], many: bool) -> None:
-    for number, (label, (x, y)) in enumerate(drawn.items()):
-        faint = many and number == 0 and len(drawn) > 1
+def _draw_lines(ax: Axes, lines: dict[str, list[tuple[float, float]]]) -> None:
+    for number, (label, points) in enumerate(lines.items()):
+        faint = label == "each step" and len(lines) > 1
         ax.plot(
-            x, y, label=label, color=(BLUE, ORANGE)[number],
+            *zip(*points, strict=True), label=label, color=(BLUE, ORANGE)[number],
             alpha=0.4 if faint else 1, linewidth=1 if faint else None,
-            marker="o" if len(x) < 40 and not faint else "", markersize=2.5,
+            marker="o" if len(points) < 40 and not faint else "", markersize=2.5,
         )  # fmt: skip
-    if len(drawn) > 1:
+    if len(lines) > 1:
         ax.legend()
 
 
 def pca_variance(ratio_P: np.ndarray) -> Figure:
-    """The share of the variance that each principal component explains, and their sum."""
+    """The share of variance that each principal component explains, and the cumulative share."""
     figure = Figure(figsize=(WIDTH, 2.6))
     left, right = figure.subplots(1, 2)
     component = np.arange(1, len(ratio_P) + 1)
     left.plot(component, ratio_P, color=BLUE, marker="o", markersize=2)
-    left.set(title="Each component", ylabel="explained variance", yscale="log")
-    left.yaxis.set_major_formatter(FuncFormatter(_percent))
+    left.set(title="Each component", yscale="log")
     left.yaxis.set_minor_formatter("")
     total = np.cumsum(ratio_P)
     right.fill_between(component, total, color=BLUE, alpha=0.15, linewidth=0)
@@ -139,24 +135,24 @@ def pca_variance(ratio_P: np.ndarray) -> Figure:
         f"{total[-1]:.1%} with {len(total)}", (component[-1], total[-1]),
         (-4, -14), textcoords="offset points", ha="right",
     )  # fmt: skip
-    right.set(title="Together", ylabel="explained variance", ylim=(0, 1.02))
-    right.yaxis.set_major_formatter(FuncFormatter(_percent))
+    right.set(title="Cumulative", ylim=(0, 1.02))
     for ax in (left, right):
-        ax.set_xlabel("principal component")
+        ax.set(xlabel="principal component", ylabel="explained variance")
         ax.set_xlim(min(1, len(total) - 1), len(total) + 0.5)
+        ax.yaxis.set_major_formatter(_percent)
     return figure
 
 
-def _percent(value: float, _: int) -> str:
+def _percent(value: float, _: float) -> str:
     return f"{value * 100:.6g}%"
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """Rows are classes, columns what their clusters are named after, in percent of the row.
+    """Rows are classes, columns the classes that clusters are named after, in percent of the row.
 
-    A column beyond the classes holds the images of clusters that have no class.
+    A last column holds the images of clusters without a class, where `counts` has it.
     """
-    columns = short([*class_names, "no class"][: counts.shape[1]])
+    columns = shortened([*class_names, "no class"][: counts.shape[1]])
     side = 0.7 + 0.065 * max(map(len, columns)) + float(np.clip(0.36 * len(columns), 1.8, 10))
     figure = Figure(figsize=(side, side))
     ax = figure.subplots()
@@ -164,11 +160,8 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
-    ax.set_xticks(range(len(columns)), columns)
-    if max(map(len, columns)) > 3:
-        ax.tick_params(axis="x", rotation=45)
-        for label in ax.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(range(len(columns)), columns, **(slanted if max(map(len, columns)) > 3 else {}))
     ax.set_yticks(range(len(class_names)), columns[: len(class_names)])
     ax.tick_params(length=0)
     ax.set(xlabel="class of the cluster", ylabel="class of the image", title=title)
@@ -184,7 +177,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
 def silhouette_profile(
     scores: np.ndarray, clusters: np.ndarray, names: Sequence[str], colors: Sequence[str]
 ) -> Figure:
-    """The silhouette of every image, sorted, one band a cluster, and the mean (Rousseeuw 1987)."""
+    """The silhouette of each image, a sorted band per cluster, and the mean (Rousseeuw 1987)."""
     figure = Figure(figsize=(WIDTH * 0.62, float(np.clip(1 + 0.3 * len(names), 3, 12))))
     ax = figure.subplots()
     gap, start, ticks = max(1, len(scores) // 100), 0, []
@@ -198,7 +191,7 @@ def silhouette_profile(
         f"mean {scores.mean():.3f}", (float(scores.mean()), 1), (4, 4),
         xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
     )  # fmt: skip
-    ax.set_yticks(ticks, short(names))
+    ax.set_yticks(ticks, shortened(names))
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")
     ax.set(xlabel="silhouette", ylabel="cluster", ylim=(start, -gap))
@@ -206,21 +199,19 @@ def silhouette_profile(
 
 
 def cluster_sizes(sizes: dict[str, np.ndarray], cluster_names: Sequence[str]) -> Figure:
-    """How many images each cluster holds, stacked by split."""
+    """The number of images in each cluster, stacked by split."""
     figure = Figure(figsize=(WIDTH * 0.62, float(np.clip(1 + 0.24 * len(cluster_names), 2.4, 12))))
     ax = figure.subplots()
     start = np.zeros(len(cluster_names))
     for (split, counts), color in zip(sizes.items(), (BLUE, "#8cc3e6", ORANGE), strict=False):
-        ax.barh(range(len(counts)), counts, 0.75, left=start, color=color, label=split)
+        bars = ax.barh(range(len(counts)), counts, 0.75, left=start, color=color, label=split)
         start += counts
-    for k, total in enumerate(start):
-        ax.annotate(f"{total:,.0f}", (total, k), (3, 0), textcoords="offset points",
-                    va="center", fontsize=7.5)  # fmt: skip
-    ax.set_yticks(range(len(cluster_names)), short(cluster_names))
+    ax.bar_label(bars, [f"{total:,.0f}" for total in start], padding=3, fontsize=7.5)
+    ax.set_yticks(range(len(cluster_names)), shortened(cluster_names))
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set(xlabel="images", ylabel="cluster", ylim=(len(cluster_names) - 0.4, -0.6))
     ax.margins(x=0.1)
     if len(sizes) > 1:
@@ -235,11 +226,12 @@ def cluster_pictures(
 
     Args:
         rows: name, and two uint8 (n, S, S, 3): the pictures left and right of the gap.
-        titles: what stands above the left and the right half.
+        titles: of the left and of the right half.
     """
     count = max(max(len(left), len(right)) for _, left, right in rows)
     longest = max(len(name) for name, _, _ in rows)
-    margin, top, gap = 0.12 + 0.065 * min(longest, LONGEST), 0.3, 0.3  # inches, inches, pictures
+    margin, top = 0.12 + 0.065 * min(longest, NAME_LENGTH), 0.3  # inches
+    gap = 0.3  # pictures
     cell = (WIDTH - margin) / (2 * count + gap)
     high = cell * len(rows)
     figure = Figure(figsize=(WIDTH, high + top))
@@ -251,7 +243,7 @@ def cluster_pictures(
             for x, image in enumerate(images):
                 box = (start + x + 0.03, start + x + 0.97, y + 0.97, y + 0.03)
                 ax.imshow(image, extent=box, interpolation="antialiased")
-        ax.text(-0.12, y + 0.5, short([name])[0], ha="right", va="center")
+        ax.text(-0.12, y + 0.5, shortened([name])[0], ha="right", va="center")
     for start, title in zip((0, count + gap), titles, strict=True):
         ax.text(start, -0.12, title, fontsize=10, fontweight="bold")
     ax.set(xlim=(0, 2 * count + gap), ylim=(len(rows), 0))
@@ -260,15 +252,15 @@ def cluster_pictures(
 
 
 def cluster_scan(scan: dict[str, Any]) -> Figure:
-    """What a scan over the number of clusters found, and what it picked."""
+    """The scores of a scan over the number of clusters, and the number that it picked."""
     panels = {
         "silhouette": ("Silhouette", "higher is better"),
         "davies_bouldin": ("Davies-Bouldin index", "lower is better"),
         "stability": ("Stability", "adjusted Rand index of reruns"),
     }
-    there = [name for name in panels if any(v is not None for v in scan.get(name, ()))]
+    measured = [name for name in panels if any(v is not None for v in scan.get(name, ()))]
     figure = Figure(figsize=(WIDTH, 2.4))
-    for ax, name in zip(figure.subplots(1, len(there), squeeze=False)[0], there, strict=True):
+    for ax, name in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True):
         values = np.array(scan[name], float)  # None becomes NaN, a gap in the line
         ax.axvline(scan["picked"], color=ORANGE, linestyle=(0, (4, 3)), linewidth=1.2)
         ax.plot(scan["clusters"], values, color=BLUE, marker="o", markersize=3)

@@ -1,4 +1,4 @@
-"""Two dimensions to look at: PCA, t-SNE or UMAP of the reduced features."""
+"""A 2-D map of the reduced features by PCA, t-SNE or UMAP."""
 
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -13,24 +13,25 @@ ProjectionName = Literal["pca", "tsne", "umap"]
 TITLES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
 FIT_POINTS = 20_000
-"""t-SNE and UMAP arrange at most this many points; the others join their neighbors."""
+"""t-SNE and UMAP arrange at most this many points; the others are placed among their neighbors."""
 INPUTS = 50
-"""Principal components that t-SNE and UMAP see, as van der Maaten & Hinton 2008 take 30."""
+"""Principal components given to t-SNE and UMAP; van der Maaten & Hinton 2008 take 30."""
 
 
-def enough_to_arrange(x_NP: np.ndarray) -> bool:
-    """Whether t-SNE and UMAP can do something with so few points, or so few dimensions."""
+def can_arrange(x_NP: np.ndarray) -> bool:
+    """Whether there are enough points and dimensions for t-SNE and UMAP."""
     return len(x_NP) >= 10 and x_NP.shape[1] >= 2
 
 
 def project(x_NP: np.ndarray, method: ProjectionName, seed: int) -> np.ndarray:
     """A map of the points, float32 (N, 2), centered on their median.
 
-    `pca` takes the first two components as they are. Beyond `FIT_POINTS` the others arrange a
-    random sample, and every other point stands at the median of its five nearest neighbors in it.
+    `pca` takes the first two components as they are. t-SNE and UMAP arrange a random sample of
+    `FIT_POINTS`; every other point stands at the median of its five nearest neighbors in the
+    sample.
 
     Raises:
-        UserError: `umap` and umap-learn is not installed.
+        UserError: `method` is `umap`, and umap-learn is not installed.
     """
     if method == "pca":
         xy = np.zeros((len(x_NP), 2))
@@ -50,8 +51,8 @@ def project(x_NP: np.ndarray, method: ProjectionName, seed: int) -> np.ndarray:
 
 
 def _tsne(x: np.ndarray, seed: int) -> np.ndarray:
-    """openTSNE (Polička et al. 2024) with FFT-accelerated gradients (Linderman et al. 2019), or
-    scikit-learn's, which takes about three times as long, where it is not installed."""
+    """openTSNE (Polička et al. 2024) with FFT-accelerated gradients (Linderman et al. 2019). Where
+    it is not installed, scikit-learn's, which takes about three times as long."""
     perplexity: Any = min(30, (len(x) - 1) / 3)
     if find_spec("openTSNE") is None:
         from sklearn.manifold import TSNE
@@ -60,20 +61,18 @@ def _tsne(x: np.ndarray, seed: int) -> np.ndarray:
     from openTSNE import TSNE
 
     bar = progress(total=500, desc="t-SNE")
-    done = []
 
-    def report(iteration: int, error: float, embedding: np.ndarray) -> None:
-        done.append(iteration)
+    def advance(*_: object) -> None:  # a true result would stop the optimization
         bar.update(50)
 
     model = TSNE(
         perplexity=perplexity,
-        n_iter=250,  # after 250 of early exaggeration; 250 more move little and double the time
+        n_iter=250,  # after 250 of early exaggeration; 250 more change little and double the time
         n_jobs=-1,
         random_state=seed,
-        callbacks=report,
+        callbacks=advance,
         callbacks_every_iters=50,
-        # Exact neighbors where they are cheap; the approximate index fails on tiny sets.
+        # The approximate index fails on tiny sets, where exact neighbors are cheap.
         neighbors="exact" if len(x) < 2000 else "auto",
     )
     embedding = np.asarray(model.fit(x))

@@ -1,4 +1,4 @@
-"""What a finished run left in `features/`, every image of every split one after another."""
+"""The results of a finished run in `features/`, the images of all splits in one array."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,13 @@ class Results:
 
     split_names: list[str]
     splits: np.ndarray
-    """int (N,), the index into `split_names`; images of one split stand together, in order."""
+    """int (N,), the index into `split_names`, in ascending order."""
     x_NP: np.ndarray
     """float32 (N, P)."""
     clusters: np.ndarray
     """int64 (N,)."""
     labels: np.ndarray
-    """int64 (N,), -1 where nobody knows the class."""
-    centroids_KP: np.ndarray
+    """int64 (N,), -1 where the class is unknown."""
     class_of_cluster: np.ndarray
     """int64 (K,), -1 where a cluster has no class."""
     variance_ratio: np.ndarray
@@ -33,16 +32,17 @@ class Results:
     class_names: list[str]
     metrics: dict[str, Any]
     extraction: dict[str, Any]
-    """What the extraction recorded of itself: checkpoint, dataset, commit, versions."""
+    """The manifest's part of the extraction: checkpoint, dataset, commit, versions."""
     clustering: dict[str, Any]
+    """The manifest's part of the clustering."""
     distance: np.ndarray
-    """float32 (N,), to the centroid of the image's own cluster."""
+    """float32 (N,), from each image to the centroid of its cluster."""
     margin: np.ndarray
-    """float32 (N,), from 0, halfway to the next cluster, to 1, on the own centroid."""
+    """float32 (N,), from 0 on the border to another cluster to 1 on the centroid."""
 
     @property
     def cluster_names(self) -> list[str]:
-        """The number of each cluster, with its class where it has one."""
+        """The number of each cluster, followed by its class if it has one."""
         classes = [self.class_names[c] if c >= 0 else None for c in self.class_of_cluster]
         return [f"{k} · {name}" if name else str(k) for k, name in enumerate(classes)]
 
@@ -50,34 +50,28 @@ class Results:
     def cluster_colors(self) -> list[str]:
         return cluster_colors(self.class_of_cluster, len(self.class_names))
 
-    @property
-    def wrong(self) -> np.ndarray:
-        """bool (N,): the image has a class, and its cluster is named after another or none."""
-        return (self.labels >= 0) & (self.class_of_cluster[self.clusters] != self.labels)
-
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.splits == self.split_names.index(split))
 
     def offset(self, split: str) -> int:
+        """The row of the first image of `split`."""
         return int(self.rows(split)[0])
 
 
 def load_results(directory: Path) -> Results:
-    """Raises UserError where extraction or clustering has not run, or do not fit together."""
+    """Raises UserError if extraction or clustering has not run, or their files do not match."""
     extraction = artifacts.recorded(directory, artifacts.EXTRACTION)
     clustering = artifacts.recorded(directory, artifacts.CLUSTERING)
     names = list(extraction["dataset"]["splits"])
     parts = [_load_split(directory, name) for name in names]
     x_NP, clusters, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    centroids_KP = artifacts.load(artifacts.CENTROIDS, directory)
-    distance, margin = _distances(x_NP, clusters, centroids_KP)
+    distance, margin = _distances(x_NP, clusters, artifacts.load(artifacts.CENTROIDS, directory))
     return Results(
         split_names=names,
         splits=np.repeat(np.arange(len(names)), [len(part[0]) for part in parts]),
         x_NP=x_NP,
         clusters=clusters,
         labels=labels,
-        centroids_KP=centroids_KP,
         class_of_cluster=artifacts.load(artifacts.CLUSTER_TO_CLASS, directory),
         variance_ratio=artifacts.load(artifacts.PCA_VARIANCE_RATIO, directory),
         class_names=extraction["dataset"]["class_names"],
@@ -106,25 +100,21 @@ def _load_split(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray, np
 def _distances(
     x_NP: np.ndarray, clusters: np.ndarray, centroids_KP: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the own centroid, and 1 - own / nearest other: both float32 (N,)."""
-    squared = [((x_NP - centroid) ** 2).sum(axis=1) for centroid in centroids_KP]
-    distance_KN = np.sqrt(np.stack(squared))
+    """Distance to the own centroid, and 1 - own / nearest other distance: both float32 (N,)."""
+    distance_KN = np.stack([np.linalg.norm(x_NP - centroid, axis=1) for centroid in centroids_KP])
     each = np.arange(len(clusters))
     own = distance_KN[clusters, each]
-    if len(distance_KN) == 1:
-        return own, np.ones_like(own)
-    distance_KN[clusters, each] = np.inf
+    distance_KN[clusters, each] = np.inf  # with one cluster no other is near: the margin is 1
     other = distance_KN.min(axis=0)
     return own, 1 - np.divide(own, other, out=np.ones_like(own), where=other > 0)
 
 
-def pictures(results: Results, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """uint8 (len(rows), S, S, 3): the images behind `rows`, in their order."""
+def load_pictures(results: Results, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """uint8 (len(rows), S, S, 3): the images of `rows`, in the order of `rows`."""
     size = dataset.image_size
-    out = np.empty((len(rows), size, size, 3), np.uint8)
+    pictures = np.empty((len(rows), size, size, 3), np.uint8)
     for index, name in enumerate(results.split_names):
-        at = np.flatnonzero(results.splits[rows] == index)
-        if len(at):
-            images = dataset.splits[name].images[rows[at] - results.offset(name)]
-            out[at] = images.transpose(0, 2, 3, 1)
-    return out
+        chosen = results.splits[rows] == index
+        images = dataset.splits[name].images[rows[chosen] - results.offset(name)]
+        pictures[chosen] = images.transpose(0, 2, 3, 1)
+    return pictures

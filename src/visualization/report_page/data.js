@@ -1,5 +1,5 @@
 "use strict";
-// Everything on this page is text or pixels: names reach the document through textContent only.
+// The arrays, and pictures of single images. Names reach the document through textContent only.
 const $ = (selector) => document.querySelector(selector);
 const data = JSON.parse($("#data").textContent);
 const TYPES = { f4: Float32Array, u4: Uint32Array, u2: Uint16Array, i2: Int16Array, u1: Uint8Array };
@@ -13,10 +13,10 @@ function bytes(id) {
 const array = (id) => new TYPES[document.getElementById(id).dataset.type](bytes(id).buffer);
 
 const xy = array("xy"), cluster = array("cluster"), label = array("label"), split = array("split");
-const distance = array("distance"), margin = array("margin"), shown = array("shown"), near = array("near");
-const count = data.count, hasPictures = data.pictures > 0;
-const tileOf = new Int32Array(count).fill(-1); // the place of an image among the pictures
-shown.forEach((image, place) => { tileOf[image] = place; });
+const distance = array("distance"), margin = array("margin"), pictured = array("pictured"), nearest = array("nearest");
+const count = data.count, hasPictures = data.sheets > 0;
+const tileOf = new Int32Array(count).fill(-1); // the number of the tile that shows an image
+pictured.forEach((image, place) => { tileOf[image] = place; });
 const isWrong = (i) => label[i] >= 0 && data.classOfCluster[cluster[i]] !== label[i];
 const className = (c) => (c < 0 ? "unknown" : data.classes[c]);
 const nameOf = (i) => (data.names ? data.names[i] : `${data.splits[split[i]]} ${i - data.offsets[split[i]]}`);
@@ -31,7 +31,7 @@ function make(tag, properties = {}, ...children) {
 
 const sheets = [];
 let sheetsLeft = data.sheets;
-function loadSheets() { // after the first draw: decoding takes longer than all the rest
+function loadSheets() { // after the first draw: decoding takes longer than everything else
   for (let s = 0; s < data.sheets; s++) {
     const image = new Image();
     image.onload = () => { sheets[s] = image; sheetsLeft--; waiting = waiting.filter((draw) => !draw()); request(); };

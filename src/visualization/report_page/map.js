@@ -1,9 +1,9 @@
-// The map: drawing, and the pointer and keyboard on it.
+// The map: drawing, pointer and keyboard.
 
 const map = $("#map"), context = map.getContext("2d");
 let pixel = 1, wide = 1, high = 1; // device pixels
 const extent = bounds();
-let view = { x: 0, y: 0, scale: 1 }; // the middle in map units, and device pixels per unit
+let view = { x: 0, y: 0, scale: 1 }; // center in map units, and device pixels per unit
 
 function bounds() {
   let [left, right, low, top] = [Infinity, -Infinity, Infinity, -Infinity];
@@ -24,10 +24,10 @@ function resize() {
   high = map.height = Math.max(1, Math.round(map.clientHeight * pixel));
   if (first) reset();
   view.scale = fitScale() * zoom;
-  draw(); // at once: a canvas with a new size is empty
+  draw(); // at once: resizing clears a canvas
 }
 function reset() { view = { x: extent.x, y: extent.y, scale: fitScale() }; request(); }
-function zoomAt(x, y, factor) { // x and y stay where they are
+function zoomAt(x, y, factor) { // x and y stay under the pointer
   const scale = Math.min(Math.max(view.scale * factor, fitScale() / 2), fitScale() * 100);
   view.x += (x - wide / 2) * (1 / view.scale - 1 / scale);
   view.y -= (y - high / 2) * (1 / view.scale - 1 / scale);
@@ -38,7 +38,7 @@ const zoom = (factor) => zoomAt(wide / 2, high / 2, factor);
 function pan(x, y) { view.x -= x / view.scale; view.y += y / view.scale; request(); }
 
 let asked = false, firstDraw = null;
-let reach = 14; // how far from a point the pointer still means it, in device pixels
+let reach = 14; // how far from a point the pointer still picks it, in device pixels
 function request() {
   if (asked) return;
   asked = true;
@@ -46,7 +46,7 @@ function request() {
 }
 
 const hex = (color) => [1, 3, 5].map((k) => parseInt(color.slice(k, k + 2), 16));
-function inks() { // in the dark, colors are mixed with white
+function inks() { // the dark theme mixes colors with white
   const by = $("#color").value, dark = document.documentElement.dataset.theme === "dark";
   const list = { cluster: data.clusterColors, label: data.classColors }[by];
   const lift = (c) => hex(c).map((v) => (dark ? Math.round(v + 0.3 * (255 - v)) : v));
@@ -62,7 +62,7 @@ function disc(radius) { // offsets and coverage of an antialiased disc
   return out;
 }
 
-// Points go straight into the pixels: ten times faster than a path each, the same on any machine.
+// Points are written straight into the pixels: ten times faster than one path each, and the same on any machine.
 function draw() {
   const { of, list, unknown } = inks(), zoomed = view.scale / fitScale();
   const back = hex(getComputedStyle(document.documentElement).getPropertyValue("--stage").trim());
@@ -70,7 +70,7 @@ function draw() {
   const image = context.createImageData(wide, high), pixels = image.data, stamp = disc(radius);
   new Uint32Array(pixels.buffer).fill((255 << 24) | (back[2] << 16) | (back[1] << 8) | back[0]);
   const inside = [], edge = Math.ceil(radius);
-  for (const gray of [true, false]) for (let i = 0; i < count; i++) { // the unknown lie below
+  for (const gray of [true, false]) for (let i = 0; i < count; i++) { // images without a class lie below
     if (!visible[i] || of[i] < 0 !== gray) continue;
     const x = Math.round(screenX(i)), y = Math.round(screenY(i));
     if (x < edge || y < edge || x >= wide - edge || y >= high - edge) continue;
@@ -116,7 +116,7 @@ function drawNames(of, list) {
   context.textAlign = "center"; context.textBaseline = "middle"; context.lineJoin = "round";
   context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--stage");
   context.fillStyle = style.color; context.lineWidth = 3.5 * pixel;
-  const placed = []; // names give way to those before them
+  const placed = []; // a name moves down until it covers no earlier one
   middles(of, list.length).forEach(([x, y], g) => {
     if (x === undefined || !visibleCount || !on[$("#color").value].has(g)) return;
     const at = [(x - view.x) * view.scale + wide / 2, (view.y - y) * view.scale + high / 2];
@@ -136,7 +136,7 @@ function ring(i, radius, width) {
   context.stroke();
 }
 
-function nearestTo(x, y, within) { // the visible image nearest to a place on the canvas
+function nearestTo(x, y, within) { // the visible image nearest to a point of the canvas
   let best = -1, least = within * within;
   for (let i = 0; i < count; i++) {
     if (!visible[i]) continue;

@@ -1,4 +1,4 @@
-// Everything around the map, and the start.
+// The panels around the map; starts the page.
 
 const everything = () => ({
   cluster: new Set(data.clusters.keys()), label: new Set([-1, ...data.classes.keys()]), split: new Set(data.splits.keys()),
@@ -50,8 +50,8 @@ function select(i, show = false) {
   const facts = [["Image", nameOf(i)], ["Split", data.splits[split[i]]], ["Class", className(label[i])], ["Cluster", data.clusters[cluster[i]]],
     ["Distance", distance[i].toFixed(3)], ["Margin", margin[i].toFixed(3)]];
   $("#portrait dl").replaceChildren(...facts.flatMap(([k, v]) => [make("dt", { textContent: k }), make("dd", { textContent: v })]));
-  const k = data.neighbors, places = Array.from(near.subarray(i * k, (i + 1) * k));
-  $("#neighbors").replaceChildren(...places.map((place) => thumb(shown[place])));
+  const k = nearest.length / count, places = Array.from(nearest.subarray(i * k, (i + 1) * k));
+  $("#neighbors").replaceChildren(...places.map((place) => thumb(pictured[place])));
   if (show) {
     const x = screenX(i), y = screenY(i);
     if (x < 0 || y < 0 || x > wide || y > high) { view.x = xy[2 * i]; view.y = xy[2 * i + 1]; }
@@ -93,7 +93,7 @@ function fillCrossing() {
   $("#crossing").hidden = !hasLabels;
   if (!hasLabels) return;
   const place = (k) => data.classOfCluster[k] + 1 || data.classes.length + 1;
-  const order = [...data.clusters.keys()].sort((a, b) => place(a) - place(b)); // right ones on the diagonal
+  const order = [...data.clusters.keys()].sort((a, b) => place(a) - place(b)); // correct ones on the diagonal
   const corner = make("tr", {}, make("th", { textContent: "class \\ cluster" }), ...order.map((k) => make("th", { textContent: data.clusters[k] })));
   const rows = table.map((cells, c) => {
     const total = cells.reduce((a, b) => a + b, 0) || 1;
@@ -187,8 +187,8 @@ $("#theme").onclick = () => setTheme(document.documentElement.dataset.theme !== 
 document.title = `Clusters of ${data.dataset}`;
 $("#dataset").textContent = data.dataset;
 $("#summary").textContent = `${count.toLocaleString("en")} images, ${data.clusters.length} clusters, ${data.method}.`
-  + (hasPictures && data.pictures < count ? ` Pictures and neighbors are of a random sample of ${data.pictures.toLocaleString("en")} images.` : "")
-  + (hasPictures ? "" : " The images were not there, so there are no pictures.");
+  + (hasPictures && pictured.length < count ? ` Pictures and neighbors come from a random sample of ${pictured.length.toLocaleString("en")} images.` : "")
+  + (hasPictures ? "" : " No pictures: the images were not available.");
 data.clusters.forEach((name, k) => $("#gallery-cluster").append(make("option", { value: k, textContent: name })));
 setTheme(prefersDark.matches);
 buildFilters();
@@ -196,8 +196,8 @@ applyFilters();
 resize();
 new ResizeObserver(resize).observe(map);
 requestAnimationFrame(() => setTimeout(loadSheets));
-// For tests, and for the curious at the console.
+// For tests and the browser console.
 window.report = {
-  data, ready: () => !sheetsLeft, firstDraw: () => firstDraw, shown: () => visibleCount, view: () => ({ ...view }),
+  data, ready: () => !sheetsLeft, firstDraw: () => firstDraw, visibleCount: () => visibleCount, view: () => ({ ...view }),
   place: (i) => ({ x: screenX(i) / pixel, y: screenY(i) / pixel }),
 };
