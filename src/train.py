@@ -191,7 +191,6 @@ def lead(setup: Setup, stop: StopSignal) -> int:
                     "dataset_fingerprint": setup.dataset.fingerprint,
                     "commit": git_commit(),
                 },
-                earlier=metrics.earlier,
             ) as tracker,
         ):
             run.tracking = {"group": group, "run_id": tracker.run_id}
