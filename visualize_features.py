@@ -25,7 +25,7 @@ from src.evaluation.tables import summary_table
 from src.runtime.cli import UserError, run_script
 from src.storage import artifacts, checkpoint
 from src.storage.metrics_log import Record, read_metrics
-from src.tracking.stage import stage_tracker
+from src.tracking.tracker import stage_tracker
 from src.tracking.wandb_run import WandbMode
 from src.visualization import figures
 from src.visualization.map_figure import projection_map

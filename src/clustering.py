@@ -29,7 +29,7 @@ from src.runtime.cli import UserError, check_seed, run_script
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, EXTRACTION
 from src.storage.provenance import git_commit, versions
-from src.tracking.stage import stage_tracker
+from src.tracking.tracker import stage_tracker
 from src.tracking.wandb_run import WandbMode
 
 LOW_VARIANCE = 0.95

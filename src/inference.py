@@ -41,7 +41,7 @@ from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError, progress, run_script
 from src.runtime.device import DeviceName, PrecisionName
 from src.storage import artifacts
-from src.tracking.stage import stage_tracker
+from src.tracking.tracker import stage_tracker
 from src.tracking.wandb_run import WandbMode
 
 SOME_FAILED = 3

@@ -3,10 +3,10 @@
     python src/sync_wandb.py                   every offline run that has not arrived yet
     python src/sync_wandb.py wandb/run-...     this one, also if it was online and cut off
 
-Reads the run directories in `wandb/`, oldest first, one at a time: the segments of a run that was
+Uploads the run directories in `wandb/` one at a time, oldest first: the segments of a run that was
 interrupted and resumed become one run, and a damaged one does not stop the others. W&B marks what
-arrived with a `*.wandb.synced` file. Exit code 1 when something did not arrive. Log in before,
-with `wandb login`.
+arrived with a `*.wandb.synced` file. Exit code 1 when something did not arrive. Log in first, with
+`wandb login`.
 """
 
 import subprocess
@@ -18,7 +18,7 @@ from pathlib import Path
 import tyro
 
 from src.runtime.cli import RunError, UserError, run_script
-from src.tracking import wandb_run
+from src.tracking.wandb_run import has_ended, load_wandb, why_not_online
 
 SYNC_SECONDS = 3600
 """For one directory."""
@@ -39,78 +39,68 @@ class SyncConfig:
 
 
 def main(config: SyncConfig) -> int:
-    logs = [log_of(run) for run in config.runs] or waiting(config.wandb_dir)
-    if not logs:
+    runs = config.runs or waiting(config.wandb_dir)
+    for run in runs:
+        if not any(run.glob("run-*.wandb")):
+            raise UserError(f"{run} is not a run directory: it holds no run-*.wandb")
+    if not runs:
         print(f"nothing to sync in {config.wandb_dir}")
         return 0
-    directory = config.wandb_dir.resolve()
-    try:
-        why = wandb_run.why_not_online(wandb_run.load_wandb(directory))
-    except wandb_run.Unavailable as error:
-        why = str(error)
-    if why:
-        raise RunError(f"cannot sync {len(logs)} run(s): {why}")
-    arrived = [sync(log) for log in sorted(logs, key=wandb_run.start_time)]
+    wandb, problem = load_wandb(config.wandb_dir.resolve())
+    if problem := problem or why_not_online(wandb):
+        raise RunError(f"cannot sync {len(runs)} run(s): {problem}")
+    # By 20260131_235959 in offline-run-20260131_235959-abcd1234.
+    arrived = [sync(run) for run in sorted(runs, key=lambda run: run.name.partition("run-")[2])]
     print(f"{sum(arrived)} of {len(arrived)} arrived")
     return 0 if all(arrived) else 1
 
 
-def log_of(run: Path) -> Path:
-    logs = sorted(run.glob("run-*.wandb"))
-    if not logs:
-        raise UserError(f"{run} is not a run directory: it holds no run-*.wandb")
-    return logs[0]
-
-
 def waiting(directory: Path) -> list[Path]:
-    """The logs of offline runs under `directory` that W&B has not marked as synced."""
+    """The directories of offline runs under `directory` that W&B has not marked as synced."""
     logs = directory.glob("**/offline-run-*/run-*.wandb")
-    return [log for log in logs if not marker(log).exists()]
+    return [log.parent for log in logs if not log.with_name(f"{log.name}.synced").exists()]
 
 
-def marker(log: Path) -> Path:
-    return log.with_name(f"{log.name}.synced")
-
-
-def sync(log: Path) -> bool:
-    """Upload one run directory and print a line; whether all that is in it arrived."""
+def sync(run: Path) -> bool:
+    """Upload one run directory and print a line; returns whether all of it arrived."""
+    log = next(run.glob("run-*.wandb"))
+    marker = log.with_name(f"{log.name}.synced")
     if is_running(log):
-        print(f"{log.parent}: still running, sync it when it has ended")
+        print(f"{run}: still running, sync it when it has ended")
         return False
-    marker(log).unlink(missing_ok=True)
-    errors = upload(log)
-    # W&B leaves with 0 in any case.
+    marker.unlink(missing_ok=True)
+    errors = upload(run)
     if [TORN in error for error in errors] == [True]:
-        marker(log).touch()
-        print(f"{log.parent}: arrived, up to where it was killed")
-    elif marker(log).exists():
-        print(f"{log.parent}: arrived")
+        marker.touch()
+        print(f"{run}: arrived, up to where it was killed")
+    elif marker.exists():  # W&B exits with 0 in any case
+        print(f"{run}: arrived")
     else:
-        print(f"{log.parent}: did NOT arrive: {' '.join(errors) or 'no reason given'}")
-    return marker(log).exists()
+        print(f"{run}: did NOT arrive: {' '.join(errors) or 'no reason given'}")
+    return marker.exists()
 
 
 def is_running(log: Path) -> bool:
-    """Whether the log was written to just now and says nothing of an end."""
+    """Whether the log was written to just now and does not record the end of the run."""
     if time.time() - log.stat().st_mtime > LIVE_SECONDS:
         return False
     try:
-        return not wandb_run.has_ended(log)
+        return not has_ended(log)
     except subprocess.SubprocessError:  # damaged: the upload says how
         return False
 
 
-def upload(log: Path) -> list[str]:
+def upload(run: Path) -> list[str]:
     """Run `wandb sync` on one directory; returns the errors it prints."""
-    directory = log.resolve().parent
+    directory = run.resolve()
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(directory)]
     try:  # two levels up its own log file lands in `wandb/` too
-        run = subprocess.run(
+        process = subprocess.run(
             command, cwd=directory.parents[1], capture_output=True, text=True, timeout=SYNC_SECONDS
         )
     except subprocess.TimeoutExpired:
         return [f"no end after {SYNC_SECONDS} s"]
-    lines = (run.stdout + run.stderr).splitlines()
+    lines = (process.stdout + process.stderr).splitlines()
     return [line.split("ERROR", 1)[1].strip() for line in lines if "ERROR" in line]
 
 

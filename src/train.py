@@ -188,7 +188,6 @@ def train_as_main(setup: Setup, stop: StopSignal) -> int:
                     "dataset_fingerprint": setup.dataset.fingerprint,
                     "commit": git_commit(),
                 },
-                earlier=metrics.earlier,
             ) as tracker,
         ):
             state.tracking = {"group": group, "run_id": tracker.run_id}

@@ -20,9 +20,8 @@ class MetricsLog:
     """
 
     def __init__(self, file: Path, keep_until_step: int) -> None:
-        self.earlier = read_metrics(file) if keep_until_step else []
-        """All records of the training so far, including those just removed."""
-        kept = [record for record in self.earlier if record["step"] <= keep_until_step]
+        earlier = read_metrics(file) if keep_until_step else []
+        kept = [record for record in earlier if record["step"] <= keep_until_step]
         with replacing(file) as temporary:
             temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
         self._file = file.open("a", encoding="utf-8")
