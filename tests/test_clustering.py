@@ -1,20 +1,20 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Script
+from sklearn.decomposition import PCA
 
 from dataset.load_dataset import load_dataset
 from src.clustering import ClusteringConfig, main
 from src.clusters.choose_k import candidates, scan
+from src.clusters.protocol import Protocol
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import EXTRACTION
 
-ROOT = Path(__file__).parents[1]
 NAMES = ["ant", "bee", "cat"]
 
 
@@ -49,34 +49,34 @@ def test_three_splits_give_every_file_and_metric(tmp_path: Path) -> None:
     config = write(
         tmp_path, unlabeled=(blobs(90, 0)[0], None), train=blobs(60, 1), test=blobs(30, 2)
     )
-    found = metrics(config)
+    result = metrics(config)
     for split in ("train", "test"):
-        scores = found["splits"][split]
+        scores = result["splits"][split]
         assert scores["hungarian_accuracy"] == scores["transferred_accuracy"] == 1.0
         assert scores["nmi"] == pytest.approx(1)
         assert scores["ari"] == pytest.approx(1)
         assert scores["knn_accuracy"] == 1.0
         assert scores["per_class"]["bee"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
-    assert set(found["splits"]["unlabeled"]) == {
+    assert set(result["splits"]["unlabeled"]) == {
         "images", "silhouette", "davies_bouldin", "cluster_sizes"
     }  # fmt: skip
-    assert found["splits"]["unlabeled"]["cluster_sizes"] == [30, 30, 30]
-    assert found["pca"]["components"] == 5
-    assert len(found["pca"]["cumulative"]) == 5
-    assert found["kmeans"]["fit_on"] == "train"
-    assert found["kmeans"]["clusters"] == 3
+    assert result["splits"]["unlabeled"]["cluster_sizes"] == [30, 30, 30]
+    assert result["pca"]["components"] == 5
+    assert len(result["pca"]["cumulative"]) == 5
+    assert result["kmeans"]["fit_on"] == "train"
+    assert result["kmeans"]["clusters"] == 3
     part = artifacts.recorded(tmp_path, artifacts.CLUSTERING)
     assert part["features"] == "abc"
     assert part["clusters"] == 3
 
 
-@pytest.mark.parametrize("whiten", [False, True])
-def test_the_files_say_how_to_cluster_another_image(tmp_path: Path, whiten: bool) -> None:
+@pytest.mark.parametrize("l2_normalize", [True, False])
+def test_the_files_say_how_to_cluster_another_image(tmp_path: Path, l2_normalize: bool) -> None:
     config = write(tmp_path, train=blobs(60, 1), test=blobs(30, 2))
-    main(replace(config, components=2, whiten=whiten))  # more of them would be whitened noise
-    x, labels = blobs(30, 2)
-    x = x.astype(np.float32)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    main(replace(config, l2_normalize=l2_normalize))
+    x = blobs(30, 2)[0].astype(np.float32)
+    if l2_normalize:
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
     mean = artifacts.load(artifacts.PCA_MEAN, tmp_path)
     components = artifacts.load(artifacts.PCA_COMPONENTS, tmp_path)
     centroids = artifacts.load(artifacts.CENTROIDS, tmp_path)
@@ -85,19 +85,17 @@ def test_the_files_say_how_to_cluster_another_image(tmp_path: Path, whiten: bool
     stored = artifacts.load(artifacts.REDUCED, tmp_path, "test")
     np.testing.assert_allclose(reduced, stored, atol=1e-5 * np.abs(stored).max())
     assert (clusters == artifacts.load(artifacts.ASSIGNMENTS, tmp_path, "test")).all()
-    assert (artifacts.load(artifacts.CLUSTER_TO_CLASS, tmp_path)[clusters] == labels).all()
-    if whiten:
-        train = artifacts.load(artifacts.REDUCED, tmp_path, "train")
-        np.testing.assert_allclose(train.std(axis=0, ddof=1), 1, rtol=1e-4)
 
 
 def test_only_the_fit_split_moves_pca_and_centroids(tmp_path: Path) -> None:
-    config = write(tmp_path, train=blobs(60, 1), test=blobs(30, 2))
-    main(config)
-    before = [artifacts.load(a, tmp_path).copy() for a in (artifacts.PCA_MEAN, artifacts.CENTROIDS)]
-    main(write(tmp_path, train=blobs(60, 1), test=blobs(33, 3)))
-    after = [artifacts.load(a, tmp_path) for a in (artifacts.PCA_MEAN, artifacts.CENTROIDS)]
+    main(write(tmp_path, train=blobs(60, 1), test=blobs(30, 2)))
+    fitted = artifacts.PCA_MEAN, artifacts.PCA_COMPONENTS, artifacts.CENTROIDS
+    before = [artifacts.load(a, tmp_path).copy() for a in fitted]
+    main(write(tmp_path, train=blobs(60, 1), unlabeled=blobs(33, 3)))
+    after = [artifacts.load(a, tmp_path) for a in fitted]
     assert all((a == b).all() for a, b in zip(before, after, strict=True))
+    assert not artifacts.exists(artifacts.REDUCED, tmp_path, "test")  # the split no longer exists
+    assert not artifacts.exists(artifacts.ASSIGNMENTS, tmp_path, "test")
 
 
 def test_names_from_one_split_can_fail_on_another(tmp_path: Path) -> None:
@@ -108,14 +106,63 @@ def test_names_from_one_split_can_fail_on_another(tmp_path: Path) -> None:
     assert scores["transferred_accuracy"] == scores["knn_accuracy"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("fit_on", "labeled", "named_on"),
+    [
+        ("test", ("train", "test"), "test"),  # the fitted split first
+        ("unlabeled", ("train", "test"), "train"),
+        ("unlabeled", ("test",), "test"),
+    ],
+)
+def test_which_split_names_the_clusters(
+    tmp_path: Path, fit_on: str, labeled: tuple[str, ...], named_on: str
+) -> None:
+    """The labels of test are shifted by one, so that the names tell the splits apart."""
+    shift = {"unlabeled": 0, "train": 0, "test": 1}
+    splits = {}
+    for i, split in enumerate(shift):
+        x, labels = blobs(30, i)
+        splits[split] = x, (labels + shift[split]) % 3 if split in labeled else None
+    result = metrics(replace(write(tmp_path, **splits), fit_on=fit_on))  # type: ignore[arg-type]
+    assert result["kmeans"]["named_on"] == named_on
+    names = artifacts.load(artifacts.CLUSTER_TO_CLASS, tmp_path)
+    clusters = artifacts.load(artifacts.ASSIGNMENTS, tmp_path, "test")
+    assert (names[clusters] == (blobs(30, 2)[1] + shift[named_on]) % 3).all()
+
+
+def test_an_image_is_not_its_own_neighbor(tmp_path: Path) -> None:
+    """Each image's only near neighbor is of another class."""
+    x = np.eye(12, 20).repeat(2, axis=0) + 0.01 * np.random.default_rng(0).random((24, 20))
+    labels = np.arange(24) % 2
+    splits = metrics(write(tmp_path, train=(x, labels), test=(x, labels)))["splits"]
+    assert splits["train"]["knn_accuracy"] == 0.0
+    assert splits["test"]["knn_accuracy"] == 1.0  # every image has its copy in train
+
+
+def test_more_restarts_find_tighter_clusters(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(200, 20))
+    config = replace(write(tmp_path, train=(x, None)), clusters="20")
+    once, often = (metrics(replace(config, restarts=n))["kmeans"]["inertia"] for n in (1, 20))
+    assert often < once
+
+
+def test_pca_above_its_limit_is_fitted_on_evenly_spaced_images() -> None:
+    x = np.random.default_rng(0).normal(size=(61, 30)).astype(np.float32)
+    for limit, seen in ((21, x[::3]), (30, x)):
+        protocol = Protocol("train", {}, [], False, components=5, restarts=1, pca_limit=limit)
+        reduced = protocol.reduce({"train": x})[1]["train"]
+        expected = PCA(5, svd_solver="full").fit(seen).transform(x)
+        np.testing.assert_allclose(np.abs(reduced), np.abs(expected), atol=1e-4)
+
+
 def test_no_label_at_all(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = write(tmp_path, [], unlabeled=(blobs(60, 0)[0], None))
-    found = metrics(replace(config, seeds=2))
-    assert found["kmeans"] | {"inertia": 0} == {
+    result = metrics(replace(config, seeds=2))
+    assert result["kmeans"] | {"inertia": 0} == {
         "clusters": 10, "fit_on": "unlabeled", "named_on": None, "inertia": 0, "restarts": 2
     }  # fmt: skip
     assert artifacts.load(artifacts.CLUSTER_TO_CLASS, tmp_path).tolist() == [-1] * 10
-    assert "no train split, PCA and K-means are fitted on unlabeled" in capsys.readouterr().out
+    assert "no train split; PCA and K-means are fitted on unlabeled" in capsys.readouterr().out
 
 
 def test_unknown_labels_are_left_out_of_the_scores(
@@ -124,11 +171,11 @@ def test_unknown_labels_are_left_out_of_the_scores(
     x, labels = blobs(60, 1)
     labels = labels.copy()
     labels[:6] = -1
-    found = metrics(write(tmp_path, train=(x, labels), test=(x, np.full(60, -1))))
-    assert found["splits"]["train"]["hungarian_accuracy"] == 1.0
-    assert found["splits"]["train"]["images"] == 60
-    assert np.sum(found["splits"]["train"]["confusion"]) == 54
-    assert "nmi" not in found["splits"]["test"]
+    result = metrics(write(tmp_path, train=(x, labels), test=(x, np.full(60, -1))))
+    assert result["splits"]["train"]["hungarian_accuracy"] == 1.0
+    assert result["splits"]["train"]["images"] == 60
+    assert np.sum(result["splits"]["train"]["confusion"]) == 54
+    assert "nmi" not in result["splits"]["test"]
     assert "6 labels of -1" in capsys.readouterr().out
 
 
@@ -145,8 +192,8 @@ def test_duplicate_points_leave_clusters_empty(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     x, labels = np.repeat(np.eye(3, 20), 8, axis=0), np.repeat(np.arange(3), 8)
-    found = metrics(replace(write(tmp_path, train=(x, labels)), clusters="5", components=100))
-    scores = found["splits"]["train"]
+    result = metrics(replace(write(tmp_path, train=(x, labels)), clusters="5", components=100))
+    scores = result["splits"]["train"]
     assert sorted(scores["cluster_sizes"]) == [0, 0, 8, 8, 8]
     assert scores["hungarian_accuracy"] == 1.0
     assert scores["silhouette"] == pytest.approx(1)
@@ -178,7 +225,7 @@ def test_one_class_and_one_cluster(tmp_path: Path, capsys: pytest.CaptureFixture
         ({"seeds": 1}, "--seeds 1"),
         ({"seed": -1}, "--seed -1"),
         ({"seed": 2**32 - 2, "seeds": 3}, "--seed 4294967296"),
-        ({"fit_on": "unlabeled"}, "--fit-on unlabeled: there are only features of train"),
+        ({"fit_on": "unlabeled"}, "--fit-on unlabeled: the extraction wrote only train"),
     ],
 )
 def test_flags_that_cannot_be_met(tmp_path: Path, change: dict, message: str) -> None:
@@ -191,17 +238,19 @@ def test_features_that_cannot_be_clustered(tmp_path: Path) -> None:
     x, labels = blobs(60, 1)
     x[3, 4] = np.nan
     x[5, :2] = np.inf
-    with pytest.raises(UserError, match=r"train_features\.npy holds 3 numbers that are NaN or inf"):
-        main(write(tmp_path / "nan", train=(x, labels)))
-    with pytest.raises(UserError, match="all 60 rows are equal"):
-        main(write(tmp_path / "constant", train=(np.full((60, 20), 0.3), labels)))
-    with pytest.raises(UserError, match="different lengths"):
-        main(write(tmp_path / "dim", train=blobs(60, 1), test=blobs(60, 1, dim=21)))
-    with pytest.raises(UserError, match="labels from 0 to 2 for 60 images of 2 classes"):
-        main(write(tmp_path / "labels", ["a", "b"], train=blobs(60, 1)))
-    config = write(tmp_path / "rows", train=blobs(60, 1))
-    artifacts.save(artifacts.FEATURES, config.feature_dir, blobs(50, 1)[0], "train")
-    with pytest.raises(UserError, match="has 50 rows, the extraction wrote 60"):
+    train = blobs(60, 1)
+    for message, names, splits in (
+        (r"train_features\.npy holds 3 numbers that are NaN or inf", NAMES, {"train": (x, labels)}),
+        ("all 60 rows are equal", NAMES, {"train": (np.full((60, 20), 0.3), labels)}),
+        ("different lengths", NAMES, {"train": train, "test": blobs(60, 1, dim=21)}),
+        ("labels from 0 to 2 for 2 classes", ["a", "b"], {"train": train}),
+        (r"train_labels\.npy has 59 rows for 60 images", NAMES, {"train": (train[0], labels[1:])}),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(write(tmp_path / str(len(list(tmp_path.iterdir()))), names, **splits))
+    config = write(tmp_path, train=train)
+    artifacts.save(artifacts.FEATURES, tmp_path, train[0][:50], "train")
+    with pytest.raises(UserError, match="has 50 rows for 60 images"):
         main(config)
 
 
@@ -213,13 +262,6 @@ def test_a_failed_run_leaves_no_finished_clusters(tmp_path: Path) -> None:
         artifacts.recorded(tmp_path, artifacts.CLUSTERING)
 
 
-def test_files_of_a_split_that_is_gone_are_removed(tmp_path: Path) -> None:
-    main(write(tmp_path, train=blobs(60, 1), test=blobs(30, 2)))
-    main(write(tmp_path, train=blobs(60, 1)))
-    assert not artifacts.exists(artifacts.REDUCED, tmp_path, "test")
-    assert not artifacts.exists(artifacts.ASSIGNMENTS, tmp_path, "test")
-
-
 def test_candidates() -> None:
     assert candidates("7", 3) == [7]
     assert candidates("2:4", 3) == [2, 3, 4]
@@ -228,15 +270,27 @@ def test_candidates() -> None:
     assert candidates(None, 0) == candidates(None, 1) == [10]
 
 
-def test_the_scan_finds_the_number_of_blobs(tmp_path: Path) -> None:
+def test_the_scan_picks_the_number_of_blobs(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = 8 * np.eye(5, 8)[np.arange(200) % 5] + rng.normal(size=(200, 8))
-    assert scan(x, [2, 3, 4, 5, 6, 7], seed=0, runs=3, restarts=3)["picked"] == 5
+    assert scan(x, [2, 3, 4, 5, 6, 7], seed=0, seeds=3, restarts=3)["picked"] == 5
 
-    found = metrics(replace(write(tmp_path, train=blobs(60, 1)), clusters="2:5"))
-    assert found["scan"]["picked"] == found["kmeans"]["clusters"] == 3
-    assert found["scan"]["clusters"] == [2, 3, 4, 5]
-    assert len(found["scan"]["stability"]) == len(found["scan"]["silhouette"]) == 4
+    result = metrics(replace(write(tmp_path, train=blobs(60, 1)), clusters="2:5"))
+    assert result["scan"]["picked"] == result["kmeans"]["clusters"] == 3
+    assert result["scan"]["clusters"] == [2, 3, 4, 5]
+    assert len(result["scan"]["stability"]) == len(result["scan"]["silhouette"]) == 4
+
+
+def test_the_scan_weighs_silhouette_and_stability() -> None:
+    """Two pairs of blobs: three clusters split a pair by chance, four split both for certain."""
+    rng = np.random.default_rng(0)
+    centers = np.array([[0, 0], [0, 5], [100, 0], [100, 5]])
+    x = centers.repeat(30, axis=0) + 0.5 * rng.normal(size=(120, 2))
+    result = scan(x, [3, 4], seed=0, restarts=1)
+    assert result["silhouette"][0] > result["silhouette"][1]
+    assert result["stability"][0] < result["stability"][1]
+    assert result["picked"] == 4
+    assert scan(x, [4, 2], seed=0)["picked"] == 2  # both are stable
 
 
 def test_seeds_give_mean_and_deviation(tmp_path: Path) -> None:
@@ -244,10 +298,10 @@ def test_seeds_give_mean_and_deviation(tmp_path: Path) -> None:
     runs = [
         metrics(replace(config, seed=s, seeds=None))["splits"]["train"]["ari"] for s in range(3)
     ]
-    found = metrics(config)["seeds"]
-    assert found["count"] == 3
-    assert found["splits"]["train"]["ari"]["mean"] == pytest.approx(np.mean(runs))
-    assert found["splits"]["train"]["ari"]["std"] == pytest.approx(np.std(runs, ddof=1))
+    result = metrics(config)["seeds"]
+    assert result["count"] == 3
+    assert result["splits"]["train"]["ari"]["mean"] == pytest.approx(np.mean(runs))
+    assert result["splits"]["train"]["ari"]["std"] == pytest.approx(np.std(runs, ddof=1))
 
 
 def test_baselines_follow_the_same_protocol(tmp_path: Path) -> None:
@@ -268,11 +322,11 @@ def test_baselines_follow_the_same_protocol(tmp_path: Path) -> None:
     for name, (x, _) in splits.items():
         noise = np.random.default_rng(0).normal(size=(len(x), 30))
         artifacts.save(artifacts.UNTRAINED_FEATURES, tmp_path, noise, name)
-    found = metrics(config)
+    result = metrics(config)
     # The "learned" features are raw pixels as well here, so the figures must be the same.
-    assert found["baselines"]["raw_pixels"]["splits"] == found["splits"]
-    assert found["splits"]["test"]["nmi"] > 0.5
-    assert found["baselines"]["untrained"]["splits"]["test"]["nmi"] < 0.2
+    assert result["baselines"]["raw_pixels"]["splits"] == result["splits"]
+    assert result["splits"]["test"]["nmi"] > 0.5
+    assert result["baselines"]["untrained"]["splits"]["test"]["nmi"] < 0.2
 
     part["dataset"]["fingerprint"] = "other"
     artifacts.record(tmp_path, EXTRACTION, part)
@@ -280,16 +334,13 @@ def test_baselines_follow_the_same_protocol(tmp_path: Path) -> None:
         main(config)
 
 
-def test_as_a_person_runs_it(tmp_path: Path) -> None:
-    command = [sys.executable, "src/clustering.py", "--feature-dir", str(tmp_path)]
-    command += ["--wandb", "disabled"]
-    early = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert early.returncode == 2
-    assert early.stderr.count("\n") == 1
+def test_as_a_person_runs_it(tmp_path: Path, script: Script) -> None:
+    early = script("src/clustering.py")
+    assert (early.returncode, early.stderr.count("\n")) == (2, 1)
     assert "src/feature_extraction.py" in early.stderr
-    write(tmp_path, train=blobs(60, 1), test=blobs(30, 2))
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (run.returncode, run.stderr) == (0, "")
-    assert "Hungarian accuracy" in run.stdout
-    assert "bee" in run.stdout
-    assert "learned features  test                1.000" in run.stdout
+    write(tmp_path / "features", train=blobs(60, 1), test=blobs(30, 2))
+    done = script("src/clustering.py", "--wandb", "disabled")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Hungarian accuracy" in done.stdout
+    assert "bee" in done.stdout
+    assert "learned features  test                1.000" in done.stdout

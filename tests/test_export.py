@@ -118,7 +118,7 @@ def test_any_batch_size(file: Path, batch: int) -> None:
 
 def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_path: Path) -> None:
     shutil.copytree(features, tmp_path, dirs_exist_ok=True)
-    run_clustering(tmp_path, normalize=False, whiten=True, clusters="13", components=7)
+    run_clustering(tmp_path, l2_normalize=False, clusters="13", components=7)
     main(ExportConfig(tmp_path))
     images = load_dataset("digits", Path()).splits["test"].images[:200]
     runtime = session(tmp_path / artifacts.MODEL)

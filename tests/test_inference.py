@@ -6,19 +6,21 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, Script
 from finished_run import digits_run
 from PIL import Image, ImageOps
 
 from dataset.load_dataset import load_dataset
 from dataset.pictures import BadPicture
 from src import inference
-from src.clusters.confidence import confidence, fit_temperature
+from src.clusters.confidence import confidence, fit_scale
 from src.inference import InferenceConfig, main
 from src.prediction.output import sort_into
 from src.prediction.picture_stream import decode, find
@@ -35,8 +37,6 @@ from src.storage.artifacts import (
     PCA_MEAN,
     REDUCED,
 )
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,15 @@ def save(image_3SS: np.ndarray, file: Path, **options: object) -> Path:
     return file
 
 
-def script(features: Path, *arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
-    run = subprocess.run(
-        [sys.executable, "src/inference.py", "--feature-dir", features, *map(str, arguments)],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, input=stdin, capture_output=True,
-    )  # fmt: skip
-    return run.returncode, run.stdout.decode(), run.stderr.decode()
+@pytest.fixture(scope="module")
+def infer(features: Path) -> Callable[..., int]:
+    """Run the stage on `paths` and return its exit code."""
+
+    def run(*paths: object, **flags: object) -> int:
+        config = InferenceConfig(tuple(map(str, paths)), feature_dir=features, device="cpu")
+        return main(replace(config, **flags))  # type: ignore[arg-type]
+
+    return run
 
 
 def rows_of(output: Path) -> list[dict]:
@@ -76,18 +79,17 @@ def rows_of(output: Path) -> list[dict]:
 
 
 def test_images_written_as_png_get_the_clusters_of_the_clustering(
-    features: Path, digits: dict[str, np.ndarray], tmp_path: Path
+    infer: Callable, features: Path, digits: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     for split, images in digits.items():
         for i, image in enumerate(images):
             save(image, tmp_path / split / f"{i:05d}.png")
-    out = tmp_path / "found.json"
-    code, _, errors = script(features, tmp_path / "train", tmp_path / "test", "--output", out)
-    assert code == 0, errors
-    found = [row["cluster"] for row in rows_of(out)]
+    output = tmp_path / "predictions.json"
+    assert infer(tmp_path / "train", tmp_path / "test", output=output) == 0
+    clusters = [row["cluster"] for row in rows_of(output)]
     expected = [artifacts.load(ASSIGNMENTS, features, split) for split in ("train", "test")]
-    assert found == np.concatenate(expected).tolist()
-    assert len(set(found)) == 10
+    assert clusters == np.concatenate(expected).tolist()
+    assert len(set(clusters)) == 10
 
 
 def test_batch_size_does_not_matter(predictor: Predictor, digits: dict[str, np.ndarray]) -> None:
@@ -104,11 +106,10 @@ def test_head_is_l2_then_pca_then_euclidean(predictor: Predictor, features: Path
     )
     x = np.random.default_rng(0).normal(size=(50, len(mean)))
     cluster, sure, distances = (t.numpy() for t in predictor.head(torch.tensor(x).float()))
-    temperature = predictor.head.temperature
     for i in range(len(x)):
         z = components @ (x[i] / np.sqrt((x[i] ** 2).sum()) - mean)
         d = np.array([np.sqrt(((z - c) ** 2).sum()) for c in centroids])
-        weights = np.exp(-(d**2 - d.min() ** 2) / temperature)
+        weights = np.exp(-(d**2 - d.min() ** 2) / predictor.head.confidence_scale)
         assert cluster[i] == d.argmin()
         np.testing.assert_allclose(distances[i], d, rtol=1e-4)
         np.testing.assert_allclose(sure[i], weights.max() / weights.sum(), rtol=1e-3)
@@ -121,8 +122,8 @@ def test_confidence_grows_towards_the_own_centroid() -> None:
     centroids = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 9.0]])
     points = torch.stack([torch.linspace(0, 4, 41), torch.zeros(41)], 1)
     squared = torch.cdist(points, centroids).square()
-    for temperature in (1e-4, 1.0, 1e4):
-        sure = confidence(squared, temperature)
+    for scale in (1e-4, 1.0, 1e4):
+        sure = confidence(squared, scale)
         assert (sure >= 1 / 3).all()
         assert (sure <= 1).all()
         assert (sure[:20].diff() <= 0).all()  # away from the first centroid, up to the border
@@ -130,25 +131,29 @@ def test_confidence_grows_towards_the_own_centroid() -> None:
     assert confidence(squared, 1.0)[20] == pytest.approx(0.5, abs=1e-3)
 
 
-def test_temperature_is_found_back_from_labels() -> None:
+def test_confidence_scale_is_recovered_from_labels() -> None:
     rng = torch.Generator().manual_seed(0)
     centroids = torch.randn(5, 3, generator=rng) * 2
     points = centroids[torch.randint(5, (20000,), generator=rng)]
     points = points + torch.randn(points.shape, generator=rng) * 1.5
-    sure = confidence(torch.cdist(points, centroids).square(), 3.0)
-    right = torch.rand(len(sure), generator=rng) < sure  # as right as a temperature of 3 says
-    assert fit_temperature(points, centroids, right) == pytest.approx(3.0, rel=0.15)
+    squared = torch.cdist(points, centroids).square()
+    right = torch.rand(len(points), generator=rng) < confidence(squared, 3.0)
+    labels = torch.where(right, squared.argmin(1), (squared.argmin(1) + 1) % 5).numpy()
+    labels[::2] = -1  # unknown
+    scale = fit_scale(points.numpy(), centroids.numpy(), np.arange(5), labels, max_images=20000)
+    assert scale == pytest.approx(3.0, rel=0.15)
 
 
-def test_temperature_without_labels_is_the_posterior_of_two_gaussians() -> None:
+def test_confidence_scale_without_labels_is_the_posterior_of_two_gaussians() -> None:
     rng = torch.Generator().manual_seed(0)
     centroids = torch.tensor([[0.0, 0, 0], [10, 0, 0]])
     spread = torch.tensor([1.5, 7.0, 0.1])  # only the spread between the two decides
     points = centroids.repeat(5000, 1) + torch.randn(10000, 3, generator=rng) * spread
-    assert fit_temperature(points, centroids, None) == pytest.approx(2 * 1.5**2, rel=0.05)
+    scale = fit_scale(points.numpy(), centroids.numpy(), np.full(2, -1), None)
+    assert scale == pytest.approx(2 * 1.5**2, rel=0.05)
 
 
-def test_temperature_is_the_one_that_clustering_stored(copied: Path) -> None:
+def test_confidence_scale_is_the_one_that_clustering_stored(copied: Path) -> None:
     part = artifacts.recorded(copied, CLUSTERING)
     train, centroids = artifacts.load(REDUCED, copied, "train"), artifacts.load(CENTROIDS, copied)
     squared = ((train[:, None] - centroids) ** 2).sum(2)
@@ -156,19 +161,15 @@ def test_temperature_is_the_one_that_clustering_stored(copied: Path) -> None:
         LABELS, copied, "train"
     )
 
-    def loss(temperature: float) -> float:
-        p = np.exp(-squared.astype(np.float64) / temperature)
+    def loss(scale: float) -> float:
+        p = np.exp(-squared.astype(np.float64) / scale)
         p = np.clip((p.max(1) / p.sum(1)), 1e-6, 1 - 1e-6)
         return -np.log(np.where(right, p, 1 - p)).mean()
 
-    best = part["temperature"]
+    best = part["confidence_scale"]
     assert loss(best) < min(loss(best / 1.1), loss(best * 1.1))
-    artifacts.record(copied, CLUSTERING, part | {"temperature": 0.25})
-    assert Predictor.load(copied, device="cpu").head.temperature == 0.25
-    del part["temperature"]
-    artifacts.record(copied, CLUSTERING, part)
-    with pytest.raises(UserError, match=r"earlier version: run python src/clustering\.py"):
-        Predictor.load(copied, device="cpu")
+    artifacts.record(copied, CLUSTERING, part | {"confidence_scale": 0.25})
+    assert Predictor.load(copied, device="cpu").head.confidence_scale == 0.25
 
 
 # --- odd and broken pictures ------------------------------------------------------------------
@@ -256,14 +257,15 @@ def write_odd_files(folder: Path, image_3SS: np.ndarray) -> dict[str, str]:
 
 
 def test_every_odd_or_broken_file_has_its_stated_outcome(
-    features: Path, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path
-) -> None:
+    infer: Callable, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
     image = digits["test"][3]
     outcomes = write_odd_files(tmp_path, image)
     assert len(outcomes) >= 37
-    code, out, errors = script(features, tmp_path, tmp_path / "gone.png", "--json")
-    assert code == 3
-    rows = {Path(row["path"]).name: row for row in map(json.loads, out.splitlines())}
+    assert infer(tmp_path, tmp_path / "gone.png", json=True) == 3
+    printed = capsys.readouterr()
+    rows = {Path(row["path"]).name: row for row in map(json.loads, printed.out.splitlines())}
     assert set(rows) == set(outcomes) | {"gone.png"}
     expected = predictor.predict(image[None])
     for name, outcome in (outcomes | {"gone.png": "no such file"}).items():
@@ -273,7 +275,7 @@ def test_every_odd_or_broken_file_has_its_stated_outcome(
             assert 0.1 <= row["confidence"] <= 1
         else:
             assert outcome in row["error"], row
-            assert f"{name}: {row['error']}" in errors
+            assert f"{name}: {row['error']}" in printed.err
         if outcome == "same":
             assert row["cluster"] == expected.clusters[0], row
             assert row["distance"] == pytest.approx(expected.distances.min(), rel=1e-3), row
@@ -285,20 +287,20 @@ def test_every_odd_or_broken_file_has_its_stated_outcome(
 def test_unreadable_file_and_folder(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir(mode=0)
     (tmp_path / "file.png").touch(mode=0)
-    found = [(p.name, str(e)) for p, e in decode(find([str(tmp_path)]), 8, ahead=2)]
-    assert found == [("file.png", "permission denied"), ("folder", "permission denied")]
+    reasons = [(p.name, str(e)) for p, e in decode(find([str(tmp_path)]), 8, ahead=2)]
+    assert reasons == [("file.png", "permission denied"), ("folder", "permission denied")]
 
 
 # --- finding them -----------------------------------------------------------------------------
 
 
-def test_folders_patterns_and_missing_names(
-    digits: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_and_missing_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("b/2.png", "b/1.PNG", "b/deep/3.jpg", "a[1].png", ".hidden.png", "b/.git/x.png"):
-        save(digits["test"][0], Path(name))
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
     Path("b/notes.txt").touch()
+    Path("b/again").symlink_to(".")  # is not followed
     Path("bare").mkdir()
 
     def names(*given: str, leave_out: Path | None = None) -> list[str]:
@@ -307,32 +309,27 @@ def test_folders_patterns_and_missing_names(
     assert names("b") == ["b/1.PNG", "b/2.png", "b/deep/3.jpg"]
     assert names(".") == ["a[1].png", *names("b")]
     assert names(".", leave_out=Path("b").resolve()) == ["a[1].png"]
-    assert names("a[1].png") == ["a[1].png"]  # a name that looks like a pattern
-    assert names("*/*.png") == ["b/2.png"]
-    assert names("b*") == [*names("b"), "bare"]
-    assert names("*.gif", "gone.png") == ["*.gif", "gone.png"]
+    assert names("a[1].png", "b", leave_out=Path("b").resolve()) == ["a[1].png"]
+    assert names("b/2.png", leave_out=Path("b").resolve()) == ["b/2.png"]
     reasons = {str(path): str(reason) for path, reason in decode(find(["*.gif", "bare"]), 8, 1)}
     assert reasons == {"*.gif": "no such file or directory", "bare": "no pictures in this folder"}
 
 
 def test_paths_on_standard_input_and_csv(
-    features: Path, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path
-) -> None:
-    odd_name = tmp_path / 'with "quotes", and\tmore.png'
-    files = [save(image, tmp_path / f"{i}.png") for i, image in enumerate(digits["test"][:3])]
-    save(digits["test"][3], odd_name)
-    listed = "\r\n".join([*map(str, files), "", str(odd_name), str(tmp_path / "gone.png")])
-    code, out, _ = script(features, "-", "--csv", stdin=listed.encode())
-    assert code == 3
-    rows = list(csv.DictReader(io.StringIO(out)))
-    assert [row["path"] for row in rows] == [
-        *map(str, files),
-        str(odd_name),
-        f"{tmp_path}/gone.png",
-    ]
-    expected = predictor.predict(digits["test"][:4])
+    infer: Callable, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    names = ["0.png", "1.png", "2.png", 'with "quotes", and\tmore.png']
+    files = [save(image, tmp_path / n) for n, image in zip(names, digits["test"], strict=False)]
+    paths = [*map(str, files), str(tmp_path / "gone.png")]
+    lines = "\r\n".join([*paths[:3], "", *paths[3:]])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    assert infer("-", csv=True) == 3
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["path"] for row in rows] == paths
     assert rows[4]["error"] == "no such file or directory"
     assert rows[4]["cluster"] == ""
+    expected = predictor.predict(digits["test"][:4])
     for row, cluster, distances in zip(rows, expected.clusters, expected.distances, strict=False):
         near = np.argsort(distances)
         assert int(row["cluster"]) == cluster == near[0]
@@ -356,13 +353,11 @@ def test_no_more_than_a_window_is_decoded_ahead(tmp_path: Path) -> None:
 
 
 def test_demonstration_without_pictures(
-    features: Path, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path, capsys
-) -> None:
+    infer: Callable, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
     montage = tmp_path / "montage.png"
-    config = InferenceConfig(
-        feature_dir=features, sample=12, montage=montage, device="cpu", wandb="disabled"
-    )
-    assert main(config) == 0
+    assert infer(sample=12, montage=montage, wandb="disabled") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("picture")
     assert len(lines) == 13
@@ -374,60 +369,55 @@ def test_demonstration_without_pictures(
         assert np.asarray(grid).std() > 30
 
 
-def test_demonstration_without_labels_counts_none_as_wrong(
-    features: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_demonstration_counts_the_labels_that_are_right(
+    infer: Callable, predictor: Predictor, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
     digits = load_dataset("digits", Path())
-    splits = {"test": replace(digits.splits["test"], labels=None)}
-    monkeypatch.setattr(inference, "reload_dataset", lambda *_: replace(digits, splits=splits))
-    config = InferenceConfig(sample=2, feature_dir=features, wandb="disabled")
-    assert main(config) == 0
-    assert "of their own class" not in capsys.readouterr().err
-    monkeypatch.undo()
-    main(config)
-    assert "of 2 are in a cluster of their own class" in capsys.readouterr().err
+    test = digits.splits["test"]
+    names = [predictor.class_of(k) for k in predictor.predict(test.images[:30]).clusters]
+    right = sum(digits.class_names[i] == n for i, n in zip(test.labels, names, strict=False))
+    for labels, summary in ((None, False), (test.labels[:30], True)):
+        split = replace(test, images=test.images[:30], labels=labels)
+        dataset = replace(digits, splits={"test": split})
+        monkeypatch.setattr(inference, "reload_dataset", lambda *_, found=dataset: found)
+        assert infer(sample=30, wandb="disabled") == 0
+        line = f"{right} of 30 are in a cluster of their own class"
+        assert (line in capsys.readouterr().err) == summary
+    assert 0 < right < 30
 
 
 def test_montage_shows_a_sample_of_many(
-    features: Path, digits: dict[str, np.ndarray], tmp_path: Path
+    infer: Callable, digits: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     for i in range(30):
         save(digits["test"][i], tmp_path / "in" / f"{i}.png")
-    montage, out = tmp_path / "montage.png", tmp_path / "x.csv"
-    code = main(
-        InferenceConfig(
-            (str(tmp_path / "in"),), montage=montage, montage_size=4, output=out,
-            feature_dir=features, device="cpu", batch_size=7,
-        )
-    )  # fmt: skip
-    assert code == 0
+    montage, output = tmp_path / "montage.png", tmp_path / "x.csv"
+    flags = {"montage": montage, "montage_size": 4, "output": output, "batch_size": 7}
+    assert infer(tmp_path / "in", **flags) == 0
     with Image.open(montage) as grid:
         assert grid.size == (4 * 104 + 8, 120 + 8)
-    assert len(out.read_text().splitlines()) == 31
+    assert len(output.read_text().splitlines()) == 31
 
 
 def test_sorting_never_overwrites(
-    features: Path, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path
+    infer: Callable, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     image = digits["test"][0]
     first = save(image, tmp_path / "a" / "x.png")
     second = save(image, tmp_path / "b" / "x.png")
-    sorted_into = tmp_path / "sorted"
-    config = InferenceConfig(
-        (str(tmp_path),), sort_into=sorted_into, feature_dir=features, device="cpu"
-    )
-    for _ in range(2):  # the second time everything is there already, and is not read again
-        assert main(config) == 0
-        cluster = predictor.predict(image[None]).clusters[0]
-        folder = sorted_into / f"{cluster:02d}-{predictor.class_of(cluster)}"
-        assert sorted(sorted_into.rglob("*.png")) == [folder / "x.png", folder / "x_2.png"]
+    cluster = predictor.predict(image[None]).clusters[0]
+    folder = tmp_path / "sorted" / f"{cluster:02d}-{predictor.class_of(cluster)}"
+    for _ in range(2):  # the second time all links exist and are not read again
+        assert infer(tmp_path, sort_into=tmp_path / "sorted") == 0
+        assert sorted(tmp_path.glob("sorted/**/*.png")) == [folder / "x.png", folder / "x_2.png"]
         assert (folder / "x.png").resolve() == first
         assert (folder / "x_2.png").resolve() == second
 
 
 @pytest.mark.parametrize("copy", [False, True])
 def test_a_picture_that_is_gone_before_it_is_sorted_is_named(
-    features: Path, digits: dict[str, np.ndarray], tmp_path: Path, copy: bool,
+    infer: Callable, digits: dict[str, np.ndarray], tmp_path: Path, copy: bool,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
 ) -> None:  # fmt: skip
     for i in range(3):
@@ -439,14 +429,10 @@ def test_a_picture_that_is_gone_before_it_is_sorted_is_named(
         return real(self, images)
 
     monkeypatch.setattr(Predictor, "predict_batch", then_lose_one)
-    config = InferenceConfig(
-        (str(tmp_path / "in"),), sort_into=tmp_path / "out", copy=copy,
-        feature_dir=features, device="cpu",
-    )  # fmt: skip
-    assert main(config) == 3
-    said = capsys.readouterr()
-    assert "in/1.png: it is gone" in said.err
-    assert len(said.out.splitlines()) == 4  # all three were read and predicted
+    assert infer(tmp_path / "in", sort_into=tmp_path / "out", copy=copy) == 3
+    printed = capsys.readouterr()
+    assert "in/1.png: no longer there" in printed.err
+    assert len(printed.out.splitlines()) == 4  # all three were read and predicted
     assert sorted(file.name for file in (tmp_path / "out").glob("*/*")) == ["0.png", "2.png"]
 
 
@@ -458,23 +444,22 @@ def picture(tmp_path: Path) -> str:
 
 
 def test_output_leaves_links_and_pipes_what_they_are(
-    features: Path, picture: str, tmp_path: Path
+    infer: Callable, picture: str, tmp_path: Path
 ) -> None:
     target, link, pipe = (tmp_path / name for name in ("target.csv", "link.csv", "pipe.csv"))
     link.symlink_to(target)
-    assert main(InferenceConfig((picture,), feature_dir=features, output=link)) == 0
+    assert infer(picture, output=link) == 0
     assert link.is_symlink()
     os.mkfifo(pipe)
     reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
-    assert main(InferenceConfig((picture,), feature_dir=features, output=pipe)) == 0
+    assert infer(picture, output=pipe) == 0
     assert pipe.is_fifo()
     assert reader.communicate(timeout=60)[0] == target.read_bytes() != b""
 
 
-def test_names_with_line_breaks_in_csv(features: Path, picture: str, tmp_path: Path) -> None:
-    output = tmp_path / "found.csv"
-    assert main(InferenceConfig((picture,), feature_dir=features, output=output)) == 0
-    with output.open(newline="") as file:
+def test_names_with_line_breaks_in_csv(infer: Callable, picture: str, tmp_path: Path) -> None:
+    assert infer(picture, output=tmp_path / "out.csv") == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["path"] == picture
     assert 0 < float(row["confidence"]) <= 1
@@ -500,19 +485,6 @@ def test_odd_names_are_reasons(tmp_path: Path) -> None:
     assert reasons == ["file name too long", "embedded null byte"]
 
 
-def test_patterns_meet_every_picture_once(tmp_path: Path) -> None:
-    for name in ("a.png", "sorted/b.png", "deep/c.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-
-    def names(pattern: str) -> list[str]:
-        found = find([f"{tmp_path}/{pattern}"], leave_out=tmp_path / "sorted")
-        return [path.name for path in found]
-
-    assert names("*") == ["a.png", "c.png"]
-    assert names("*/*.png") == ["c.png"]
-
-
 def test_copies_never_overwrite(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
@@ -528,17 +500,20 @@ def test_copies_never_overwrite(tmp_path: Path) -> None:
     assert not (folder / "x_2.png").is_symlink()
 
 
-def test_bad_flags_are_one_line(features: Path, tmp_path: Path) -> None:
-    for flags, message in (
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
         ({"json": True, "csv": True}, "exclude"),
         ({"montage": Path("m.jpg")}, "PNG"),
-        ({"sort_into": tmp_path}, "needs pictures"),
-        ({"output": tmp_path}, "is a folder"),
-        ({"paths": ("a.png", "")}, "an empty name"),
+        ({"sort_into": Path()}, "needs pictures"),
+        ({"output": Path()}, "is a folder"),
+        ({"paths": ("a.png", "")}, "an empty path"),
         ({"batch_size": 0}, "above 0"),
-    ):
-        with pytest.raises(UserError, match=message):
-            main(InferenceConfig(feature_dir=features, **flags))
+    ],
+)
+def test_bad_flags(infer: Callable, flags: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        infer(**flags)
 
 
 # --- from Python ------------------------------------------------------------------------------
@@ -604,8 +579,7 @@ def test_centroids_of_another_pca_are_refused(copied: Path) -> None:
         Predictor.load(copied, device="cpu")
 
 
-def test_before_the_clustering_it_says_what_to_run(tmp_path: Path) -> None:
-    code, out, errors = script(tmp_path / "nothing", "x.png")
-    assert (code, out) == (2, "")
-    assert len(errors.splitlines()) == 1
-    assert "src/feature_extraction.py" in errors
+def test_before_the_clustering_it_says_what_to_run(script: Script) -> None:
+    early = script("src/inference.py", "x.png")
+    assert (early.returncode, early.stdout, early.stderr.count("\n")) == (2, "", 1)
+    assert "src/feature_extraction.py" in early.stderr
