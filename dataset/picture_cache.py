@@ -6,24 +6,27 @@ writing nor reading needs memory for more than a few of them.
 """
 
 import contextlib
-import errno
 import json
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from filelock import FileLock
+from loky import ProcessPoolExecutor
 from numpy.lib import format as npy
 
-from dataset.decoding import decode_into
 from dataset.folder import Pictures
-from src.runtime.cli import RunError, UserError, progress
+from dataset.pictures import BadPicture, load_picture
+from src.runtime.cli import ENVIRONMENT_ERRORS, RunError, UserError, progress
 from src.storage import artifacts
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 CACHE_FOLDER = ".picture_cache"
 PIXELS_VERSION = 1
@@ -33,6 +36,8 @@ SMALL_COUNT, SMALL_BYTES = 500, 50_000_000
 """A folder below both limits is decoded in this process: starting others would take longer."""
 
 _NAMED_AT_MOST = 10
+_CHUNK = 32
+"""Pictures that a process decodes at a time."""
 
 
 def load_pictures(
@@ -106,9 +111,12 @@ def _write(pixels: Path, pictures: Pictures, size: int, workers: int) -> None:
         with temporary.open("wb") as file:
             _write_header(file, count, size)
             offset = file.tell()
-        decoded = decode_into(temporary, offset, size, paths, workers)
-        bar = progress(total=count, desc=f"decoding {pictures.split}", unit="picture")
-        with contextlib.closing(decoded), bar:
+        decode = partial(_decode_rows, temporary, offset, size)
+        chunks = [(first, paths[first : first + _CHUNK]) for first in range(0, count, _CHUNK)]
+        with (
+            _mapped(decode, chunks, workers) as decoded,
+            progress(total=count, desc=f"decoding {pictures.split}", unit="picture") as bar,
+        ):
             for rows, reasons in decoded:
                 broken |= reasons
                 bar.update(rows)
@@ -120,6 +128,47 @@ def _write(pixels: Path, pictures: Pictures, size: int, workers: int) -> None:
     # Last, because without this file the array does not count as complete.
     named = {pictures.files[row][0]: reason for row, reason in broken.items()}
     artifacts.write_json(_broken_file(pixels), named)
+
+
+@contextlib.contextmanager
+def _mapped(
+    function: Callable[[Item], Result], items: list[Item], workers: int
+) -> Iterator[Iterator[Result]]:
+    """The results in the order of `items`, from processes that end with the block.
+
+    Threads would wait for Python's lock a third of the time. loky's processes do not import the
+    script that started them, and torch with it, as those of `multiprocessing` do.
+    """
+    if workers == 1:
+        yield map(function, items)
+        return
+    pool = ProcessPoolExecutor(min(workers, len(items)))
+    try:
+        yield pool.map(function, items)
+    finally:
+        pool.shutdown(kill_workers=True)
+
+
+def _decode_rows(
+    file: Path, offset: int, size: int, chunk: tuple[int, list[str]]
+) -> tuple[int, dict[int, str]]:
+    """Write the pictures of `chunk` into the rows of `file` from row `first` on.
+
+    Returns:
+        How many rows, and the reason for each that has no picture and holds zeros.
+    """
+    first, paths = chunk
+    images = np.zeros((len(paths), 3, size, size), np.uint8)
+    broken = {}
+    for i, path in enumerate(paths):
+        try:
+            images[i] = load_picture(Path(path), size)
+        except BadPicture as error:
+            broken[first + i] = str(error)
+    with file.open("r+b") as out:
+        out.seek(offset + first * images[0].nbytes)
+        out.write(images.data)
+    return len(paths), broken
 
 
 def _write_header(file: BinaryIO, count: int, size: int) -> None:
@@ -158,13 +207,15 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    denied = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC)
     try:
         yield
-    except BrokenProcessPool as error:
-        raise RunError(f"{error}: run the same command again") from None
+    except BrokenProcessPool:
+        raise RunError(
+            "a process that decodes pictures died, perhaps because memory ran out: run the same "
+            "command again"
+        ) from None
     except OSError as error:
-        if error.errno not in denied:
+        if error.errno not in ENVIRONMENT_ERRORS:
             raise
         raise UserError(
             f"cannot write the cache of decoded pictures into {folder} "

@@ -4,14 +4,13 @@ However many pictures there are, only a bounded number of them is in memory.
 """
 
 import os
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from dataset.decoding import map_ahead
 from dataset.pictures import IMAGE_SUFFIXES, BadPicture, load_picture
 
 THREADS = min(8, os.cpu_count() or 1)
@@ -62,8 +61,14 @@ def decode(
         ahead: how many pictures may be decoded before they are asked for.
     """
     pool = ThreadPoolExecutor(THREADS)  # Pillow decodes and resizes without Python's lock
+    decoding: deque[Future[tuple[Path, np.ndarray | BadPicture]]] = deque()
     try:
-        yield from map_ahead(pool, partial(_load, size=size), paths, ahead)
+        for path in paths:
+            decoding.append(pool.submit(_load, path, size))
+            if len(decoding) > ahead:
+                yield decoding.popleft().result()
+        while decoding:
+            yield decoding.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
