@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from src.storage.provenance import git_commit
 from src.tracking import wandb_run
 from src.tracking.wandb_run import WandbMode
 
@@ -123,6 +122,8 @@ def stage_tracker(
         config: the flags, a dataclass.
         extraction: what the extraction recorded of itself.
     """
+    from src.storage.provenance import git_commit  # imports torch, which tracking does without
+
     return Tracker(
         mode,
         directory,
