@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 VIEWER = {"id": "VXNlcjox", "entity": "someone", "username": "someone", "flags": "{}"}
-STARTED = '{"t": {}}'  # by which W&B tells that a run has begun
+STARTED = '{"t": {}, "epochs": {"value": 1}}'  # by which W&B tells that a run has begun
 PROJECT = {"id": "UDox", "name": "project", "entity": {"id": "RTox", "name": "someone"}}
 
 

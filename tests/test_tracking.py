@@ -206,7 +206,7 @@ def test_without_the_package(tmp_path: Path, environment: dict[str, str]) -> Non
 def test_killed_online_and_resumed_nothing_is_missing(
     tmp_path: Path, online: dict[str, str], server: FakeServer
 ) -> None:
-    killed = track(tmp_path, online, pause=0.5, epochs=6, kill_after=5)
+    killed = track(tmp_path, online, pause=0.5, epochs=8, kill_after=5)
     assert killed.returncode == -signal.SIGKILL
     run = track(tmp_path, online, from_epoch=2, epochs=6)
     assert_trained(run, tmp_path, epochs=6)

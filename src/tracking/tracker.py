@@ -67,7 +67,6 @@ class Tracker:
             "group": group,
             "job_type": job_type,
             "config": json.loads(json.dumps(config, default=str)),
-            "allow_val_change": True,
         }
         self._run = self._attempt(lambda: wandb_run.open_run(mode, directory.resolve(), options))
         self._with_run(_define_axes)
