@@ -15,7 +15,7 @@ import pytest
 from src.storage import checkpoint
 from tests.fake_wandb_server import FakeServer
 from tests.script_server import ScriptProcess, ScriptServer
-from tests.tracking_tools import clean_environment
+from tests.tracked_run import KEY, clean_environment
 
 ROOT = Path(__file__).parents[1]
 Script = Callable[..., subprocess.CompletedProcess[str]]
@@ -119,3 +119,8 @@ def wandb_environment(tmp_path: Path) -> dict[str, str]:
 def server() -> Iterator[FakeServer]:
     with FakeServer() as fake:
         yield fake
+
+
+@pytest.fixture
+def online(environment: dict[str, str], server: FakeServer) -> dict[str, str]:
+    return environment | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}

@@ -8,18 +8,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 VIEWER = {"id": "VXNlcjox", "entity": "someone", "username": "someone", "flags": "{}"}
-STARTED = '{"t": {}}'  # by which W&B tells that a run has begun
+STARTED = '{"t": {}, "epochs": {"value": 1}}'  # by which W&B tells that a run has begun
 PROJECT = {"id": "UDox", "name": "project", "entity": {"id": "RTox", "name": "someone"}}
 
 
 class FakeServer:
-    """Answers until `stop`. `rows` are the history rows that were uploaded, `reply` with "errors"
-    in it is the answer to every query from then on."""
+    """Answers until `stop`. `rows` are the history rows that were uploaded to all runs, `reply` is
+    the answer to every query, where it is not empty."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.reply: dict[str, Any] = {}
         self.bucket: dict[str, Any] | None = None
+        self.run_names: set[str] = set()
         self.summary = "{}"
         self._connections: list[socket.socket] = []
         fake = self
@@ -63,7 +64,7 @@ class FakeServer:
             for line in files.get("wandb-summary.json", {}).get("content", []):
                 self.summary = line
             return {}
-        if "errors" in self.reply:
+        if self.reply:
             return self.reply
         query = content.get("query", "")
         if "viewer" in query:
@@ -72,6 +73,7 @@ class FakeServer:
             return {"data": {"model": PROJECT | {"bucket": self.resume_status()}}}
         if "upsertBucket" in query:
             name = content["variables"]["name"]
+            self.run_names.add(name)
             bucket = {"id": "UjE=", "name": name, "displayName": name, "project": PROJECT}
             bucket |= {"config": "{}", "historyLineCount": len(self.rows), "sweepName": None}
             self.bucket = bucket

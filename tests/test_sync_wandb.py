@@ -6,16 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from src.runtime.cli import UserError
+from src.sync_wandb import SyncConfig, main
 from tests.fake_wandb_server import FakeServer
-from tests.tracking_tools import (
-    ROOT,
-    expected_rows,
-    in_order,
-    online,
-    segments,
-    track,
-    uploaded,
-)
+from tests.tracked_run import ROOT, distinct, expected_rows, own, segments, track
 
 
 def sync(
@@ -28,94 +24,71 @@ def sync(
     )  # fmt: skip
 
 
-def killed_run(directory: Path, environment: dict[str, str]) -> Path:
-    """The log of an offline run of 9 epochs; the kill tore its last record."""
-    options: dict = {"mode": "offline", "run_id": "abcd1234", "pause": 0.05}
-    track(directory, environment, **options, epochs=10, kill_after=9)
-    (log,) = segments(directory)
-    os.truncate(log, log.stat().st_size - 20)
-    return log
+def damaged_run(directory: Path) -> Path:
+    log = directory / "wandb/offline-run-20260101_000000-abcd1234/run-abcd1234.wandb"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"garbage")  # just now, as if it were still running
+    return log.parent
 
 
 def test_an_interrupted_run_arrives_as_one_from_another_place(
-    tmp_path: Path, environment: dict[str, str], server: FakeServer
+    tmp_path: Path, online: dict[str, str], server: FakeServer
 ) -> None:
+    """Next to a damaged one, and after a server that refused both."""
     here, there = tmp_path / "here", tmp_path / "there"
-    killed_run(here, environment)
-    resume: dict = {"mode": "offline", "run_id": "abcd1234", "from_epoch": 4, "epochs": 12}
-    track(here, environment, **resume)
+    track(here, online, mode="offline", pause=0.2, kill_after=3)
+    (log,) = segments(here)
+    os.truncate(log, log.stat().st_size - 20)  # a kill in the middle of writing
+    track(here, online, mode="offline", from_epoch=1, epochs=4)
+    damaged = damaged_run(here).name
     there.mkdir()
     (here / "wandb").rename(there / "wandb")
-    environment = online(environment, server)
+    _, first, second = (f"wandb/{log.parent.name}" for log in segments(there))
 
-    soon = sync(there, environment)
-    first, second = (f"wandb/{log.parent.name}" for log in segments(there))
-    assert soon.stdout.splitlines() == [
-        f"{first}: still running, sync it when it has ended",
-        f"{second}: arrived",
-        "1 of 2 arrived",
-    ]
-    assert soon.returncode == 1
+    server.reply = {"errors": [{"message": "project is read-only"}]}
+    refused = sync(there, online)
+    assert refused.returncode == 1
+    lines = refused.stdout.splitlines()
+    assert lines[0].startswith(f"wandb/{damaged}: did NOT arrive: ")
+    assert lines[1] == f"{first}: still running, sync it when it has ended"
+    assert lines[2].startswith(f"{second}: did NOT arrive: ")
+    assert lines[3:] == ["0 of 3 arrived"]
 
-    os.utime(segments(there)[0], (time.time() - 120,) * 2)
-    later = sync(there, environment)
-    assert later.stdout.splitlines() == [
+    server.reply = {}
+    os.utime(segments(there)[1], (time.time() - 120,) * 2)
+    later = sync(there, online)
+    assert later.stdout.splitlines()[1:] == [
         f"{first}: arrived, up to where it was killed",
-        "1 of 1 arrived",
+        f"{second}: arrived",
+        "2 of 3 arrived",
     ]
-    assert later.returncode == 0
-    assert in_order(uploaded(server)) == in_order(expected_rows(12))
+    assert (later.returncode, later.stderr) == (1, "")
+    assert distinct([own(row) for row in server.rows]) == distinct(expected_rows(4))
 
-    again = sync(there, environment)
+    (there / "wandb" / damaged).rename(there / "damaged")
+    again = sync(there, online)
     assert (again.returncode, again.stdout) == (0, "nothing to sync in wandb\n")
 
 
-def test_what_did_not_arrive_is_said(
-    tmp_path: Path, environment: dict[str, str], server: FakeServer
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"WANDB_API_KEY": ""}, "no key (see: wandb login)"),
+        ({}, "http://127.0.0.1:9 does not answer"),
+        ({"WANDB_BASE_URL": "127.0.0.1:9"}, "WANDB_BASE_URL: not a valid setting of W&B"),
+    ],
+)
+def test_why_nothing_can_arrive(
+    variables: dict[str, str], reason: str, tmp_path: Path, online: dict[str, str]
 ) -> None:
-    track(tmp_path, environment, mode="offline")
-    (log,) = segments(tmp_path)
-    server.reply = {"errors": [{"message": "project is read-only"}]}
-    refused = sync(tmp_path, online(environment, server))
-    assert refused.returncode == 1
-    assert f"wandb/{log.parent.name}: did NOT arrive: " in refused.stdout
-    assert "0 of 1 arrived" in refused.stdout
-
-    server.reply = {}
-    assert sync(tmp_path, online(environment, server)).returncode == 0
-    assert uploaded(server) == expected_rows(3)
+    run = damaged_run(tmp_path)
+    environment = online | {"WANDB_BASE_URL": "http://127.0.0.1:9"} | variables
+    process = sync(tmp_path, environment, str(run))
+    assert process.returncode == 1
+    assert process.stderr == f"sync_wandb.py: error: cannot sync 1 run(s): {reason}\n"
+    assert process.stdout == ""
 
 
-def test_a_damaged_one_does_not_stop_the_others(
-    tmp_path: Path, environment: dict[str, str], server: FakeServer
-) -> None:
-    track(tmp_path, environment, mode="offline")
-    damaged = tmp_path / "wandb/offline-run-20260101_000000-abcd1234/run-abcd1234.wandb"
-    damaged.parent.mkdir()
-    damaged.write_bytes(b"garbage")  # just now, as if it were still running
-    run = sync(tmp_path, online(environment, server))
-    assert run.returncode == 1
-    assert f"wandb/{damaged.parent.name}: did NOT arrive: " in run.stdout
-    assert "1 of 2 arrived" in run.stdout
-    assert run.stderr == ""
-
-
-def test_without_key_or_server_it_says_so(
-    tmp_path: Path, environment: dict[str, str], server: FakeServer
-) -> None:
-    log = killed_run(tmp_path, environment)
-    server.stop()
-    for settings, reason in (
-        (environment, "no key (see: wandb login)"),
-        (online(environment, server), f"{server.url} does not answer"),
-    ):
-        run = sync(tmp_path, settings, str(log.parent))
-        assert run.returncode == 1
-        assert run.stderr == f"sync_wandb.py: error: cannot sync 1 run(s): {reason}\n"
-        assert run.stdout == ""
-
-
-def test_a_directory_that_is_no_run(tmp_path: Path, environment: dict[str, str]) -> None:
-    run = sync(tmp_path, environment, str(tmp_path))
-    assert run.returncode == 2
-    assert "is not a run directory" in run.stderr
+def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run directory"):
+        main(SyncConfig(runs=(tmp_path,)))

@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from src.storage.provenance import git_commit
 from src.tracking import wandb_run
 from src.tracking.wandb_run import WandbMode
 
@@ -68,7 +67,6 @@ class Tracker:
             "group": group,
             "job_type": job_type,
             "config": json.loads(json.dumps(config, default=str)),
-            "allow_val_change": True,
         }
         self._run = self._attempt(lambda: wandb_run.open_run(mode, directory.resolve(), options))
         self._with_run(_define_axes)
@@ -123,6 +121,8 @@ def stage_tracker(
         config: the flags, a dataclass.
         extraction: what the extraction recorded of itself.
     """
+    from src.storage.provenance import git_commit  # imports torch, which tracking does without
+
     return Tracker(
         mode,
         directory,

@@ -36,10 +36,9 @@ INSPECT_SECONDS = 60.0
 
 
 def load_wandb(directory: Path) -> tuple[ModuleType, str]:
-    """The package, told to keep all it writes under `directory` and to print nothing.
-
-    Also what is wrong with its environment variables, "" if nothing. W&B refuses to start with a
-    bad value: those are taken out of the environment.
+    """The package, told to keep all it writes under `directory` and to print nothing; and which of
+    its environment variables are invalid, "" if none. It refuses to start with an invalid value:
+    those are taken out of the environment.
 
     Raises:
         RunError: it is not installed.
@@ -52,7 +51,8 @@ def load_wandb(directory: Path) -> tuple[ModuleType, str]:
         from wandb import Settings  # not in the output folder `wandb/`, which imports as well
     except ImportError:
         raise RunError("wandb is not installed") from None
-    invalid = [name for name in os.environ if not _is_valid(wandb, name, os.environ[name])]
+    variables = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+    invalid = [name for name, value in variables.items() if not _is_valid(wandb, name, value)]
     for name in invalid:
         del os.environ[name]
     logging.raiseExceptions = False  # on a full disk its own log would print tracebacks
@@ -98,8 +98,8 @@ def open_run(mode: WandbMode, directory: Path, options: dict[str, Any]) -> Any:
     )
     if mode != "auto":
         settings.mode = mode  # stronger than WANDB_MODE
-    options |= {"dir": directory.parent if directory.name == "wandb" else directory}
-    options |= {"settings": settings}
+    place = directory.parent if directory.name == "wandb" else directory
+    options |= {"dir": place, "settings": settings}
     wanted = wandb.setup(settings=settings).settings.mode
     if wanted == "disabled":
         raise RunError("disabled by WANDB_MODE or `wandb disabled`")
@@ -114,9 +114,9 @@ def open_run(mode: WandbMode, directory: Path, options: dict[str, Any]) -> Any:
             with contextlib.suppress(SystemExit):
                 wandb.teardown()  # else the id counts as in use
     run = wandb.init(mode="offline", **options)
-    text = f"offline run in {os.path.relpath(Path(run.dir).parent)}, sync with: make sync"
-    stream = sys.stderr if problem and unexpected else sys.stdout
-    tqdm.write(f"W&B: {problem}; {text}" if problem else f"W&B: {text}", file=stream)
+    reason = f"{problem}; " if problem else ""
+    text = f"{reason}offline run in {os.path.relpath(Path(run.dir).parent)}, sync with: make sync"
+    tqdm.write(f"W&B: {text}", file=sys.stderr if unexpected else sys.stdout)
     return run
 
 
