@@ -5,9 +5,7 @@ import pytest
 from scipy.spatial.distance import cdist
 from sklearn import metrics as sk
 
-from src.clusters.kmeans import kmeans
 from src.evaluation.metrics import (
-    contingency,
     effective_rank,
     external_metrics,
     hungarian_accuracy,
@@ -81,11 +79,6 @@ def test_effective_rank_is_the_entropy_of_singular_values(shape: tuple[int, int]
     share = singular / singular.sum()
     share = share[share > 1e-12]
     assert effective_rank(x) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-6)
-
-
-def test_effective_rank_counts_equal_directions_and_collapse() -> None:
-    crosses = np.concatenate([np.eye(5), -np.eye(5)])
-    assert effective_rank(crosses) == pytest.approx(5)
     assert effective_rank(np.full((10, 5), 0.1)) == 0.0
 
 
@@ -118,15 +111,12 @@ def test_silhouette_of_clusters_tight_and_close_in_pairs(spread: float, origin: 
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1e30])
-def test_silhouette_knows_no_unit(unit: float) -> None:
+def test_silhouette_does_not_depend_on_scale(unit: float) -> None:
     rng = np.random.default_rng(0)
     x, clusters = rng.normal(size=(60, 4)), rng.integers(3, size=60)
     got = silhouette_samples(unit * x, clusters)
     np.testing.assert_allclose(got, sk.silhouette_samples(x, clusters), atol=1e-6)
-
-
-def test_silhouette_of_equal_points_is_zero() -> None:
-    assert silhouette_samples(np.ones((6, 3)), np.array([0, 0, 0, 1, 1, 1])).tolist() == [0] * 6
+    assert silhouette_samples(np.ones((6, 3)), clusters[:6]).tolist() == [0] * 6  # equal points
 
 
 def test_external_metrics_equal_scikit_learn() -> None:
@@ -134,8 +124,8 @@ def test_external_metrics_equal_scikit_learn() -> None:
     labels = rng.integers(4, size=200)
     clusters = np.where(rng.random(200) < 0.7, labels ^ 1, rng.integers(4, size=200))
     names = ["a", "b", "c", "d"]
-    named_K = np.array([0, 1, 2, -1])
-    got = external_metrics(labels, clusters, named_K, names)
+    class_K = np.array([0, 1, 2, -1])
+    got = external_metrics(labels, clusters, class_K, names)
 
     predicted = hungarian_match(labels, clusters, 4, 4)[clusters]
     precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, predicted)
@@ -146,7 +136,7 @@ def test_external_metrics_equal_scikit_learn() -> None:
     assert got["nmi"] == pytest.approx(sk.normalized_mutual_info_score(labels, clusters))
     assert got["ari"] == pytest.approx(sk.adjusted_rand_score(labels, clusters))
     assert got["hungarian_accuracy"] == pytest.approx(sk.accuracy_score(labels, predicted))
-    assert got["transferred_accuracy"] == pytest.approx(np.mean(named_K[clusters] == labels))
+    assert got["transferred_accuracy"] == pytest.approx(np.mean(class_K[clusters] == labels))
 
 
 def test_more_clusters_than_classes() -> None:
@@ -170,41 +160,16 @@ def test_what_is_undefined_is_none_and_never_nan() -> None:
     assert internal_metrics(x, np.arange(4)) == nothing
 
 
-def test_contingency_counts() -> None:
-    labels, clusters = np.array([0, 1, 1, 2]), np.array([1, 0, 0, 1])
-    assert contingency(labels, clusters, 3, 2).tolist() == [[0, 1], [2, 0], [0, 1]]
-
-
-def test_kmeans_with_fewer_distinct_points_than_clusters_leaves_some_empty() -> None:
-    x = np.repeat(np.eye(3), 5, axis=0)
-    model = kmeans(x, 5, seed=0, restarts=2)
-    assert len(np.unique(model.labels_)) == 3
-    assert model.inertia_ == pytest.approx(0, abs=1e-9)
-
-
 def test_summary_table_lines_up_and_names_both_protocols() -> None:
     scores = {"images": 5, "hungarian_accuracy": 0.9, "transferred_accuracy": 0.8, "nmi": 0.7,
               "ari": None, "silhouette": 0.123456, "davies_bouldin": 12.3,
               "knn_accuracy": 0.95}  # fmt: skip
     splits = {"unlabeled": {"images": 9, "silhouette": 0.1, "davies_bouldin": 2.0}, "test": scores}
     lines = summary_table(
-        {
-            "splits": splits,
-            "baselines": {"raw_pixels": {"splits": {"test": scores}}},
-            "kmeans": {"named_on": "train"},
-        }
-    ).splitlines()
-    assert lines[2].split() == [
-        "learned",
-        "features",
-        "test",
-        "0.900",
-        "0.700",
-        "-",
-        "0.123",
-        "12.300",
-        "0.950",
-    ]
+        {"splits": splits, "baselines": {"raw_pixels": {"splits": {"test": scores}}},
+         "kmeans": {"named_on": "train"}}
+    ).splitlines()  # fmt: skip
+    assert " ".join(lines[2].split()) == "learned features test 0.900 0.700 - 0.123 12.300 0.950"
     assert lines[3].split()[:3] == ["raw", "pixels", "test"]
     assert len({len(line) for line in lines[:4]}) == 1
     assert "named on train, test has an accuracy of 0.800" in lines[-1]
