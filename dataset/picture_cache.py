@@ -26,7 +26,8 @@ from dataset.pictures import BadPicture, load_picture
 from src.runtime.cli import ENVIRONMENT_ERRORS, RunError, UserError, progress
 from src.storage import artifacts
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CACHE_FOLDER = ".picture_cache"
 PIXELS_VERSION = 1

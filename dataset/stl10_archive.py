@@ -200,4 +200,4 @@ def _open(file: Path, description: str) -> Iterator[BinaryIO]:
     size = file.stat().st_size
     bar = progress(total=size, desc=description, unit="B", unit_scale=True, leave=False)
     with file.open("rb") as stream, bar:
-        yield CallbackIOWrapper(bar.update, stream, "read")
+        yield CallbackIOWrapper(bar.update, stream, "read")  # type: ignore[misc]
