@@ -36,7 +36,7 @@ lint: $(VENV)/installed-dev  ## ruff, format check, type check
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
 
-format: $(VENV)/installed-dev  ## mend what ruff can mend
+format: $(VENV)/installed-dev  ## fix what ruff can fix
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
