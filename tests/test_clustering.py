@@ -10,6 +10,7 @@ from sklearn.decomposition import PCA
 from dataset.load_dataset import load_dataset
 from src.clustering import ClusteringConfig, main
 from src.clusters.choose_k import candidates, scan
+from src.clusters.confidence import fit_scale
 from src.clusters.protocol import Protocol
 from src.runtime.cli import UserError
 from src.storage import artifacts
@@ -128,6 +129,10 @@ def test_which_split_names_the_clusters(
     names = artifacts.load(artifacts.CLUSTER_TO_CLASS, tmp_path)
     clusters = artifacts.load(artifacts.ASSIGNMENTS, tmp_path, "test")
     assert (names[clusters] == (blobs(30, 2)[1] + shift[named_on]) % 3).all()
+    reduced = artifacts.load(artifacts.REDUCED, tmp_path, named_on)
+    labels = artifacts.load(artifacts.LABELS, tmp_path, named_on)
+    scale = fit_scale(reduced, artifacts.load(artifacts.CENTROIDS, tmp_path), names, labels)
+    assert artifacts.recorded(tmp_path, artifacts.CLUSTERING)["confidence_scale"] == scale
 
 
 def test_an_image_is_not_its_own_neighbor(tmp_path: Path) -> None:
@@ -139,11 +144,12 @@ def test_an_image_is_not_its_own_neighbor(tmp_path: Path) -> None:
     assert splits["test"]["knn_accuracy"] == 1.0  # every image has its copy in train
 
 
-def test_more_restarts_find_tighter_clusters(tmp_path: Path) -> None:
+def test_more_restarts_find_tighter_clusters(tmp_path: Path, capsys) -> None:
     x = np.random.default_rng(0).normal(size=(200, 20))
     config = replace(write(tmp_path, train=(x, None)), clusters="20")
     once, often = (metrics(replace(config, restarts=n))["kmeans"]["inertia"] for n in (1, 20))
     assert often < once
+    assert "note: less than 95%; --components 10 would keep more" in capsys.readouterr().out
 
 
 def test_pca_above_its_limit_is_fitted_on_evenly_spaced_images() -> None:
@@ -156,7 +162,7 @@ def test_pca_above_its_limit_is_fitted_on_evenly_spaced_images() -> None:
 
 
 def test_no_label_at_all(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    config = write(tmp_path, [], unlabeled=(blobs(60, 0)[0], None))
+    config = write(tmp_path, [], unlabeled=(blobs(60, 0)[0], None), test=(blobs(30, 1)[0], None))
     result = metrics(replace(config, seeds=2))
     assert result["kmeans"] | {"inertia": 0} == {
         "clusters": 10, "fit_on": "unlabeled", "named_on": None, "inertia": 0, "restarts": 2
@@ -177,6 +183,9 @@ def test_unknown_labels_are_left_out_of_the_scores(
     assert np.sum(result["splits"]["train"]["confusion"]) == 54
     assert "nmi" not in result["splits"]["test"]
     assert "6 labels of -1" in capsys.readouterr().out
+    labels[1:] = -1  # one image, which has no neighbor
+    labels[0] = 0
+    assert metrics(write(tmp_path, train=(x, labels)))["splits"]["train"]["knn_accuracy"] is None
 
 
 def test_more_clusters_than_classes(tmp_path: Path) -> None:
@@ -198,6 +207,7 @@ def test_duplicate_points_leave_clusters_empty(
     assert scores["hungarian_accuracy"] == 1.0
     assert scores["silhouette"] == pytest.approx(1)
     out = capsys.readouterr().out
+    assert "5 clusters of train, 0 to 8 images" in out
     assert "2 clusters are empty" in out
     assert "span 2 dimensions, fewer than --components 100" in out
 
@@ -274,6 +284,7 @@ def test_the_scan_picks_the_number_of_blobs(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = 8 * np.eye(5, 8)[np.arange(200) % 5] + rng.normal(size=(200, 8))
     assert scan(x, [2, 3, 4, 5, 6, 7], seed=0, seeds=3, restarts=3)["picked"] == 5
+    assert scan(x, [2], seed=0, images=50)["images"] == 50
 
     result = metrics(replace(write(tmp_path, train=blobs(60, 1)), clusters="2:5"))
     assert result["scan"]["picked"] == result["kmeans"]["clusters"] == 3
@@ -294,9 +305,9 @@ def test_the_scan_weighs_silhouette_and_stability() -> None:
 
 
 def test_seeds_give_mean_and_deviation(tmp_path: Path) -> None:
-    config = replace(write(tmp_path, train=blobs(60, 1)), clusters="7", restarts=1, seeds=3)
+    config = replace(write(tmp_path, train=blobs(60, 1)), clusters="7", restarts=1, seed=5, seeds=3)
     runs = [
-        metrics(replace(config, seed=s, seeds=None))["splits"]["train"]["ari"] for s in range(3)
+        metrics(replace(config, seed=s, seeds=None))["splits"]["train"]["ari"] for s in range(5, 8)
     ]
     result = metrics(config)["seeds"]
     assert result["count"] == 3

@@ -164,7 +164,8 @@ def test_summary_table_lines_up_and_names_both_protocols() -> None:
     scores = {"images": 5, "hungarian_accuracy": 0.9, "transferred_accuracy": 0.8, "nmi": 0.7,
               "ari": None, "silhouette": 0.123456, "davies_bouldin": 12.3,
               "knn_accuracy": 0.95}  # fmt: skip
-    splits = {"unlabeled": {"images": 9, "silhouette": 0.1, "davies_bouldin": 2.0}, "test": scores}
+    splits = {"unlabeled": {"images": 9, "silhouette": 0.1, "davies_bouldin": 2.0}}
+    splits |= {"test": scores, "train": scores}
     lines = summary_table(
         {"splits": splits, "baselines": {"raw_pixels": {"splits": {"test": scores}}},
          "kmeans": {"named_on": "train"}}

@@ -21,7 +21,7 @@ from dataset.pictures import BadPicture
 from src import inference
 from src.clusters.confidence import confidence, fit_scale
 from src.inference import InferenceConfig, main
-from src.prediction.output import sort_into
+from src.prediction.output import Montage, NearCluster, Row, line, sort_into
 from src.prediction.picture_stream import decode, find
 from src.prediction.predictor import Predictions, Predictor
 from src.runtime.cli import UserError
@@ -188,6 +188,7 @@ def test_every_file_is_predicted_or_named_with_its_reason(
     expected = predictor.predict(image[None])
     for name in same:
         assert rows[name]["cluster"] == expected.clusters[0]
+        assert len(rows[name]["nearest"]) == 3
         assert rows[name]["confidence"] == pytest.approx(expected.confidence[0], abs=1e-6)
         assert rows[name]["distance"] == pytest.approx(expected.distances.min(), rel=1e-3)
     assert "4 pictures" in printed.err
@@ -297,6 +298,24 @@ def test_demonstration_counts_the_labels_that_are_right(
         line = f"{right} of 30 are in a cluster of their own class"
         assert (line in capsys.readouterr().err) == summary
     assert 0 < right < 30
+
+
+def test_a_long_and_odd_path_in_the_table() -> None:
+    row = Row("folder/\x1b[2Jred\n.png", None, 0.5, (NearCluster(3, "cat", 1.25),))
+    cells = ["…Jred?.png", "3", "cat", "0.500", "1.250", "3", "(1.250)"]
+    assert line(row, "table", 10).split() == cells
+
+
+def test_montage_is_a_uniform_sample_in_the_order_of_the_clusters() -> None:
+    montage = Montage(limit=100)
+    for i in range(1000):
+        near = (NearCluster(i % 3, None, 0.0),)
+        montage.add(Row(str(i), None, i / 1000, near), np.zeros((3, 8, 8), np.uint8))
+    rows = [row for row, _ in montage.tiles]
+    assert len({row.path for row in rows}) == 100
+    assert 400 < np.mean([int(row.path) for row in rows]) < 600
+    keys = [(row.nearest[0].cluster, -row.confidence) for row in rows]
+    assert keys == sorted(keys)
 
 
 def test_montage_shows_a_sample_of_many(
