@@ -47,7 +47,7 @@ def load_weights(backbone: Backbone, arch: Architecture, weights: str | Path) ->
 
 def imagenet(arch: Architecture) -> dict[str, Tensor]:
     try:
-        source = get_model_weights(arch).DEFAULT
+        source = get_model_weights(arch).DEFAULT  # type: ignore[attr-defined]
     except ValueError:
         raise UserError(f"--weights imagenet: torchvision has none for --arch {arch}") from None
     try:
