@@ -52,10 +52,11 @@ def stl10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """For scripts: this repository's modules, and no Weights & Biases unless a flag asks for it."""
+    """For scripts: one thread, as rounding depends on their number, and no Weights & Biases unless
+    a flag asks for it."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     return {
-        **kept, "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT),
+        **kept, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": "error::DeprecationWarning:__main__", **changes,
     }  # fmt: skip
 
