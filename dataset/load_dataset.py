@@ -40,6 +40,8 @@ class Dataset:
     fingerprint: str
     """A digest that changes with the data: of every label, a sample of the pixels, and for a
     folder the name and size of every file."""
+    notes: tuple[str, ...] = ()
+    """What in a folder is left out or could be meant otherwise, a line each."""
 
     @property
     def image_size(self) -> int:
@@ -66,14 +68,16 @@ def load_dataset(
         UserError: there is no image, a file has the wrong size, or the cache cannot be written.
         RunError: a process that decodes pictures died.
     """
-    files = ""
+    files, notes = "", []
     if name == "digits":
         splits, class_names = _digits()
     elif name == "stl10":
         splits, class_names = _stl10(data_dir / STL10_FOLDER)
     else:
-        splits, class_names, files = _folder(data_dir, image_size or STL10_IMAGE_SIZE, cache_dir)
-    return Dataset(name, splits, class_names, _fingerprint(splits, class_names, files))
+        size = image_size or STL10_IMAGE_SIZE
+        splits, class_names, files = _folder(data_dir, size, cache_dir, notes)
+    fingerprint = _fingerprint(splits, class_names, files)
+    return Dataset(name, splits, class_names, fingerprint, tuple(notes))
 
 
 def reload_dataset(recorded: dict[str, Any], data_dir: Path | None = None) -> Dataset:
@@ -135,17 +139,21 @@ def _stl10(folder: Path) -> tuple[dict[str, Split], tuple[str, ...]]:
 
 
 def _folder(
-    data_dir: Path, size: int, cache_dir: Path | None
+    data_dir: Path, size: int, cache_dir: Path | None, notes: list[str]
 ) -> tuple[dict[str, Split], tuple[str, ...], str]:
     """Splits, class names, and a digest of every file's name and size."""
-    folder = find_pictures(data_dir)
-    class_names = tuple(sorted(set().union(*(pictures.classes for pictures in folder.values()))))
+    folder = find_pictures(data_dir, notes)
+    decoded = {
+        split: load_pictures(pictures, size, cache_dir) for split, pictures in folder.items()
+    }
+    labeled = [split for split, pictures in folder.items() if pictures.labeled]
+    # Of the pictures that were decoded: a class without any does not count.
+    class_names = tuple(sorted({class_of(name) for split in labeled for name in decoded[split][1]}))
     index = {name: label for label, name in enumerate(class_names)}
     splits = {}
-    for split, pictures in folder.items():
-        images, names = load_pictures(pictures, size, cache_dir)
+    for split, (images, names) in decoded.items():
         labels = None
-        if pictures.labeled:
+        if split in labeled:
             labels = np.array([index[class_of(name)] for name in names], np.int64)
         if names:
             splits[split] = Split(images, labels, names)

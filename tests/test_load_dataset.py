@@ -1,6 +1,7 @@
 """STL-10 by its shapes, folders of pictures and their cache, and the fingerprint of both."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -182,6 +183,69 @@ def test_pictures_beside_classes_are_not_guessed_at(tmp_path: Path) -> None:
     picture(tmp_path / "train" / "stray.png")
     with pytest.raises(UserError, match=r"1 pictures next to them, such as train/stray\.png"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "note"),
+    [
+        (["train/a/1", "val/a/2", "valley/3", "4"], {"train": 1, "test": 1},
+         r"2 pictures in .* next to train, val are left out: .*valley/ \(1\)"),
+        (["Train/a/1", "TEST/a/2", "Unlabelled/3"], {"train": 1, "test": 1, "unlabeled": 1}, ""),
+        (["train/a/1", "Validation/a/2", "test/a/3"], {"train": 1, "test": 1},
+         r"Validation/ \(1\)"),
+        (["ship/1", "train/2", "plane/3", "plane/4"], {"train": 1},
+         r"3 pictures .* left out: plane/ \(2\), ship/ \(1\); move them into train"),
+        (["cat/1", "dog/2"], {"unlabeled": 2}, "names of the 2 folders .*cat, dog.* are not used"),
+        (["cat/1", "2"], {"unlabeled": 2}, ""),
+        (["unlabeled/1", "unlabeled/@eaDir/1.jpg/thumb"], {"unlabeled": 1}, ""),
+    ],
+)  # fmt: skip
+def test_what_is_used_and_what_is_left_out(
+    tmp_path: Path, names: list[str], splits: dict[str, int], note: str
+) -> None:
+    for name in names:
+        picture(tmp_path / f"{name}.png")
+    dataset = load(tmp_path)
+    assert {split: len(part.images) for split, part in dataset.splits.items()} == splits
+    assert len(dataset.notes) == bool(note)
+    assert re.search(note, " ".join(dataset.notes))
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("unlabeled", "Unlabelled"):
+        picture(tmp_path / name / "1.png")
+    with pytest.raises(UserError, match="both hold the unlabeled split"):
+        load(tmp_path)
+
+
+def test_an_unreadable_folder_is_left_out_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "open" / "1.png")
+    picture(tmp_path / "closed" / "2.png")
+    real = os.scandir
+
+    def refusing(folder: str) -> object:
+        if folder.endswith("closed"):
+            raise PermissionError(13, "Permission denied", folder)
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # root may read everything
+    dataset = load(tmp_path)
+    assert len(dataset.splits["unlabeled"].images) == 1
+    assert "closed may not be read and is left out" in dataset.notes[0]
+
+
+def test_a_class_without_a_sound_picture_does_not_count(tmp_path: Path) -> None:
+    for name in ("a/1", "c/2"):
+        picture(tmp_path / "train" / f"{name}.png")
+    (tmp_path / "train" / "b").mkdir()
+    (tmp_path / "train" / "b" / "3.png").write_bytes(b"no picture")
+    dataset = load(tmp_path)
+    assert dataset.class_names == ("a", "c")
+    labels = dataset.splits["train"].labels
+    assert labels is not None
+    assert labels.tolist() == [0, 1]
 
 
 def test_folders_without_pictures(tmp_path: Path) -> None:

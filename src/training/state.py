@@ -115,6 +115,8 @@ def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
     missing = [name for name in config.train_on if name not in dataset.splits]
     note = f" (there is no {' and no '.join(missing)} split)" if missing else ""
     print(f"{config.dataset}: {sizes} images; training on {' and '.join(names)}{note}")
+    for line in dataset.notes:
+        print(f"note: {line}")
     return dataset, names
 
 
