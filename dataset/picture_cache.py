@@ -30,7 +30,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CACHE_FOLDER = ".picture_cache"
-PIXELS_VERSION = 1
+PIXELS_VERSION = 2
 """Increment it when `load_picture` starts to give other pixels for the same file."""
 
 SMALL_COUNT, SMALL_BYTES = 500, 50_000_000

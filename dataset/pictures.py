@@ -5,12 +5,15 @@ for inference are preprocessed alike.
 """
 
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from pillow_heif import register_heif_opener
 
 IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp",
@@ -19,19 +22,28 @@ IMAGE_SUFFIXES = frozenset({
 """Files with these suffixes, in lower case, are taken for pictures."""
 
 MAX_PIXELS = 89_478_485
-"""Larger pictures are rejected before they are decoded; Pillow's own threshold, 256 MiB of RGB."""
+"""More are never decoded; Pillow's own threshold, 256 MiB of RGB. A baseline JPEG may claim more
+where decoding it at a half, quarter or eighth of its size takes fewer."""
 
-# Pillow's own limit warns before it raises an error, and a warning cannot be silenced in one thread
-# only. The check in `_open` replaces it.
-Image.MAX_IMAGE_PIXELS = None
+MAX_WEBP_PIXELS = 40_000_000
+"""The same for WebP, whose decoder keeps several copies of a picture."""
+
+MAX_CLAIMED = 512_000_000
+"""Pixels beyond which a header is not believed: some formats allocate memory for it at once."""
+
+# Pillow raises an error at twice its limit and warns below, which is no concern of a user here.
+Image.MAX_IMAGE_PIXELS = MAX_CLAIMED // 2
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# Texts and color profiles of a PNG, which do not concern its pixels; Pillow's own limit is 1 MiB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 26
+register_heif_opener()
 Image.init()  # registers every format now rather than in several threads at once
 
 # Formats that are only decoded: Pillow runs Ghostscript for EPS, and others open further files.
-_FORMATS = [
-    name
-    for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF")
-    if name in Image.OPEN
-]
+_DECODED = (
+    "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "HEIF",
+)  # fmt: skip
+_FORMATS = [name for name in _DECODED if name in Image.OPEN]
 # Errors that Pillow's decoders raise on damaged data.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, RuntimeError, EOFError, IndexError, KeyError, TypeError,
@@ -60,8 +72,10 @@ def load_picture(source: Path | BinaryIO, size: int) -> np.ndarray:
     The largest centered square is resized to `size` x `size` with an antialiased bicubic filter,
     as if the shorter side were resized to `size` and the center cropped. A picture of
     `size` x `size` is returned bit for bit. EXIF orientation is applied; transparency is
-    composited on white; of several frames or pages the first is used. 16-bit gray is divided by
-    257; 32-bit and floating-point gray is stretched from its minimum to its maximum.
+    composited on white; of several frames or pages the first is used. Gray of 9 to 16 bits is
+    divided by the range of the fewest bits that hold its largest value, as microscopes store 10,
+    12 or 14 of them; 32-bit and floating-point gray is stretched from its minimum to its maximum.
+    Metadata that cannot be read, such as a damaged EXIF block, is ignored.
 
     Args:
         source: a file, or a binary stream that can seek.
@@ -88,57 +102,86 @@ def _load(stream: BinaryIO, size: int) -> np.ndarray:
         try:
             # JPEG can decode at 1/2, 1/4 or 1/8 of its size, several times faster.
             image.draft(None, (2 * size, 2 * size))  # type: ignore[arg-type]
+            _check_pixels(image)
             image.load()
-            square = _square(_rgb(image), size)
-            turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            square = _square(_opaque(image), size).convert("RGB")
+        except BadPicture:
+            raise
         except _DAMAGE as error:
             raise BadPicture(f"damaged: {error or type(error).__name__}") from None
+        turn = _turn(image)
     upright = square if turn is None else square.transpose(turn)
     return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))
 
 
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What its EXIF block says; nothing where it cannot be read."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGE:
+        return None
+
+
+def _check_pixels(image: Image.Image) -> None:
+    limit = MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS
+    if image.width * image.height > limit:
+        shape = f"{image.width:,} x {image.height:,}"
+        raise BadPicture(f"{shape} pixels, more than {limit // 10**6} million")
+
+
 def _open(stream: BinaryIO) -> Image.Image:
     """Read and check the picture's header; no pixel is decoded yet."""
-    start = stream.read(12)
-    if not start:
+    if not stream.read(1):
         raise BadPicture("empty file")
+    stream.seek(0)
     try:
         image = Image.open(stream, formats=_FORMATS)
     except UnidentifiedImageError:
-        if start[4:8] == b"ftyp" and start[8:] != b"avif":  # photos from phones
-            raise BadPicture("HEIC, which is not supported: convert it to JPEG or PNG") from None
         raise BadPicture("not a picture, or its header is damaged") from None
+    except Image.DecompressionBombError:
+        raise BadPicture(
+            f"its header claims more than {MAX_CLAIMED // 10**6} million pixels"
+        ) from None
     except _DAMAGE as error:
         raise BadPicture(f"damaged: {error or type(error).__name__}") from None
-    if image.width * image.height > MAX_PIXELS:
-        shape = f"{image.width:,} x {image.height:,}"
-        raise BadPicture(f"{shape} pixels, more than {MAX_PIXELS // 10**6} million")
+    if image.format != "JPEG" or image.info.get("progressive"):  # whose coefficients are all kept
+        _check_pixels(image)
     return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _opaque(image: Image.Image) -> Image.Image:
+    """In RGB, or in 8-bit gray, which takes less memory."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_gray(np.asarray(image), is_16_bit=_is_16_bit(image))).convert("RGB")
+        return _gray(image)
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        image = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+        white = Image.new(image.mode[:-1], image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
     return image.convert("RGB")
 
 
-def _is_16_bit(image: Image.Image) -> bool:
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+def _gray(image: Image.Image) -> Image.Image:
+    """8-bit gray from more bits; NaN and infinities count as the minimum."""
 
+    def strips() -> Iterator[np.ndarray]:  # large pictures take little memory
+        for top in range(0, image.height, 256):
+            box = (0, top, image.width, min(top + 256, image.height))
+            yield np.asarray(image.crop(box))
 
-def _gray(values: np.ndarray, is_16_bit: bool) -> np.ndarray:
-    """uint8 of the same shape; NaN and infinities count as the minimum."""
-    if is_16_bit:
-        low, high = 0.0, 65535.0
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        largest = max(int(strip.max()) for strip in strips())
+        low, high = 0.0, float(2 ** max(8, largest.bit_length()) - 1)
     else:
-        finite = values[np.isfinite(values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-        values = np.where(np.isfinite(values), values, low)
+        finite = (strip[np.isfinite(strip)] for strip in strips())
+        ends = [(values.min(), values.max()) for values in finite if values.size] or [(0, 0)]
+        low, high = float(min(ends)[0]), float(max(end for _, end in ends))
     scale = 255 / (high - low) if high > low else 0.0
-    return np.rint((values.astype(np.float64) - low) * scale).astype(np.uint8)
+    gray = [
+        np.uint8(np.rint((np.where(np.isfinite(strip), strip, low).astype(float) - low) * scale))
+        for strip in strips()
+    ]
+    return Image.fromarray(np.concatenate(gray))
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import run_python
 from PIL import Image
 
 from dataset.pictures import MAX_PIXELS, BadPicture, load_picture
@@ -233,10 +234,11 @@ def _truncated(format: str, share: float) -> bytes:
     [
         (b"", "empty file"),
         (b"these are words, whatever the name says", "not a picture"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "damaged|not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-        (_png_header(30_000, 30_000), "more than 89 million"),  # Pillow's error
-        (_png_header(10_000, 9_000), "more than 89 million"),  # Pillow's warning
+        (_png_header(30_000, 30_000), "more than 512 million"),
+        (_png_header(20_000, 20_000), "more than 89 million"),
+        (_png_header(10_000, 9_000), "more than 89 million"),
         (_truncated("JPEG", 0.5), "truncated"),
         (_truncated("PNG", 0.5), "damaged"),
         (_truncated("WEBP", 0.5), "damaged"),
@@ -309,3 +311,111 @@ def test_threads_give_what_one_thread_gives(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as one:
         alone = b"".join(one.map(lambda file: load_picture(file, SIZE).tobytes(), files))
     assert run.stdout.strip() == hashlib.sha256(alone).hexdigest()
+
+
+# --- metadata, bit depths and sizes ---------------------------------------------------------------
+
+
+def png_with(kind: bytes, content: bytes) -> io.BytesIO:
+    """A PNG of `colors()` with another chunk in front of its pixels."""
+    whole = encoded(Image.fromarray(colors()), "PNG").getvalue()
+    sum_of = zlib.crc32(kind + content)
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", sum_of)
+    return io.BytesIO(whole[:33] + chunk + whole[33:])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on damaged EXIF
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (b"eXIf", b"MM\0\x2a\0\0\0\xff"),
+        (b"eXIf", b"nonsense"),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 4\nwxyz")),
+        (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(5_000_000))),
+        (b"iCCP", b"profile\0\0" + zlib.compress(bytes(3_000_000))),
+    ],
+)
+def test_metadata_does_not_decide_about_pixels(kind: bytes, content: bytes) -> None:
+    loaded = load_picture(png_with(kind, content), SIZE)
+    np.testing.assert_array_equal(loaded, colors().transpose(2, 0, 1))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_webp_with_damaged_exif_is_upright() -> None:
+    stream = encoded(Image.fromarray(colors()), "WEBP", lossless=True, exif=b"Exif\0\0II*\0")
+    np.testing.assert_array_equal(load_picture(stream, SIZE), colors().transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("format", "bits"), [("TIFF", 12), ("PNG", 10), ("PNG", 14)])
+def test_few_bits_in_16_are_stretched(format: str, bits: int) -> None:
+    values = np.linspace(0, 2**bits - 1, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
+    loaded = load_picture(encoded(Image.fromarray(values), format), SIZE)
+    np.testing.assert_array_equal(loaded[0], np.rint(values * (255 / (2**bits - 1))))
+
+
+def test_heic_is_read() -> None:
+    image = Image.fromarray(ramp(64, 64))
+    loaded = load_picture(encoded(image, "HEIF", quality=95), 64)
+    assert np.abs(loaded - ramp(64, 64).transpose(2, 0, 1).astype(float)).mean() < 3
+
+
+def gif_of(width: int, height: int) -> bytes:
+    """A frame that is disposed to the background, for which memory is taken at once."""
+    control = b"\x21\xf9\x04\x08\0\0\0\0"
+    frame = b"\x2c\0\0\0\0" + struct.pack("<HH", width, height) + b"\0\x02\0\x3b"
+    return b"GIF89a" + struct.pack("<HH", width, height) + b"\0\0\0" + control + frame
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no peak memory")
+
+
+@linux
+def test_headers_that_claim_to_be_huge_take_neither_time_nor_memory(tmp_path: Path) -> None:
+    bmp = encoded(Image.new("L", (8, 8)), "BMP").getvalue()
+    tiff = encoded(Image.new("L", (8, 8)), "TIFF").getvalue()
+    for tag in (256, 257):  # width and height, as a number of 16 or of 32 bits
+        for kind in (3, 4):
+            small, large = (struct.pack("<HHII", tag, k, 1, n) for k, n in ((kind, 8), (4, 60_000)))
+            tiff = tiff.replace(small, large)
+    huge = {
+        "a.gif": gif_of(65_000, 60_000),
+        "b.png": _png_header(60_000, 60_000),
+        "c.bmp": bmp[:18] + struct.pack("<ii", 60_000, 60_000) + bmp[26:],
+        "d.pgm": b"P5 60000 60000 255\n",
+        "e.tif": tiff,
+    }
+    for name, content in huge.items():
+        (tmp_path / name).write_bytes(content)
+    assert _decoded_apart([tmp_path / name for name in huge]) < 200
+
+
+@linux
+def test_the_largest_pictures_take_less_than_a_gigabyte(tmp_path: Path) -> None:
+    side = int(MAX_PIXELS**0.5)
+    Image.new("RGBA", (side, side)).save(tmp_path / "a.png", compress_level=1)
+    Image.new("F", (side, side)).save(tmp_path / "b.tif", compression="tiff_lzw")
+    Image.new("L", (12_000, 9_000)).save(tmp_path / "c.jpg")  # decoded at an eighth
+    for name in ("a.png", "b.tif", "c.jpg"):
+        assert _decoded_apart([tmp_path / name], fails=False) < 1000
+
+
+def _decoded_apart(files: list[Path], fails: bool = True) -> int:
+    """MiB that a process took to decode the files, in less than ten seconds."""
+    code = """
+import re, sys, time
+from pathlib import Path
+from dataset.pictures import BadPicture, load_picture
+failures, start = 0, time.monotonic()
+for file in sys.argv[1:]:
+    try:
+        load_picture(Path(file), 24)
+    except BadPicture:
+        failures += 1
+assert time.monotonic() - start < 10
+peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())
+print(failures, int(peak[1]) // 1024)
+"""
+    run = run_python("-c", code, *files)
+    failures, memory = map(int, run.stdout.split())
+    assert failures == (len(files) if fails else 0)
+    return memory
