@@ -47,12 +47,17 @@ def projection_map(results: Results, xy_N2: np.ndarray, method: str) -> Figure:
         left, bottom = (number + 0.01) / len(maps), (legend + 0.1) / height
         ax = figure.add_axes((left, bottom, 0.98 / len(maps), shape * side / height))
         _scatter(ax, xy_N2, groups, inks)
-        (x_low, y_low), (x_high, y_high) = center - reach, center + reach
-        ax.set(xlim=(x_low, x_high), ylim=(y_low, y_high), xticks=[], yticks=[])
+        xlim, ylim = zip(center - reach, center + reach, strict=True)
+        ax.set(xlim=xlim, ylim=ylim, xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         ax.set_title(f"{method}, colored by {kind}")
         if entries:
-            _legend(ax, entries, columns)
+            dots = [Line2D([], [], linestyle="", marker="o", color=ink) for ink, _ in entries]
+            ax.legend(
+                dots, [name for _, name in entries], loc="upper center", bbox_to_anchor=(0.5, 0),
+                ncols=columns, markerscale=0.8, handletextpad=0.1, columnspacing=0.8,
+                borderaxespad=0, fontsize=7.5,
+            )  # fmt: skip
     for k in np.unique(clusters):
         x, y = np.median(xy_N2[clusters == k], axis=0)
         halo = [withStroke(linewidth=2.5, foreground="white")]
@@ -87,12 +92,3 @@ def _columns(entries: list[tuple[str, str]], side: float) -> int:
     """The number of legend columns that fit below a map, at most five."""
     widest = 0.27 + 0.052 * max((len(name) for _, name in entries), default=0)
     return max(1, min(5, int(side / widest)))
-
-
-def _legend(ax: Axes, entries: list[tuple[str, str]], columns: int) -> None:
-    dots = [Line2D([], [], linestyle="", marker="o", color=color) for color, _ in entries]
-    ax.legend(
-        dots, [name for _, name in entries], loc="upper center", bbox_to_anchor=(0.5, 0),
-        ncols=columns, markerscale=0.8, handletextpad=0.1, columnspacing=0.8,
-        borderaxespad=0, fontsize=7.5,
-    )  # fmt: skip
