@@ -34,7 +34,8 @@ def projection_map(results: Results, xy_N2: np.ndarray, method: str) -> Figure:
         inks = colors(len(class_names))
         maps.append(("class", labels, inks, _entries(inks, class_names, int((labels < 0).sum()))))
     side = WIDTH / 2 if len(maps) == 2 else 6.0
-    columns = min(_columns(entries, side) for *_, entries in maps)
+    letters = max((len(name) for *_, entries in maps for _, name in entries), default=0)
+    columns = max(1, min(5, int(side / (0.27 + 0.052 * letters))))
     legend = LINE * max(-(-len(entries) // columns) for *_, entries in maps)
     x_span, y_span = np.maximum(np.ptp(xy_N2, axis=0), 1e-6)
     shape = float(np.clip(y_span / x_span, 0.4, 1.4))  # a wide map is not half blank
@@ -86,9 +87,3 @@ def _entries(inks: Sequence[str], names: Sequence[str], unknown: int) -> list[tu
         return []
     entries = [*zip(inks, shortened(names), strict=True)]
     return entries + ([(UNKNOWN, f"no class ({unknown:,})")] if unknown else [])
-
-
-def _columns(entries: list[tuple[str, str]], side: float) -> int:
-    """The number of legend columns that fit below a map, at most five."""
-    widest = 0.27 + 0.052 * max((len(name) for _, name in entries), default=0)
-    return max(1, min(5, int(side / widest)))

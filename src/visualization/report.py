@@ -24,12 +24,9 @@ NEIGHBORS = 12
 def write_report(
     file: Path, results: Results, records: list[Record], xy_N2: np.ndarray, method: str
 ) -> None:
-    """Write the page to `file`; without images it shows names only.
+    """Write the page to `file`. Without images it shows names only, and without records no curves.
 
-    Args:
-        records: the training log; may be empty.
-        xy_N2: the position of each image on the map.
-        method: the projection that made the map, as the page calls it.
+    `method` is the projection that made the map `xy_N2`, as the page calls it.
     """
     count = len(results.clusters)
     sheets = Sheets(0, np.arange(count), [])  # without pictures, every image can be a neighbor
@@ -71,13 +68,8 @@ def write_report(
 def nearest_neighbors(x_NP: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:
     """The k nearest other points of every point, Euclidean, nearest first, exact.
 
-    Args:
-        x_NP: float (N, P).
-        candidates: int (M,): the points that may be neighbors.
-        k: cut to M - 1.
-
-    Returns:
-        int64 (N, k), indices into `candidates`.
+    Only the M points `candidates` may be neighbors, and k is cut to M - 1. Returns int64 (N, k),
+    indices into `candidates`.
     """
     k = min(k, len(candidates) - 1)
     model = NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(x_NP[candidates])
@@ -98,7 +90,7 @@ def page_data(results: Results, sheets: Sheets) -> dict[str, Any]:
         "dataset": title,
         "count": len(results.clusters),
         "splits": results.split_names,
-        "offsets": [results.offset(split) for split in results.split_names],
+        "offsets": [int(results.rows(split)[0]) for split in results.split_names],
         "clusters": results.cluster_names,
         "classes": results.class_names,
         "classOfCluster": results.class_of_cluster.tolist(),

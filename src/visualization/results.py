@@ -55,10 +55,6 @@ class Results:
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.splits == self.split_names.index(split))
 
-    def offset(self, split: str) -> int:
-        """The row of the first image of `split`."""
-        return int(self.rows(split)[0])
-
     def pictures(self, rows: np.ndarray) -> np.ndarray:
         """uint8 (len(rows), S, S, 3): the images of `rows`, in the order of `rows`."""
         assert self.dataset is not None
@@ -66,7 +62,7 @@ class Results:
         pictures = np.empty((len(rows), size, size, 3), np.uint8)
         for index, name in enumerate(self.split_names):
             chosen = self.splits[rows] == index
-            images = self.dataset.splits[name].images[rows[chosen] - self.offset(name)]
+            images = self.dataset.splits[name].images[rows[chosen] - self.rows(name)[0]]
             pictures[chosen] = images.transpose(0, 2, 3, 1)
         return pictures
 
@@ -108,9 +104,8 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
 def _load_split(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x = artifacts.load(artifacts.REDUCED, directory, split)
     clusters = artifacts.load(artifacts.ASSIGNMENTS, directory, split)
-    labels = np.full(len(x), -1)
-    if artifacts.exists(artifacts.LABELS, directory, split):
-        labels = artifacts.load(artifacts.LABELS, directory, split)
+    known = artifacts.exists(artifacts.LABELS, directory, split)
+    labels = artifacts.load(artifacts.LABELS, directory, split) if known else np.full(len(x), -1)
     if not len(x) == len(clusters) == len(labels):
         raise UserError(
             f"{directory} holds {len(x):,} reduced features, {len(clusters):,} clusters and "
