@@ -87,7 +87,7 @@ def _load_split(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray, np
     x = artifacts.load(artifacts.REDUCED, directory, split)
     clusters = artifacts.load(artifacts.ASSIGNMENTS, directory, split)
     labels = np.full(len(x), -1)
-    if artifacts.exists(artifacts.LABELS, directory, split):
+    if artifacts.path(artifacts.LABELS, directory, split).exists():
         labels = artifacts.load(artifacts.LABELS, directory, split)
     if not len(x) == len(clusters) == len(labels):
         raise UserError(
