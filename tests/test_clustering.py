@@ -95,8 +95,8 @@ def test_only_the_fit_split_moves_pca_and_centroids(tmp_path: Path) -> None:
     main(write(tmp_path, train=blobs(60, 1), unlabeled=blobs(33, 3)))
     after = [artifacts.load(a, tmp_path) for a in fitted]
     assert all((a == b).all() for a, b in zip(before, after, strict=True))
-    assert not artifacts.exists(artifacts.REDUCED, tmp_path, "test")  # the split no longer exists
-    assert not artifacts.exists(artifacts.ASSIGNMENTS, tmp_path, "test")
+    assert not artifacts.path(artifacts.REDUCED, tmp_path, "test").exists()
+    assert not artifacts.path(artifacts.ASSIGNMENTS, tmp_path, "test").exists()
 
 
 def test_names_from_one_split_can_fail_on_another(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_baselines_follow_the_same_protocol(tmp_path: Path) -> None:
 
     part["dataset"]["fingerprint"] = "other"
     artifacts.record(tmp_path, EXTRACTION, part)
-    with pytest.raises(UserError, match="other images than the features came from"):
+    with pytest.raises(UserError, match="other images than those that the features were"):
         main(config)
 
 

@@ -62,10 +62,6 @@ def path(artifact: Artifact, directory: Path, split: str = "") -> Path:
     return directory / artifact.file.format(split=split)
 
 
-def exists(artifact: Artifact, directory: Path, split: str = "") -> bool:
-    return path(artifact, directory, split).exists()
-
-
 def load(
     artifact: Artifact, directory: Path, split: str = "", rows: int | None = None
 ) -> np.ndarray:

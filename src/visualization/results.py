@@ -104,8 +104,9 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
 def _load_split(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x = artifacts.load(artifacts.REDUCED, directory, split)
     clusters = artifacts.load(artifacts.ASSIGNMENTS, directory, split)
-    known = artifacts.exists(artifacts.LABELS, directory, split)
-    labels = artifacts.load(artifacts.LABELS, directory, split) if known else np.full(len(x), -1)
+    labels = np.full(len(x), -1)
+    if artifacts.path(artifacts.LABELS, directory, split).exists():
+        labels = artifacts.load(artifacts.LABELS, directory, split)
     if not len(x) == len(clusters) == len(labels):
         raise UserError(
             f"{directory} holds {len(x):,} reduced features, {len(clusters):,} clusters and "
