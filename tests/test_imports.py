@@ -26,7 +26,6 @@ def module(file: Path) -> str:
 SCRIPTS = {module(file) for file in SOURCES if '__name__ == "__main__"' in file.read_text()}
 
 
-
 def test_no_module_imports_a_script() -> None:
     wrong = {module(f): bad for f in SOURCES if (bad := imported(f) & SCRIPTS)}
     assert not wrong

@@ -52,7 +52,6 @@ def test_nt_xent_is_float32_whatever_surrounds_it() -> None:
     assert nt_xent(z.half(), 0.05).isfinite()
 
 
-
 @pytest.mark.parametrize(
     ("arch", "bn"), [("resnet18", "frozen"), ("resnet50", "frozen"), ("resnet50", "train")]
 )
@@ -113,7 +112,6 @@ def naive_standard(weight: Tensor) -> Tensor:
     return torch.stack(
         [(w - w.mean()) / ((w - w.mean()) ** 2).sum().add(1e-8).sqrt() for w in weight]
     )
-
 
 
 def test_frozen_statistics_stay_frozen_in_every_mode() -> None:

@@ -78,7 +78,6 @@ def test_a_checkpoint_of_this_project_gives_the_same_features(tmp_path: Path) ->
     torch.testing.assert_close(backbone(x), model.backbone(x), rtol=1e-4, atol=1e-5)
 
 
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(Path("code"), "more than tensors"), ([1, 2], "no state dict"), ({"a": 1}, "no state dict")],
