@@ -43,7 +43,8 @@ def saved(config: TrainConfig, epoch: int) -> dict[str, Any]:
 def test_batch_norm_is_frozen_when_the_warm_up_ends(config: TrainConfig) -> None:
     main(config := replace(config, epochs=2, warmup_epochs=1, checkpoint_every=1))
     states = [saved(config, epoch)["model"] for epoch in range(3)]
-    for name, (first, warm, last) in zip(states[0], zip(*map(dict.values, states)), strict=True):
+    for name in states[0]:
+        first, warm, last = (state[name] for state in states)
         assert "num_batches" in name or not torch.equal(first, warm), name
         assert torch.equal(warm, last) == ("running" in name or "num_batches" in name), name
     after, epoch = saved(config, 2), records(config, "epoch")[1]
