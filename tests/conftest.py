@@ -80,18 +80,12 @@ def start_python(*arguments: object, cwd: Path = ROOT, **changes: str) -> Proces
 
 
 def run_python(
-    *arguments: object, cwd: Path = ROOT, prefix: tuple[str, ...] = (), **changes: str
+    *arguments: object, cwd: Path = ROOT, **changes: str
 ) -> subprocess.CompletedProcess[str]:
-    """The same until it ends; `prefix` are words in front of the command."""
-    command = [*prefix, sys.executable, *map(str, arguments)]
-    if prefix:
-        env = environment(**changes)
-        return subprocess.run(
-            command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240
-        )
+    """The same until it ends."""
     process = start_python(*arguments, cwd=cwd, **changes)
     outputs = process.communicate(timeout=240)
-    return subprocess.CompletedProcess(command, process.wait(), *outputs)
+    return subprocess.CompletedProcess(arguments, process.wait(), *outputs)
 
 
 def wait_for_steps(directory: Path, steps: int, process: Process) -> None:

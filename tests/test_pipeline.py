@@ -70,7 +70,6 @@ def test_stl10_without_a_test_split(script: Script, tmp_path: Path, stl10_dir: P
 @pytest.mark.parametrize(
     ("command", "names"),
     [
-        (("src/train.py", "--dataset", "folder", "--data-dir", "nowhere"), "nowhere"),
         (("src/train.py", "--dataset", "digits", "--batch-size", 5000), "--batch-size"),
         (("src/train.py", "--dataset", "mnist"), "mnist"),
         (("src/train.py", "--epocs", 3), "--epocs"),
