@@ -21,11 +21,8 @@ from src.storage import checkpoint
 
 @torch.inference_mode()
 def encode(backbone: Backbone, images_BCSS: Tensor, dtype: torch.dtype) -> Tensor:
-    """Features (B, D), float32, of one uint8 batch on the backbone's device.
-
-    Args:
-        dtype: precision of the activations.
-    """
+    """Features (B, D), float32, of one uint8 batch on the backbone's device; `dtype` is the
+    precision of the activations."""
     x = preprocess(images_BCSS)
     with autocast(x.device, dtype):
         return backbone(x).float()
