@@ -60,7 +60,8 @@ def extract_all(config: ExtractionConfig) -> None:
     data_dir = config.data_dir or Path(trained.config["data_dir"])
     cache_dir = config.cache_dir or trained.cache_dir
     with distributed.local_main_first():  # decodes for the others
-        dataset = load_dataset(trained.config["dataset"], data_dir, trained.image_size, cache_dir)
+        side = trained.dataset["image_size"]
+        dataset = load_dataset(trained.config["dataset"], data_dir, side, cache_dir)
     if dataset.fingerprint != trained.dataset["fingerprint"]:
         print(f"note: {trained.file} was trained on other images than those in {data_dir}")
 

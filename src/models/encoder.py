@@ -89,13 +89,8 @@ class TrainedBackbone:
     config: dict[str, Any]
     """The flags of the training run."""
     dataset: dict[str, Any]
-    """Fingerprint and image size of the training images."""
+    """Fingerprint and `image_size` (side in pixels) of the training images."""
     tracking: dict[str, str | None]
-
-    @property
-    def image_size(self) -> int:
-        """Side S of the training images in pixels."""
-        return self.dataset["image_size"]
 
     @property
     def cache_dir(self) -> Path | None:
