@@ -62,8 +62,7 @@ def test_a_signal_in_the_middle_of_an_epoch(
 def kill_and_resume(data: Path, directory: Path, times: int, seed: int) -> None:
     """SIGKILL after a random number of steps, at a random moment of the next one."""
     chance = random.Random(seed)
-    done = 0
-    while done < times:
+    while times:
         process = start_python(*command(data, directory))
         try:
             wait_for_steps(directory, steps_on_disk(directory) + chance.randint(0, 2), process)
@@ -76,7 +75,7 @@ def kill_and_resume(data: Path, directory: Path, times: int, seed: int) -> None:
         time.sleep(chance.uniform(0, 0.6))
         process.kill()
         process.communicate()
-        done += 1
+        times -= 1
 
 
 def steps_on_disk(directory: Path) -> int:

@@ -116,7 +116,7 @@ class Predictor:
             getattr(torch, extraction["precision"])
             if precision == "auto"
             else select_precision(precision, chosen),
-            trained.image_size,
+            trained.dataset["image_size"],
             tuple(extraction["dataset"]["class_names"]),
             np.array(artifacts.load(CLUSTER_TO_CLASS, directory)),
             extraction,
