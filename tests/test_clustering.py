@@ -60,12 +60,10 @@ def test_three_splits_give_every_file_and_metric(tmp_path: Path) -> None:
         "images", "silhouette", "davies_bouldin", "cluster_sizes"
     }  # fmt: skip
     assert result["splits"]["unlabeled"]["cluster_sizes"] == [30, 30, 30]
-    assert result["pca"]["components"] == 5
-    assert len(result["pca"]["cumulative"]) == 5
+    assert result["pca"]["components"] == len(result["pca"]["cumulative"]) == 5
     assert result["kmeans"]["fit_on"] == "train"
     part = artifacts.recorded(tmp_path, artifacts.CLUSTERING)
-    assert part["features"] == "abc"
-    assert part["clusters"] == 3
+    assert (part["features"], part["clusters"]) == ("abc", 3)
 
 
 def test_only_the_fit_split_moves_pca_and_centroids(tmp_path: Path) -> None:
@@ -246,7 +244,6 @@ def test_the_scan_picks_the_number_of_blobs(tmp_path: Path) -> None:
     result = metrics(replace(write(tmp_path, train=blobs(60, 1)), clusters="2:5"))
     assert result["scan"]["picked"] == result["kmeans"]["clusters"] == 3
     assert result["scan"]["clusters"] == [2, 3, 4, 5]
-    assert len(result["scan"]["stability"]) == len(result["scan"]["silhouette"]) == 4
 
 
 def test_the_scan_weighs_silhouette_and_stability() -> None:
@@ -303,9 +300,6 @@ def test_baselines_follow_the_same_protocol(tmp_path: Path) -> None:
 
 
 def test_as_a_person_runs_it(tmp_path: Path, script: Script) -> None:
-    early = script("src/clustering.py")
-    assert (early.returncode, early.stderr.count("\n")) == (2, 1)
-    assert "src/feature_extraction.py" in early.stderr
     write(tmp_path / "features", train=blobs(60, 1), test=blobs(30, 2))
     done = script("src/clustering.py", "--wandb", "disabled")
     assert (done.returncode, done.stderr) == (0, "")
