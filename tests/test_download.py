@@ -62,7 +62,6 @@ class Server:
     def __init__(self) -> None:
         self.answers: list[Answer] = []
         self.ranges: list[str | None] = []
-        self.release = threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -84,7 +83,6 @@ class Server:
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}/stl10_binary.tar.gz"
 
     def close(self) -> None:
-        self.release.set()
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
@@ -103,7 +101,7 @@ def serve(
     ranges: bool = True,
     send: int | None = None,
     length: int | None = None,
-    then: Callable[[], object] | None = None,
+    then: Answer = lambda _: None,
 ) -> Answer:
     """An answer: at most `send` bytes of `content`, then the connection ends."""
 
@@ -122,8 +120,7 @@ def serve(
         request.end_headers()
         request.wfile.write(body[:send])
         request.wfile.flush()
-        if then:
-            then()
+        then(request)
 
     return answer
 
@@ -132,15 +129,16 @@ def refuse(code: int) -> Answer:
     return lambda request: request.send_error(code)
 
 
-def chunked(content: bytes, whole: bool) -> Answer:
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.send_header("Transfer-Encoding", "chunked")
-        request.end_headers()
-        request.wfile.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
-        request.wfile.write(b"0\r\n\r\n" if whole else b"")
+def stall(_: BaseHTTPRequestHandler) -> None:
+    time.sleep(3)
 
-    return answer
+
+def cut_off_chunk(request: BaseHTTPRequestHandler) -> None:
+    """No length is sent, and the connection ends before the last chunk."""
+    request.send_response(200)
+    request.send_header("Transfer-Encoding", "chunked")
+    request.end_headers()
+    request.wfile.write(b"1388\r\n" + ARCHIVE[:5000] + b"\r\n")
 
 
 def archive(url: str, content: bytes = ARCHIVE, md5: str | None = "") -> Archive:
@@ -183,9 +181,10 @@ MIXED = ARCHIVE[:1000][::-1] + ARCHIVE[1000:]
         ([serve(length=len(ARCHIVE) + 99), serve()], [None, f"bytes={len(ARCHIVE)}-"]),
         # A wrong checksum after a resumed download: one fresh start.
         ([serve(MIXED, send=1000), serve()], [None, "bytes=1000-", None]),
-        # The server does not say how long the file is.
-        ([chunked(ARCHIVE[:5000], whole=False), chunked(ARCHIVE, whole=True)], None),
+        ([cut_off_chunk, serve()], [None, "bytes=5000-"]),
         ([refuse(429), refuse(500), refuse(503), serve()], [None] * 4),
+        ([serve(send=1000, then=stall), serve()], [None, "bytes=1000-"]),
+        ([serve(send=len(ARCHIVE) // 20)], None),  # many attempts, each of which gets further
     ],
 )
 def test_what_ends_well(
@@ -194,21 +193,6 @@ def test_what_ends_well(
     download(server, tmp_path / "data", *answers)
     assert_whole(tmp_path / "data")
     assert ranges in (None, server.ranges)
-
-
-def test_a_stall_ends_in_another_attempt(server: Server, tmp_path: Path) -> None:
-    stall = serve(send=1000, then=lambda: server.release.wait(30))
-    download(server, tmp_path, stall, serve())
-    assert server.ranges == [None, "bytes=1000-"]
-    assert_whole(tmp_path)
-
-
-def test_many_interruptions_are_fine_as_long_as_each_attempt_gets_further(
-    server: Server, tmp_path: Path
-) -> None:
-    download(server, tmp_path, serve(send=len(ARCHIVE) // 20))
-    assert_whole(tmp_path)
-    assert len(server.ranges) > 5 * QUICK.attempts
 
 
 @pytest.mark.parametrize("path", ["stl10_binary.tar.gz", "mirror/stl10_binary.tar.gz"])
@@ -226,7 +210,6 @@ def test_a_later_run_resumes_also_from_a_mirror(server: Server, tmp_path: Path, 
     ("changed", "files", "begun"),
     [
         (OTHER, stl10_files(seed=1), 1000),
-        (OTHER + bytes(512), stl10_files(seed=1), 1000),  # longer
         (SMALL, {"train_X.bin": bytes(IMAGE)}, 2 * len(SMALL)),  # shorter than what has arrived
     ],
 )
@@ -252,12 +235,10 @@ def test_a_damaged_download_without_checksum_is_not_resumed(server: Server, tmp_
     ("answer", "message", "attempts", "left"),
     [
         # The first attempt gets somewhere, and no other gets further.
-        (serve(send=1000, ranges=False), rf"1,000 of {len(ARCHIVE):,} bytes", QUICK.attempts, PART),
-        (serve(length=len(ARCHIVE) + 9, ranges=False), "connection ended", QUICK.attempts, PART),
+        (serve(send=1000, ranges=False), "connection ended at 1,000 bytes", QUICK.attempts, PART),
         (refuse(500), "500 .*4 attempts in a row", QUICK.attempts, set()),
-        (refuse(403), "403", 1, set()),
         (refuse(404), "404", 1, set()),
-        (refuse(410), "410", 1, set()),
+        (stall, "stopped responding", QUICK.attempts, set()),
         # Complete but wrong: another attempt would get the same file.
         (serve(length=5000, send=5000), "5,000 bytes with the MD5", 1, set()),
         (serve(OTHER), "expected", 1, set()),
@@ -273,23 +254,10 @@ def test_what_cannot_be_downloaded_is_an_error(
     assert visible(tmp_path) == left
 
 
-def test_a_server_that_never_answers_is_an_error(server: Server, tmp_path: Path) -> None:
-    server.answers = [lambda request: server.release.wait(30)]  # not even a status line
-    policy = RetryPolicy(timeout=0.1, attempts=3, pause=0.001)
-    with pytest.raises(DownloadError, match="stopped responding"):
-        get_stl10(tmp_path, archive(server.url), policy=policy)
-
-
 def test_nobody_there(server: Server, tmp_path: Path) -> None:
     server.close()
-    with pytest.raises(DownloadError, match=r"cannot be reached .*3 attempts"):
+    with pytest.raises(DownloadError, match="cannot be reached .*refused.*3 attempts"):
         fetch(server.url, tmp_path / "file", QUICK)
-
-
-@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "stl10.tar.gz"])
-def test_other_addresses_are_refused(tmp_path: Path, url: str) -> None:
-    with pytest.raises(UserError, match="http://"):
-        fetch(url, tmp_path / "file", QUICK)
 
 
 def test_letters_and_blanks_of_any_alphabet_in_an_address(server: Server, tmp_path: Path) -> None:
@@ -297,8 +265,12 @@ def test_letters_and_blanks_of_any_alphabet_in_an_address(server: Server, tmp_pa
     server.answers = [lambda handler: (asked.append(handler.path), serve()(handler))]
     fetch(f"{server.url}?from=Übersee 1", tmp_path / "file", QUICK)
     assert asked == ["/stl10_binary.tar.gz?from=%C3%9Cbersee%201"]
-    with pytest.raises(UserError, match="Invalid IPv6 URL"):
-        fetch("http://[bad/x.tar.gz", tmp_path / "other", QUICK)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "stl10.tar.gz", "http://[bad/x.tar.gz"])
+def test_other_addresses_are_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UserError, match="not an http:// or https:// address"):
+        fetch(url, tmp_path / "file", QUICK)
 
 
 def test_too_little_space_is_found_before_anything_is_asked(server: Server, tmp_path: Path) -> None:
@@ -323,7 +295,7 @@ def test_ensure_downloads_once_and_explains_itself_without_a_network(
 
 
 def test_two_processes_at_once_download_once(server: Server, tmp_path: Path) -> None:
-    server.answers = [serve(then=lambda: time.sleep(0.2))]
+    server.answers = [serve(then=lambda _: time.sleep(0.2))]
     both = [
         threading.Thread(target=ensure_stl10, args=(tmp_path, archive(server.url), QUICK))
         for _ in range(2)
@@ -339,42 +311,36 @@ def test_two_processes_at_once_download_once(server: Server, tmp_path: Path) -> 
 # --- archives -----------------------------------------------------------------------------------
 
 
-def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "/etc/passwd") -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, link
     info.size = 5 if kind == tarfile.REGTYPE else 0
     return info
 
 
-def hostile(outside: Path) -> dict[str, list[tarfile.TarInfo]]:
-    return {
-        "dots": [member("../train_X.bin")],
-        "dots deep down": [member("stl10_binary/../../evil/train_X.bin")],
-        "absolute": [member(str(outside / "train_X.bin"))],
-        "symbolic link": [
-            member("stl10_binary", tarfile.SYMTYPE, str(outside)),
-            member("stl10_binary/train_X.bin"),
-        ],
-        "link to a file": [member("stl10_binary/train_X.bin", tarfile.SYMTYPE, "/etc/passwd")],
-        "hard link": [member("stl10_binary/train_X.bin", tarfile.LNKTYPE, "../../precious")],
-        "device": [member("stl10_binary/train_X.bin", tarfile.CHRTYPE)],
-        "pipe": [member("stl10_binary/train_X.bin", tarfile.FIFOTYPE)],
-    }
-
-
-@pytest.mark.parametrize("kind", hostile(Path("/")))
-def test_hostile_archives_write_nothing_outside(tmp_path: Path, kind: str) -> None:
-    outside, data_dir = tmp_path / "outside", tmp_path / "data"
-    outside.mkdir()
+@pytest.mark.parametrize(
+    "added",
+    [
+        member("../train_X.bin"),
+        member("stl10_binary/../../evil/train_X.bin"),
+        member("/evil/train_X.bin"),
+        member("stl10_binary", tarfile.SYMTYPE, "../.."),
+        member("stl10_binary/train_X.bin", tarfile.SYMTYPE),
+        member("stl10_binary/train_X.bin", tarfile.LNKTYPE, "../../precious"),
+        member("stl10_binary/train_X.bin", tarfile.CHRTYPE),
+        member("stl10_binary/train_X.bin", tarfile.FIFOTYPE),
+    ],
+    ids=lambda added: f"{added.name} {added.type.decode()}",
+)
+def test_hostile_archives_write_nothing_outside(tmp_path: Path, added: tarfile.TarInfo) -> None:
     (tmp_path / "precious").write_text("untouched")
-    file = tmp_path / "evil.tar.gz"
-    file.write_bytes(packed(stl10_files(), *hostile(outside)[kind]))
-    with pytest.raises(UserError, match="points outside the archive or is a link or a device"):
-        get_stl10(data_dir, archive("", md5=None), file)
-    assert visible(data_dir) == set()
-    assert list(outside.iterdir()) == []
+    get_stl10(
+        tmp_path / "data", archive("", md5=None), saved(tmp_path, packed(stl10_files(), added))
+    )
+    assert_whole(tmp_path / "data")
     assert (tmp_path / "precious").read_text() == "untouched"
-    assert {p.name for p in tmp_path.iterdir()} == {"outside", "data", "precious", "evil.tar.gz"}
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "precious", "mine.tar.gz"}
+    assert not Path("/evil").exists()
 
 
 def saved(folder: Path, content: bytes = ARCHIVE) -> Path:
@@ -383,19 +349,14 @@ def saved(folder: Path, content: bytes = ARCHIVE) -> Path:
     return file
 
 
-def test_an_archive_on_disk_is_unpacked_and_left_alone(tmp_path: Path) -> None:
-    file = saved(tmp_path)
-    get_stl10(tmp_path / "data", archive("http://nowhere.invalid/"), file)
-    assert_whole(tmp_path / "data")
-    assert file.read_bytes() == ARCHIVE
-
-
 @pytest.mark.parametrize("folder", ["", "./", "some/where/else/"])
 def test_repacked_and_partial_archives_are_taken_by_shape(tmp_path: Path, folder: str) -> None:
     files = {name: data for name, data in stl10_files().items() if name.startswith("train")}
     file = saved(tmp_path, packed(files | {"notes.md": b"hello"}, folder=folder))
+    content = file.read_bytes()
     get_stl10(tmp_path / "data", archive("", md5=None), file)
     assert_whole(tmp_path / "data", files)
+    assert file.read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -403,11 +364,9 @@ def test_repacked_and_partial_archives_are_taken_by_shape(tmp_path: Path, folder
     [
         (ARCHIVE[: len(ARCHIVE) // 2], "not a complete .tar.gz"),
         (b"<html>Sign in to this network</html>", "not a complete .tar.gz"),
-        (b"", "not a complete .tar.gz"),
         (ARCHIVE[:9000] + bytes(99) + ARCHIVE[9099:], "not a complete .tar.gz"),
         (packed({"readme.txt": b"hello"}), "holds no train_X.bin"),
         (packed({"train_X.bin": b"1234"}), "has 4 bytes, not a positive multiple of 27,648"),
-        (packed({"train_X.bin": bytes(IMAGE), "train_y.bin": b"\1\1"}), "2 labels for 1 images"),
     ],
 )
 def test_bad_archives_leave_nothing(tmp_path: Path, content: bytes, message: str) -> None:
