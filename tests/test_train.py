@@ -4,9 +4,11 @@ import json
 import math
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +19,7 @@ from src.runtime.device import DTYPES
 from src.storage import checkpoint
 from src.train import learning_rate, main, train_step
 from src.training import health, state
+from src.training.batches import ImageStore, TrainingBatches
 from src.training.recipe import TrainConfig
 from src.training.state import calibrate, make_optimizer, make_scaler, prepare, random_state
 from src.training.views import ViewSettings
@@ -61,12 +64,21 @@ def test_an_epoch_of_frozen_training(config: TrainConfig) -> None:
 
 
 def test_batch_norm_is_frozen_when_the_warm_up_ends(config: TrainConfig) -> None:
-    main(replace(config, epochs=3, warmup_epochs=1, checkpoint_every=1))
+    main(replace(config, epochs=3, warmup_epochs=1, checkpoint_every=1, monitor_every=2))
     states = [saved(config, epoch)["model"] for epoch in range(4)]
     for name in states[0]:
         if "running" in name:
             assert not torch.equal(states[0][name], states[1][name]), name
             assert torch.equal(states[1][name], states[3][name]), name
+
+    monitored = [r["epoch"] for r in records(config, "epoch") if "knn_accuracy" in r]
+    assert monitored == [2, 3]  # every second epoch, and the last
+    peak = 1e-3 * math.sqrt(16 / 256)
+    cosine = [peak * (1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)]
+    rates = [r["learning_rate"] for r in records(config, "step")]
+    assert rates == pytest.approx([peak / 3, peak * 2 / 3, peak, *cosine])
+    groups = saved(config, 3)["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == [rates[-1]] * 2
 
 
 def test_labels_change_nothing(config: TrainConfig, stl10_dir: Path, tmp_path: Path) -> None:
@@ -105,19 +117,37 @@ def test_fp16_scales_its_gradients_and_the_others_do_not() -> None:
     assert make_scaler(cpu, torch.bfloat16).get_scale() == 1
 
 
+@pytest.mark.parametrize(("images", "parts"), [(257, [129, 128]), (5000, [256] * 8)])
 def test_the_statistics_count_every_image_once(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, images: int, parts: list[int]
 ) -> None:
-    """Parts count the same whatever their size, so none may be smaller than the others."""
+    """Over at most 2,048 images. Parts weigh the same whatever their size, so sizes are equal."""
     sizes: list[int] = []
     monkeypatch.setattr(
         state, "calibrate_batch_norm", lambda _, views: sizes.extend(len(x) for x in views)
     )
     setup = prepare(config)
-    monkeypatch.setattr(type(setup.batches.store), "__len__", lambda _: 257)
+    monkeypatch.setattr(type(setup.batches.store), "__len__", lambda _: images)
     monkeypatch.setattr(type(setup.batches.store), "views", lambda _, indices, *__: indices)
     calibrate(random_state(setup), setup)
-    assert sizes == [129, 128]
+    assert sizes == parts
+
+
+def test_an_epoch_shows_every_image_once_and_each_epoch_in_another_order() -> None:
+    images = np.arange(11, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 4, 4), np.uint8)
+    store = ImageStore([images[:7], images[7:]], torch.device("cpu"), "stream")
+    batches = TrainingBatches(store, ViewSettings(), batch_size=2, accumulate=2, seed=0)
+    assert batches.per_epoch == 2  # 3 of 11 images are left out
+    steps = list(batches.prefetched(0, 6))
+    shown = [[int(x) for batch in step for x in batch.images_BCSS[:, 0, 0, 0]] for step in steps]
+    epochs = [shown[i] + shown[i + 1] for i in (0, 2, 4)]
+    assert all(len(set(epoch)) == 8 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    colors = [batch.parameters.pixel_N33 for step in steps for batch in step]
+    assert not any(torch.equal(a, b) for a, b in combinations(colors, 2))
+    for batch, again in zip(steps[3], next(batches.prefetched(3, 6)), strict=True):
+        assert torch.equal(batch.images_BCSS, again.images_BCSS)
+        assert all(map(torch.equal, batch.parameters, again.parameters))
 
 
 def plant_nan(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
@@ -161,26 +191,31 @@ def test_a_network_whose_output_is_not_finite_stops_the_run(config: TrainConfig)
 
 
 def test_accumulated_gradient_is_the_mean(config: TrainConfig) -> None:
-    """Two batches of 8 in a step: the mean of their gradients, each with its own negatives."""
+    """Two batches of 8 in a step: the mean of their gradients, each with its own negatives.
+    Longer gradients than --clip-norm are scaled down."""
     config = replace(config, batch_size=8, accumulate=2, clip_norm=1e9)
     setup = prepare(config)
     batches = setup.batches.load(0)
     assert [len(b.images_BCSS) for b in batches] == [8, 8]
 
-    def gradients(parts: list[Any]) -> list[torch.Tensor]:
+    def gradients(parts: list[Any], config: TrainConfig) -> tuple[list[torch.Tensor], float]:
         fresh = random_state(setup)
         grabbed: list[torch.Tensor] = []
         fresh.optimizer.register_step_pre_hook(
             lambda *_: grabbed.extend(p.grad.clone() for p in fresh.model.parameters())
         )
-        train_step(fresh.model, fresh.optimizer, fresh.scaler, parts, config, setup.dtype)
-        return grabbed
+        _, norm = train_step(fresh.model, fresh.optimizer, fresh.scaler, parts, config, setup.dtype)
+        return grabbed, norm.item()
 
-    both = gradients(batches)
-    for together, one, two in zip(
-        both, gradients(batches[:1]), gradients(batches[1:]), strict=True
-    ):
+    both, norm = gradients(batches, config)
+    ones, twos = (gradients([batch], config)[0] for batch in batches)
+    for together, one, two in zip(both, ones, twos, strict=True):
         torch.testing.assert_close(together, (one + two) / 2, rtol=1e-3, atol=1e-5)
+    length = math.sqrt(sum(g.double().square().sum().item() for g in both))
+    assert norm == pytest.approx(length, rel=1e-4)
+    clipped, same_norm = gradients(batches, replace(config, clip_norm=norm / 4))
+    assert same_norm == pytest.approx(norm, rel=1e-4)
+    torch.testing.assert_close(clipped, [g / 4 for g in both], rtol=1e-3, atol=1e-5)
 
 
 class Operations(TorchDispatchMode):
@@ -251,8 +286,11 @@ def test_resuming_refuses_what_would_make_another_run(
         main(replace(config, temperature=0.5))
     with pytest.raises(UserError, match=r"--precision fp32 \(now bf16\)"):
         main(replace(config, precision="bf16"))
-    assert main(replace(config, epochs=2)) == 0
+    assert main(replace(config, epochs=2, keep=1)) == 0
     assert "3 of 6 steps" in capsys.readouterr().out
+    assert [file.name for file in checkpoint.listed(config.checkpoint_dir)] == [
+        checkpoint.file_name(epoch) for epoch in (0, 2)
+    ]
     with pytest.raises(UserError, match="saved after 6 steps, but --epochs 1 is only 3"):
         main(config)
     assert main(replace(config, temperature=0.5, fresh=True)) == 0
