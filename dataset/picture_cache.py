@@ -71,7 +71,7 @@ def load_pictures(
                 if not _open(pixels, pictures, size):
                     _write(pixels, pictures, size, workers or _suitable_workers(pictures))
                     _remove_others(pixels, stem)
-        cached = _open(pixels, pictures, size)
+                cached = _open(pixels, pictures, size)
     assert cached is not None
     images, broken = cached
     _report(pictures, broken)

@@ -41,33 +41,13 @@ STL10 = Archive(
 )
 
 
-def ensure_stl10(
-    data_dir: Path, archive: Archive = STL10, policy: RetryPolicy | None = None
-) -> None:
-    """Download STL-10 into `data_dir` unless it already holds images of STL-10.
-
-    Raises:
-        UserError: the download failed; the message says what to do instead.
-    """
-    if stl10_splits(data_dir / STL10_FOLDER):
-        return
-    try:
-        get_stl10(data_dir, archive, policy=policy)
-    except DownloadError as error:
-        raise UserError(
-            f"there is no STL-10 in {data_dir / STL10_FOLDER}, and it cannot be downloaded: "
-            f"{error}. Get {archive.url} elsewhere and run python dataset/download_dataset.py "
-            "--archive FILE, name the directory of a copy with --data-dir, or try --dataset digits"
-        ) from None
-
-
 def get_stl10(
     data_dir: Path,
     archive: Archive = STL10,
     file: Path | None = None,
     policy: RetryPolicy | None = None,
 ) -> None:
-    """Create `<data_dir>/stl10_binary/`.
+    """Create `<data_dir>/stl10_binary/`, unless it already holds images of STL-10.
 
     Args:
         data_dir: its parent directory.
@@ -79,22 +59,32 @@ def get_stl10(
         DownloadError: the download failed, or its checksum is wrong.
         UserError: there is too little space, or `file` is not the archive.
     """
+    folder = data_dir / STL10_FOLDER
+    if stl10_splits(folder):
+        return
     data_dir.mkdir(parents=True, exist_ok=True)
     # Every process of a distributed run calls this: the first one works, the others wait.
     with FileLock(data_dir / f".{STL10_FOLDER}.lock"):
-        if stl10_splits(data_dir / STL10_FOLDER):
+        if stl10_splits(folder):
             return
-        folder = data_dir / STL10_FOLDER
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} is in the way and holds no images: move it away")
-        part = file or data_dir / f"{PurePosixPath(archive.url).name}.part"
+        part = data_dir / f"{PurePosixPath(archive.url).name}.part"
         missing = 0 if file else max(0, archive.packed - size_of(part))
         artifacts.require_space(data_dir, archive.unpacked + missing, "STL-10", "--data-dir")
         if file:
             _verify(file, archive.md5)
             _unpack(file, data_dir)
             return
-        _download(archive, part, policy or RetryPolicy())
+        try:
+            _download(archive, part, policy or RetryPolicy())
+        except DownloadError as error:
+            raise DownloadError(
+                f"there is no STL-10 in {folder}, and it cannot be downloaded: {error}. Run python "
+                "dataset/download_dataset.py to resume the download, with --url a mirror or with "
+                "--archive a copy of the archive; name a directory that holds stl10_binary/ with "
+                "--data-dir, or try --dataset digits"
+            ) from None
         try:
             _unpack(part, data_dir)
         except UserError:  # to resume from it would end the same way

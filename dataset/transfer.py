@@ -28,18 +28,12 @@ class _Interrupted(Exception):
     """This attempt failed; the next one may succeed."""
 
 
-class _Unreachable(_Interrupted):
-    """No server answered at all."""
-
-
 @dataclass(frozen=True)
 class RetryPolicy:
     timeout: float = 30.0
     """Seconds for which a connection may stay silent."""
     attempts: int = 8
     """How many attempts in a row may fail without a new byte."""
-    attempts_unreachable: int = 3
-    """The same while no server has answered: then there is probably no network."""
     pause: float = 1.0
     """Seconds before the second attempt; doubled before every further one, up to a minute."""
 
@@ -61,15 +55,13 @@ def fetch(url: str, file: Path, policy: RetryPolicy) -> bool:
         UserError: `url` is not an HTTP address.
     """
     most, failures = size_of(file), 0
-    answered = most > 0
     while True:
         try:
             return _attempt(url, file, policy.timeout)
         except _Interrupted as reason:
-            answered = answered or not isinstance(reason, _Unreachable)
             failures = 1 if size_of(file) > most else failures + 1
             most = max(most, size_of(file))
-            if failures >= (policy.attempts if answered else policy.attempts_unreachable):
+            if failures >= policy.attempts:
                 raise DownloadError(f"{reason}, after {failures} attempts in a row") from None
             pause = min(policy.pause * 2 ** (failures - 1), 60)
             print(f"{reason}; trying again in {pause:.0f} s", file=sys.stderr)
@@ -92,7 +84,9 @@ def _attempt(url: str, file: Path, timeout: float) -> bool:
         while cause.__context__:
             cause = cause.__context__
         reason = getattr(cause, "strerror", None) or cause
-        raise _Unreachable(f"{url} cannot be reached ({reason})") from None
+        # Before the first byte, there is probably no network.
+        failure = _Interrupted if have else DownloadError
+        raise failure(f"{url} cannot be reached ({reason})") from None
     except (requests.Timeout, ReadTimeout):
         raise _Interrupted("the server stopped responding") from None
     except (requests.RequestException, HTTPError) as error:

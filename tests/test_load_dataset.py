@@ -1,6 +1,7 @@
 """STL-10 by its shapes, folders of pictures and their cache, and the fingerprint of both."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -61,8 +62,7 @@ def test_stl10_is_column_major_and_labels_start_at_one(stl10: Path) -> None:
     dataset = load_dataset("stl10", stl10)
     assert list(dataset.splits) == ["unlabeled", "train", "test"]
     assert dataset.splits["unlabeled"].labels is None
-    assert dataset.splits["train"].labels is not None
-    assert dataset.splits["train"].labels.tolist() == [0, 9, 4]
+    np.testing.assert_array_equal(dataset.splits["train"].labels, [0, 9, 4])
     assert dataset.class_names[0] == "airplane"
     raw = (stl10 / "stl10_binary" / "train_X.bin").read_bytes()
     images = dataset.splits["train"].images
@@ -127,10 +127,8 @@ def test_classes_in_train_and_test_and_unlabeled(tmp_path: Path) -> None:
     assert dataset.class_names == ("ant", "dog", "zebra")
     train, test, unlabeled = (dataset.splits[name] for name in ("train", "test", "unlabeled"))
     assert train.names == ("train/ant/z.png", "train/dog/b.png", "train/dog/husky/a.png")
-    assert train.labels is not None
-    assert test.labels is not None
-    assert train.labels.tolist() == [0, 1, 1]
-    assert test.labels.tolist() == [1, 2]
+    np.testing.assert_array_equal(train.labels, [0, 1, 1])
+    np.testing.assert_array_equal(test.labels, [1, 2])
     assert unlabeled.labels is None
     np.testing.assert_array_equal(train.images, expected(3, 1, 2))
     np.testing.assert_array_equal(test.images, expected(4, 5))
@@ -321,16 +319,13 @@ def test_broken_pictures_are_named_and_left_out(
         dataset = load(tmp_path)
         train = dataset.splits["train"]
         np.testing.assert_array_equal(train.images, expected(*order))
-        assert train.labels is not None
-        assert train.labels.tolist() == [level % 2 for level in order]
-        assert train.names is not None
-        assert [int(Path(name).stem) for name in train.names] == order
+        np.testing.assert_array_equal(train.labels, [level % 2 for level in order])
+        assert [int(Path(name).stem) for name in train.names or ()] == order
         lines = capsys.readouterr().err.splitlines()
         left_out = [line for line in lines if line.startswith("left out")]
-        assert len(left_out) == 3
-        assert left_out[0].endswith("train/cat/02.png: empty file")
-        assert "98.png: not a picture" in left_out[1]
-        assert "51.png: damaged" in left_out[2]
+        assert [re.findall(r"/(..)\.png: (\w+)", line) for line in left_out] == [
+            [("02", "empty")], [("98", "not")], [("51", "damaged")]
+        ]  # fmt: skip
     assert len(decoded) == 100  # the second time they are named from the cache
 
 

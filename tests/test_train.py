@@ -266,7 +266,7 @@ def test_resuming_refuses_what_would_make_another_run(
 def test_what_cannot_be_is_refused(
     config: TrainConfig, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "ensure_stl10", lambda directory: None)  # no network in tests
+    monkeypatch.setattr(state, "get_stl10", lambda directory: None)  # no network in tests
     with pytest.raises(UserError, match=message):
         main(replace(config, **changes))
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from dataset.load_dataset import Dataset, load_dataset
-from dataset.stl10_archive import ensure_stl10
+from dataset.stl10_archive import get_stl10
 from src.models.batch_norm import calibrate_batch_norm, freeze_batch_norm
 from src.models.simclr import SimCLR
 from src.models.weights import load_weights
@@ -104,7 +104,7 @@ def prepare(config: TrainConfig) -> Setup:
 def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
     """The dataset, and the names of its splits to train on."""
     if config.dataset == "stl10":
-        ensure_stl10(config.data_dir)
+        get_stl10(config.data_dir)
     dataset = load_dataset(config.dataset, config.data_dir, config.image_size, config.cache_dir)
     names = [name for name in dataset.splits if name in config.train_on]
     if not names:
