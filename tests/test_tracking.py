@@ -23,6 +23,7 @@ from tests.tracked_run import (
     history,
     inspect,
     own,
+    rows,
     segments,
 )
 
@@ -97,8 +98,7 @@ def test_offline_where_online_cannot_be(
     assert outputs[1].splitlines() == ([line] if is_wrong else [])
     assert KEY not in "".join(outputs)
     assert_trained(tmp_path)
-    (log,) = segments(tmp_path)
-    assert distinct(history(inspect(log, online))) == distinct(expected_rows(3))
+    assert rows(tmp_path, online) == distinct(expected_rows(3))
 
 
 def test_no_key_on_a_terminal_asks_nothing(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -167,4 +167,4 @@ def test_a_server_that_dies_in_the_middle(
     (log,) = segments(tmp_path)
     remedy = f"python src/sync_wandb.py wandb/{log.parent.name}"
     assert errors == f"W&B: not all was uploaded; later: {remedy}\n"
-    assert distinct(history(inspect(log, online))) == distinct(expected_rows(8))
+    assert rows(tmp_path, online) == distinct(expected_rows(8))

@@ -94,6 +94,12 @@ def history(inspected: list[dict]) -> list[dict]:
     return [own(r["history"]["item"]) for r in inspected if r["type"] == "history"]
 
 
+def rows(directory: Path, environment: dict[str, str]) -> list[dict]:
+    """The logged rows of a training in all segments."""
+    logs = segments(directory)
+    return distinct([row for log in logs for row in history(inspect(log, environment))])
+
+
 def own(row: dict) -> dict:
     """Without W&B's own fields."""
     return {key: value for key, value in row.items() if not key.startswith("_")}
