@@ -117,6 +117,7 @@ def _row(record: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def _define_axes(run: Any) -> None:
     for prefix, axis in AXES.items():
+        run.define_metric(axis)
         run.define_metric(f"{prefix}/*", step_metric=axis)
 
 
