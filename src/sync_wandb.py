@@ -18,9 +18,6 @@ import tyro
 from src.runtime.cli import RunError, UserError, run_script
 from src.tracking.wandb_run import load_wandb, why_not_online
 
-TORN = "ends with an incomplete record"
-"""W&B's words for a run killed while writing, after it uploaded all whole records."""
-
 
 @dataclass(frozen=True)
 class SyncConfig:
@@ -32,8 +29,7 @@ class SyncConfig:
 
 def main(config: SyncConfig) -> int:
     logs = config.wandb_dir.glob("**/offline-run-*/run-*.wandb")
-    waiting = [log.parent for log in logs if not log.with_name(f"{log.name}.synced").exists()]
-    runs = config.runs or waiting
+    runs = config.runs or [log.parent for log in logs if not Path(f"{log}.synced").exists()]
     for run in runs:
         if not any(run.glob("run-*.wandb")):
             raise UserError(f"{run} is not a run directory: it holds no run-*.wandb")
@@ -52,14 +48,14 @@ def main(config: SyncConfig) -> int:
 def sync(run: Path) -> bool:
     """Upload one run directory and print a line; returns whether all of it arrived."""
     log = next(run.resolve().glob("run-*.wandb"))
-    marker = log.with_name(f"{log.name}.synced")
+    marker = Path(f"{log}.synced")
     marker.unlink(missing_ok=True)
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(log.parent)]
     # Started two levels up, W&B puts the log of the upload into `wandb/` too.
     process = subprocess.run(command, cwd=log.parents[2], capture_output=True, text=True)
     lines = (process.stdout + process.stderr).splitlines()
     errors = [line.split("ERROR", 1)[1].strip() for line in lines if "ERROR" in line]
-    if len(errors) == 1 and TORN in errors[0]:
+    if len(errors) == 1 and "ends with an incomplete record" in errors[0]:  # all others arrived
         marker.touch()
         print(f"{run}: arrived, up to where it was killed")
     elif marker.exists():  # W&B exits with 0 in any case

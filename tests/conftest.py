@@ -2,7 +2,9 @@
 
 import atexit
 import functools
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -88,6 +90,20 @@ def run_python(
     return subprocess.CompletedProcess(arguments, process.wait(), *outputs)
 
 
+def start_tracked(env: dict[str, str], script: str, *arguments: str, cwd: Path) -> ScriptProcess:
+    """A script in exactly the environment `env`."""
+    return script_server().start(str(ROOT / script), [*arguments], cwd, env)
+
+
+def track(directory: Path, env: dict[str, str], **options: object) -> tuple[str, str]:
+    """Run `tracked_run.py`; returns its standard output and standard error."""
+    arguments = (str(directory), json.dumps(options))
+    process = start_tracked(env, "tests/tracked_run.py", *arguments, cwd=directory)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if "kill_after" in options else 0), errors
+    return out, errors
+
+
 def wait_for_steps(directory: Path, steps: int, process: Process) -> None:
     """Wait until a training has logged this many steps in `directory`."""
     log = directory / checkpoint.METRICS_LOG
@@ -112,8 +128,9 @@ def wandb_environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
-    with FakeServer() as fake:
-        yield fake
+    fake = FakeServer()
+    yield fake
+    fake.stop()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Weights & Biases as a mirror of what is on disk: it may fail, the run continues."""
 
 import base64
+import contextlib
 import dataclasses
 import html
 import io
@@ -28,7 +29,7 @@ PREFIXES = {"step": "train", "epoch": "epoch"}
 """From the kind of a record in `metrics.jsonl`."""
 
 
-class Tracker:
+class Tracker(contextlib.AbstractContextManager["Tracker"]):
     """One W&B run. No method raises: an error of W&B is a warning on standard error, printed once.
 
     Args:
@@ -52,9 +53,6 @@ class Tracker:
         options["config"] = json.loads(json.dumps(options["config"], default=str))
         self._run = self._attempt(lambda: wandb_run.open_run(mode, directory.resolve(), options))
         self._with_run(_define_axes)
-
-    def __enter__(self) -> "Tracker":
-        return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.finish(exit_code=1 if kind else 0)
@@ -104,9 +102,9 @@ def stage_tracker(
         "checkpoint_digest": extraction["checkpoint"]["digest"],
         "features_id": extraction["id"],
     }
-    flags = dataclasses.asdict(config)
+    about |= dataclasses.asdict(config)
     group = extraction["tracking"]["group"]
-    return Tracker(mode, directory, group=group, job_type=job_type, config=flags | about)
+    return Tracker(mode, directory, group=group, job_type=job_type, config=about)
 
 
 def _row(record: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -119,6 +117,7 @@ def _row(record: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def _define_axes(run: Any) -> None:
     for prefix, axis in AXES.items():
+        run.define_metric(axis)
         run.define_metric(f"{prefix}/*", step_metric=axis)
 
 
