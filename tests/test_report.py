@@ -17,7 +17,7 @@ from scipy.spatial import KDTree
 
 from dataset.load_dataset import load_dataset
 from docs.make_pictures import FLAGS, READY
-from src.storage import artifacts, checkpoint
+from src.storage import artifacts
 from src.visualization import thumbnails
 from visualize_features import VisualizeConfig, main
 
@@ -25,8 +25,7 @@ HOSTILE = ("<img src=x onerror=hacked=1>", "<script>hacked=1<", "a&amp;b'c\"@@da
 
 
 def draw_report(directory: Path) -> None:
-    flags = {"checkpoint_dir": directory, "projection": "pca", "wandb": "disabled"}
-    main(VisualizeConfig(feature_dir=directory, **flags))  # type: ignore[arg-type]
+    main(VisualizeConfig(directory, directory, projection="pca", wandb="disabled"))
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +49,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The features, and a report, of a run on the digits."""
     directory = tmp_path_factory.mktemp("features")
     pixel_run(directory, "digits", Path())
-    record = '{"kind": "epoch", "epoch": 1, "step": 1, "loss": 4}\n'
-    (directory / checkpoint.METRICS_LOG).write_text(record)
+    log = directory / "metrics.jsonl"
+    log.write_text('{"kind": "epoch", "epoch": 1, "step": 1, "loss": 4}\n')
     draw_report(directory)
     return directory
 
@@ -69,13 +68,10 @@ class Report:
         self.complaints: list[str] = []
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", self._complain_of_network)
+        self.urls: list[str] = []
+        self.page.on("request", lambda request: self.urls.append(request.url))
         self.page.goto((directory / artifacts.REPORT).as_uri(), timeout=60_000)
         self.js(READY)
-
-    def _complain_of_network(self, request: Any) -> None:
-        if not request.url.startswith(("file:", "blob:", "data:")):
-            self.complaints.append(f"request: {request.url}")
 
     def js(self, code: str) -> Any:
         return self.page.evaluate(code)
@@ -120,6 +116,7 @@ def open_report(chromium: Any) -> Iterator[Callable[..., Report]]:
     for report in reports:
         report.page.close()
         assert report.complaints == []
+        assert all(url.startswith(("file:", "blob:", "data:")) for url in report.urls)
 
 
 @pytest.fixture
@@ -194,7 +191,6 @@ def test_filters_keep_what_they_name(report: Report, arrays: Arrays) -> None:
     )
     expected = np.zeros((10, 10), int)
     np.add.at(expected, (labels[keep], clusters[keep]), 1)
-    assert sorted(named) == list(range(10))
     np.testing.assert_array_equal(cells, expected[:, np.argsort(named)])
 
 
@@ -237,8 +233,7 @@ def test_it_works_with_the_keyboard(report: Report, arrays: Arrays) -> None:
 
 def test_dragging_and_the_wheel_move_the_map(report: Report) -> None:
     (image,) = report.isolated_images(1)
-    x, y = report.point(image)
-    mouse = report.page.mouse
+    (x, y), mouse = report.point(image), report.page.mouse
     mouse.move(x, y)
     mouse.wheel(0, -500)
     assert report.point(image) == pytest.approx((x, y), abs=1.5)  # it stays under the pointer
@@ -271,20 +266,19 @@ def test_it_fits_a_phone(open_report: Callable[..., Report], digits: Path, theme
 
 def test_names_are_shown_and_not_run(open_report: Callable[..., Report], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    for number, name in enumerate(HOSTILE):
+    for name in HOSTILE:
         folder = tmp_path / "pictures/train" / name
         folder.mkdir(parents=True)
         for i in range(6):
-            noise = rng.integers(0, 60, (96, 96, 3)) + 90 * np.eye(3, dtype=int)[number]
-            Image.fromarray(np.uint8(noise)).save(folder / f"script><b>{i}.png")
+            noise = rng.integers(0, 255, (96, 96, 3), np.uint8)
+            Image.fromarray(noise).save(folder / f"script><b>{i}.png")
     pixel_run(tmp_path, "folder", tmp_path / "pictures")
     draw_report(tmp_path)
     report = open_report(tmp_path)
     text = report.page.inner_text("body")
     assert text.startswith("Clusters of pictures")
     assert "There is no training log." in text
-    for name in HOSTILE:
-        assert name in text
+    assert all(name in text for name in HOSTILE)
     report.page.click("#gallery-grid .thumb >> nth=0")
     assert "<b>" in report.page.inner_text("#portrait")
     assert report.js("typeof hacked") == "undefined"
