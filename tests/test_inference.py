@@ -415,6 +415,16 @@ def copied(tmp_path: Path, features: Path) -> Path:
     return shutil.copytree(features, tmp_path / "features", ignore=model)
 
 
+def test_confidence_scale_is_fitted_to_the_labels_and_stored(copied: Path) -> None:
+    fitted = artifacts.CENTROIDS, artifacts.CLUSTER_TO_CLASS
+    x, labels = (artifacts.load(a, copied, "train") for a in (artifacts.REDUCED, artifacts.LABELS))
+    scale = fit_scale(x, *(artifacts.load(a, copied) for a in fitted), labels)
+    part = artifacts.recorded(copied, artifacts.CLUSTERING)
+    assert part["confidence_scale"] == scale
+    artifacts.record(copied, artifacts.CLUSTERING, part | {"confidence_scale": 0.25})
+    assert Predictor.load(copied, device="cpu").head.confidence_scale == 0.25
+
+
 def test_another_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
     recorded = Path(artifacts.recorded(copied, artifacts.EXTRACTION)["checkpoint"]["file"])
     moved = tmp_path / "moved.pt"
@@ -430,8 +440,6 @@ def test_another_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
 
 def test_clusters_of_other_features_or_another_pca_are_refused(copied: Path) -> None:
     part = artifacts.recorded(copied, artifacts.CLUSTERING)
-    artifacts.record(copied, artifacts.CLUSTERING, part | {"confidence_scale": 0.25})
-    assert Predictor.load(copied, device="cpu").head.confidence_scale == 0.25
     artifacts.save(artifacts.CENTROIDS, copied, np.zeros((10, 19)))
     with pytest.raises(UserError, match=r"do not fit together.*clustering\.py"):
         Predictor.load(copied, device="cpu")
