@@ -20,13 +20,12 @@ from src.export import ExportConfig, main
 from src.prediction.predictor import Predictor
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
-from src.storage.artifacts import CLUSTER_TO_CLASS
 
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run and its exported model, as a person makes it."""
-    directory, _ = digits_run(tmp_path_factory.getbasetemp())
+    directory = digits_run(tmp_path_factory.getbasetemp())[0]
     done = run_python("src/export.py", "--feature-dir", directory)
     assert (done.returncode, done.stderr) == (0, "")
     assert "of 256 test images ONNX Runtime puts 256" in done.stdout
@@ -67,7 +66,7 @@ def test_one_clean_file_with_its_metadata(features: Path, file: Path) -> None:
     ]
     metadata = runtime.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == [str(i) for i in range(10)]
-    to_class = artifacts.load(CLUSTER_TO_CLASS, features)
+    to_class = artifacts.load(artifacts.CLUSTER_TO_CLASS, features)
     assert json.loads(metadata["cluster_to_class"]) == to_class.tolist()
     assert (metadata["image_size"], metadata["opset"]) == ("32", "18")
     assert metadata["features"] == artifacts.recorded(features, artifacts.EXTRACTION)["id"]

@@ -105,8 +105,7 @@ def test_confidence_grows_towards_the_own_centroid() -> None:
     squared = torch.cdist(points, centroids).square()
     for scale in (1e-4, 1.0, 1e4):
         sure = confidence(squared, scale)
-        assert (sure >= 1 / 3).all()
-        assert (sure <= 1).all()
+        assert ((sure >= 1 / 3) & (sure <= 1)).all()
         assert (sure[:20].diff() <= 0).all()  # away from the first centroid, up to the border
         assert (sure[21:].diff() >= 0).all()  # and on to the second
     assert confidence(squared, 1.0)[20] == pytest.approx(0.5, abs=1e-3)
@@ -255,12 +254,12 @@ def test_demonstration_without_pictures(
 ) -> None:  # fmt: skip
     digits = load_dataset("digits", Path())
     test = digits.splits["test"]
+    assert test.labels is not None
     montage = tmp_path / "montage.png"
     flags = {"sample": 25, "montage": montage, "montage_size": 12, "wandb": "disabled"}
     assert infer(**flags) == 0
     printed = capsys.readouterr()
-    header, *lines = printed.out.splitlines()
-    assert header.startswith("picture")
+    lines = printed.out.splitlines()[1:]
     rows = np.linspace(0, 358, 25).astype(int)
     assert [line.split()[0] for line in lines] == [f"test[{row}]" for row in rows]
     clusters = predictor.predict(test.images[rows]).clusters
@@ -434,6 +433,16 @@ def copied(tmp_path: Path, features: Path) -> Path:
     return shutil.copytree(features, tmp_path / "features", ignore=model)
 
 
+def test_confidence_scale_is_fitted_to_the_labels_and_stored(copied: Path) -> None:
+    x, labels = (artifacts.load(a, copied, "train") for a in (artifacts.REDUCED, artifacts.LABELS))
+    centroids = artifacts.load(artifacts.CENTROIDS, copied)
+    names = artifacts.load(artifacts.CLUSTER_TO_CLASS, copied)
+    part = artifacts.recorded(copied, artifacts.CLUSTERING)
+    assert part["confidence_scale"] == fit_scale(x, centroids, names, labels)
+    artifacts.record(copied, artifacts.CLUSTERING, part | {"confidence_scale": 0.25})
+    assert Predictor.load(copied, device="cpu").head.confidence_scale == 0.25
+
+
 def test_another_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
     recorded = Path(artifacts.recorded(copied, artifacts.EXTRACTION)["checkpoint"]["file"])
     moved = tmp_path / "moved.pt"
@@ -449,8 +458,6 @@ def test_another_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
 
 def test_clusters_of_other_features_or_another_pca_are_refused(copied: Path) -> None:
     part = artifacts.recorded(copied, artifacts.CLUSTERING)
-    artifacts.record(copied, artifacts.CLUSTERING, part | {"confidence_scale": 0.25})
-    assert Predictor.load(copied, device="cpu").head.confidence_scale == 0.25
     artifacts.save(artifacts.CENTROIDS, copied, np.zeros((10, 19)))
     with pytest.raises(UserError, match=r"do not fit together.*clustering\.py"):
         Predictor.load(copied, device="cpu")
