@@ -28,8 +28,8 @@ def colors(count: int) -> list[str]:
     palette = []
     for i in range(count):
         amount = _SHADES[i // len(BASE) % len(_SHADES)]
-        rgb = np.array(to_rgb(BASE[i % len(BASE)]))
-        palette.append(to_hex(rgb + abs(amount) * ((amount > 0) - rgb)))
+        r, g, b = (c + abs(amount) * ((amount > 0) - c) for c in to_rgb(BASE[i % len(BASE)]))
+        palette.append(to_hex((r, g, b)))
     return palette
 
 
