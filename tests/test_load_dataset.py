@@ -397,7 +397,7 @@ def workers_of_this_process() -> list[int]:
     listing = subprocess.run(["ps", "-Ao", "pid=,ppid=,args="], capture_output=True, text=True)
     table = [line.split(maxsplit=2) for line in listing.stdout.splitlines()]
     return [int(pid) for pid, parent, args in table
-            if int(parent) == os.getpid() and "loky" in args and "tracker" not in args]  # fmt: skip
+            if int(parent) == os.getpid() and "popen_loky" in args]  # fmt: skip
 
 
 def alive(pid: int) -> bool:
@@ -421,6 +421,8 @@ def test_decoding_that_ends_early_leaves_nothing(
     action: Callable[[], None], error: type[BaseException],
 ) -> None:  # fmt: skip
     started = []
+    while workers_of_this_process():  # of an earlier test, on their way out
+        time.sleep(0.05)
 
     def at_first_progress(_: int) -> None:
         if not started:

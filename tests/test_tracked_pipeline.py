@@ -121,7 +121,7 @@ def pipeline(stl10_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipel
 def test_one_group_and_what_each_run_is_about(pipeline: Pipeline) -> None:
     about = pipeline.about()
     stages = ["train", "train", "clustering", "inference", "visualization"]
-    assert [run["job_type"] for run in about] == stages
+    assert sorted(run["job_type"] for run in about) == sorted(stages)  # some begin in one second
     assert len({run["run_group"] for run in about}) == 1
     assert about[0]["run_id"] == about[1]["run_id"]
     assert len({run["run_id"] for run in about}) == 4
