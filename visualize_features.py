@@ -19,10 +19,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dataset.load_dataset import Dataset, reload_dataset
 from src.evaluation.silhouette import silhouette_samples
 from src.evaluation.tables import summary_table
-from src.runtime.cli import UserError, run_script
+from src.runtime.cli import run_script
 from src.storage import artifacts, checkpoint
 from src.storage.metrics_log import Record, read_metrics
 from src.tracking.tracker import stage_tracker
@@ -31,7 +30,7 @@ from src.visualization import figures
 from src.visualization.map_figure import projection_map
 from src.visualization.projection import FIT_POINTS, TITLES, ProjectionName, can_arrange, project
 from src.visualization.report import write_report
-from src.visualization.results import Results, load_pictures, load_results
+from src.visualization.results import Results, load_results
 
 SILHOUETTES = 10_000
 """Images in the silhouette figure; more cost quadratic time and do not change its shape."""
@@ -61,8 +60,7 @@ class VisualizeConfig:
 
 def main(config: VisualizeConfig) -> None:
     started = time.monotonic()
-    results = load_results(config.feature_dir)
-    dataset = images_or_none(results, config)
+    results = load_results(config.feature_dir, config.data_dir)
     log_dir = config.checkpoint_dir or Path(results.extraction["checkpoint"]["file"]).parent
     records = read_metrics(log_dir / checkpoint.METRICS_LOG)
     if not records:
@@ -80,7 +78,7 @@ def main(config: VisualizeConfig) -> None:
         config.wandb, config.wandb_dir, "visualization", config, results.extraction
     )
     with figures.styled(), tracker:
-        for name, figure in draw(results, dataset, records, xy_N2, TITLES[method]):
+        for name, figure in draw(results, records, xy_N2, TITLES[method]):
             files.append(folder / f"{name}.{config.format}")
             with artifacts.replacing(files[-1]) as temporary:
                 figure.savefig(temporary, format=config.format)
@@ -88,7 +86,7 @@ def main(config: VisualizeConfig) -> None:
                 picture = files[-1] if config.format == "png" else pixels(figure)
                 tracker.image(f"figures/{name}", picture)
     report = config.feature_dir / artifacts.REPORT
-    write_report(report, results, xy_N2, TITLES[method], records, dataset)
+    write_report(report, results, records, xy_N2, TITLES[method])
 
     print(summary_table(results.metrics))
     print(f"wrote {len(files)} figures to {folder} in {time.monotonic() - started:.0f} s")
@@ -102,16 +100,8 @@ def pixels(figure: Figure) -> np.ndarray:
     return np.asarray(Image.open(png).convert("RGB"))
 
 
-def images_or_none(results: Results, config: VisualizeConfig) -> Dataset | None:
-    try:
-        return reload_dataset(results.extraction["dataset"], config.data_dir)
-    except UserError as error:
-        print(f"note: no pictures: {error}")
-        return None
-
-
 def draw(
-    results: Results, dataset: Dataset | None, records: list[Record], xy_N2: np.ndarray, method: str
+    results: Results, records: list[Record], xy_N2: np.ndarray, method: str
 ) -> Iterator[tuple[str, Figure]]:
     """The name and figure of everything that the run has data for."""
     names, metrics = results.cluster_names, results.metrics
@@ -133,8 +123,8 @@ def draw(
         for split in results.split_names
     }
     yield "cluster_sizes", figures.cluster_sizes(sizes, names)
-    if dataset is not None:
-        yield "clusters", picture_rows(results, dataset)
+    if results.dataset is not None:
+        yield "clusters", picture_rows(results)
     if "scan" in metrics:
         yield "cluster_scan", figures.cluster_scan(metrics["scan"])
 
@@ -152,7 +142,7 @@ def silhouettes(results: Results, split: str) -> Figure | None:
     )
 
 
-def picture_rows(results: Results, dataset: Dataset) -> Figure:
+def picture_rows(results: Results) -> Figure:
     """The pictures nearest to each centroid, and those nearest to the border of the cluster."""
     names = results.cluster_names
     sizes = np.bincount(results.clusters, minlength=len(names))
@@ -164,7 +154,7 @@ def picture_rows(results: Results, dataset: Dataset) -> Figure:
         own = np.flatnonzero(results.clusters == k)
         nearest = own[np.argsort(results.distance[own], kind="stable")[:PICTURES]]
         unsure = own[np.argsort(results.margin[own], kind="stable")[:PICTURES]]
-        rows.append((names[k], *(load_pictures(results, dataset, r) for r in (nearest, unsure))))
+        rows.append((names[k], results.pictures(nearest), results.pictures(unsure)))
     return figures.cluster_pictures(rows, ("Nearest to the centroid", "Least certain"))
 
 

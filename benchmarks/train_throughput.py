@@ -42,6 +42,7 @@ from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD
 from src.models.simclr import SimCLR, nt_xent
 from src.runtime.cli import run_script
 from src.runtime.device import DeviceName, select_device, select_precision
+from src.runtime.prefetch import prefetch
 from src.train import train_step
 from src.training.batches import ImageStore, TrainingBatches
 from src.training.randomness import random_stream
@@ -133,7 +134,8 @@ def ours(images: np.ndarray, config: BenchmarkConfig) -> Callable[[], float]:
     def step(batch: Any) -> None:
         train_step(network, optimizer, scaler, batch, recipe, dtype)
 
-    return lambda: timed(step, batches.prefetched(0, config.steps + WARM_UP), config)
+    steps = range(config.steps + WARM_UP)
+    return lambda: timed(step, prefetch(batches.load, steps), config)
 
 
 def torchvision_network(device: torch.device) -> nn.Module:

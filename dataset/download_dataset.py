@@ -14,7 +14,6 @@ from pathlib import Path
 
 from dataset.stl10 import STL10_FOLDER, STL10_IMAGES, load_stl10
 from dataset.stl10_archive import STL10, get_stl10
-from dataset.transfer import DownloadError
 from src.runtime.cli import run_script
 
 
@@ -32,17 +31,9 @@ class DownloadConfig:
 
 def main(config: DownloadConfig) -> None:
     folder = config.data_dir / STL10_FOLDER
+    source = dataclasses.replace(STL10, url=config.url, md5=config.md5)
+    get_stl10(config.data_dir, source, config.archive)
     splits = load_stl10(folder)
-    if not splits:
-        source = dataclasses.replace(STL10, url=config.url, md5=config.md5)
-        try:
-            get_stl10(config.data_dir, source, config.archive)
-        except DownloadError as error:
-            raise DownloadError(
-                f"{error}. Run this again to resume the download, or name a mirror with --url "
-                "or a copy of the archive with --archive"
-            ) from None
-        splits = load_stl10(folder)
     counts = {name: len(images) for name, (images, _) in splits.items()}
     print(
         f"{folder} holds {', '.join(f'{count:,} {name}' for name, count in counts.items())} images"

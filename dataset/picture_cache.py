@@ -8,13 +8,12 @@ writing nor reading needs memory for more than a few of them.
 import contextlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -25,9 +24,6 @@ from dataset.folder import Pictures
 from dataset.pictures import BadPicture, load_picture
 from src.runtime.cli import ENVIRONMENT_ERRORS, RunError, UserError, progress
 from src.storage import artifacts
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 CACHE_FOLDER = ".picture_cache"
 PIXELS_VERSION = 2
@@ -72,11 +68,10 @@ def load_pictures(
             folder.mkdir(parents=True, exist_ok=True)
             # Every process of a distributed run calls this; the first one decodes, the others wait.
             with FileLock(folder / ".lock"):
-                cached = _open(pixels, pictures, size)
-                if cached is None:
+                if not _open(pixels, pictures, size):
                     _write(pixels, pictures, size, workers or _suitable_workers(pictures))
                     _remove_others(pixels, stem)
-                    cached = _open(pixels, pictures, size)
+                cached = _open(pixels, pictures, size)
     assert cached is not None
     images, broken = cached
     _report(pictures, broken)
@@ -86,7 +81,7 @@ def load_pictures(
 def _open(pixels: Path, pictures: Pictures, size: int) -> tuple[np.ndarray, dict[str, str]] | None:
     """The cached images and the broken pictures with their reasons; None if not complete."""
     try:
-        broken = json.loads(_broken_file(pixels).read_text())
+        broken = json.loads(pixels.with_suffix(".json").read_text())
         shape = (len(pictures.files) - len(broken), 3, size, size)
         if shape[0] == 0:
             return np.empty(shape, np.uint8), broken
@@ -97,13 +92,10 @@ def _open(pixels: Path, pictures: Pictures, size: int) -> tuple[np.ndarray, dict
     return (images, broken) if images.shape == shape and images.dtype == np.uint8 else None
 
 
-def _broken_file(pixels: Path) -> Path:
-    return pixels.with_suffix(".json")
-
-
 def _write(pixels: Path, pictures: Pictures, size: int, workers: int) -> None:
     count, row_bytes = len(pictures.files), 3 * size * size
-    _check_space(pixels.parent, count * row_bytes)
+    needed = count * row_bytes
+    artifacts.require_space(pixels.parent, needed, "the cache of decoded pictures", "--cache-dir")
     print(f"decoding {count:,} pictures of {pictures.split} into {pixels.parent}", file=sys.stderr)
     root = pictures.root.absolute()
     paths = [f"{root}/{name}" for name, _, _ in pictures.files]
@@ -128,13 +120,13 @@ def _write(pixels: Path, pictures: Pictures, size: int, workers: int) -> None:
                 _write_header(file, count - len(broken), size)
     # Last, because without this file the array does not count as complete.
     named = {pictures.files[row][0]: reason for row, reason in broken.items()}
-    artifacts.write_json(_broken_file(pixels), named)
+    artifacts.write_json(pixels.with_suffix(".json"), named)
 
 
 @contextlib.contextmanager
 def _mapped(
-    function: Callable[[Item], Result], items: list[Item], workers: int
-) -> Iterator[Iterator[Result]]:
+    function: Callable[..., Any], items: list[Any], workers: int
+) -> Iterator[Iterator[Any]]:
     """The results in the order of `items`, from processes that end with the block.
 
     Threads would wait for Python's lock a third of the time. loky's processes do not import the
@@ -225,15 +217,6 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"the cache of decoded pictures needs {needed / 1e9:.1f} GB and {folder} has "
-            f"{free / 1e9:.1f} GB free: name another directory with --cache-dir"
-        )
-
-
 def _remove_others(pixels: Path, stem: str) -> None:
     """Remove the caches of earlier states of the folder, and of interrupted decoding."""
     for file in pixels.parent.iterdir():
@@ -242,8 +225,6 @@ def _remove_others(pixels: Path, stem: str) -> None:
 
 
 def _report(pictures: Pictures, broken: dict[str, str]) -> None:
-    if not broken:
-        return
     for name, reason in list(broken.items())[:_NAMED_AT_MOST]:
         print(f"left out {pictures.root / name}: {reason}", file=sys.stderr)
     if len(broken) > _NAMED_AT_MOST:

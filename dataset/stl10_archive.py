@@ -41,33 +41,13 @@ STL10 = Archive(
 )
 
 
-def ensure_stl10(
-    data_dir: Path, archive: Archive = STL10, policy: RetryPolicy | None = None
-) -> None:
-    """Download STL-10 into `data_dir` unless it already holds images of STL-10.
-
-    Raises:
-        UserError: the download failed; the message says what to do instead.
-    """
-    if stl10_splits(data_dir / STL10_FOLDER):
-        return
-    try:
-        get_stl10(data_dir, archive, policy=policy)
-    except DownloadError as error:
-        raise UserError(
-            f"there is no STL-10 in {data_dir / STL10_FOLDER}, and it cannot be downloaded: "
-            f"{error}. Get {archive.url} elsewhere and run python dataset/download_dataset.py "
-            "--archive FILE, name the directory of a copy with --data-dir, or try --dataset digits"
-        ) from None
-
-
 def get_stl10(
     data_dir: Path,
     archive: Archive = STL10,
     file: Path | None = None,
     policy: RetryPolicy | None = None,
 ) -> None:
-    """Create `<data_dir>/stl10_binary/`.
+    """Create `<data_dir>/stl10_binary/`, unless it already holds images of STL-10.
 
     Args:
         data_dir: its parent directory.
@@ -79,32 +59,46 @@ def get_stl10(
         DownloadError: the download failed, or its checksum is wrong.
         UserError: there is too little space, or `file` is not the archive.
     """
+    folder = data_dir / STL10_FOLDER
+    if stl10_splits(folder):
+        return
     data_dir.mkdir(parents=True, exist_ok=True)
     # Every process of a distributed run calls this: the first one works, the others wait.
     with FileLock(data_dir / f".{STL10_FOLDER}.lock"):
-        if stl10_splits(data_dir / STL10_FOLDER):
+        if stl10_splits(folder):
             return
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} is in the way and holds no images: move it away")
+        part = data_dir / f"{PurePosixPath(archive.url).name}.part"
+        missing = 0 if file else max(0, archive.packed - size_of(part))
+        artifacts.require_space(data_dir, archive.unpacked + missing, "STL-10", "--data-dir")
         if file:
-            _check_space(data_dir, archive.unpacked)
             _verify(file, archive.md5)
             _unpack(file, data_dir)
-        else:
-            part = data_dir / f"{PurePosixPath(archive.url).name}.part"
-            _check_space(data_dir, archive.unpacked + max(0, archive.packed - size_of(part)))
+            return
+        try:
             _download(archive, part, policy or RetryPolicy())
-            try:
-                _unpack(part, data_dir)
-            except UserError:
-                if archive.md5 is None:  # nothing has verified it: do not resume from it
-                    part.unlink()
-                raise
+        except DownloadError as error:
+            raise DownloadError(
+                f"there is no STL-10 in {folder}, and it cannot be downloaded: {error}. Run python "
+                "dataset/download_dataset.py to resume the download, with --url a mirror or with "
+                "--archive a copy of the archive; name a directory that holds stl10_binary/ with "
+                "--data-dir, or try --dataset digits"
+            ) from None
+        try:
+            _unpack(part, data_dir)
+        except UserError:  # to resume from it would end the same way
             part.unlink()
+            raise
+        part.unlink()
 
 
 def _download(archive: Archive, part: Path, policy: RetryPolicy) -> None:
     print(f"downloading {archive.url} into {part.parent}", file=sys.stderr)
     resumed = fetch(archive.url, part, policy)
-    md5 = _md5(part) if archive.md5 else None
+    if archive.md5 is None:
+        return
+    md5 = _md5(part)
     if md5 != archive.md5 and resumed:
         print("the resumed download has a wrong checksum: starting over", file=sys.stderr)
         part.unlink()
@@ -137,36 +131,30 @@ def _md5(file: Path) -> str:
 
 
 def _unpack(file: Path, data_dir: Path) -> None:
-    folder = data_dir / STL10_FOLDER
     temporary = data_dir / f".{STL10_FOLDER}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)  # from a run that was killed
     temporary.mkdir()
     try:
         _extract(file, temporary)
-        if not stl10_splits(temporary):
+        if not load_stl10(temporary):
             raise UserError(f"{file} holds no train_X.bin, test_X.bin or unlabeled_X.bin")
-        load_stl10(temporary)
         for unpacked in temporary.iterdir():
             artifacts.sync(unpacked)
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder} is in the way and holds no images: move it away")
-        temporary.rename(folder)
+        temporary.rename(data_dir / STL10_FOLDER)
         artifacts.sync(data_dir)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _extract(file: Path, target: Path) -> None:
-    """Write STL-10's files from the archive under fixed names, so that no path in the archive
-    can point outside `target`."""
+    """Write STL-10's files from the archive under fixed names, so that no path or link in the
+    archive can point outside `target`."""
     try:
         with _open(file, "unpacking") as stream, tarfile.open(fileobj=stream) as tar:
             for member in tar:
-                _refuse_if_hostile(member, file)
                 name = PurePosixPath(member.name).name
-                content = tar.extractfile(member)
+                content = tar.extractfile(member) if member.isreg() else None
                 if content and name in STL10_FILES:
-                    _check_space(target, member.size)
                     with content, (target / name).open("wb") as out:
                         shutil.copyfileobj(content, out, 1 << 20)
             while tar.fileobj and tar.fileobj.read(1 << 20):
@@ -174,24 +162,6 @@ def _extract(file: Path, target: Path) -> None:
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         reason = str(error).splitlines()[0].rstrip(":")
         raise UserError(f"{file} is not a complete .tar.gz archive ({reason})") from None
-
-
-def _refuse_if_hostile(member: tarfile.TarInfo, file: Path) -> None:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
-        raise UserError(
-            f"{file} holds {member.name!r}, which points outside the archive or is a link or a "
-            "device: this is not STL-10's archive, and nothing of it was kept"
-        )
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"STL-10 needs {needed / 1e9:.1f} GB more in {folder}, which has {free / 1e9:.1f} GB "
-            "free: make room, or name another directory with --data-dir"
-        )
 
 
 @contextlib.contextmanager

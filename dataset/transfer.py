@@ -4,16 +4,15 @@ Each attempt asks for the bytes that are still missing (RFC 9110, section 14). W
 fetched parts of the same file is for the caller's checksum to find out.
 """
 
-import http.client
-import re
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import requests
+from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema
+from urllib3.exceptions import HTTPError
+from urllib3.exceptions import TimeoutError as ReadTimeout
 
 from src.runtime.cli import RunError, UserError, progress
 
@@ -29,18 +28,12 @@ class _Interrupted(Exception):
     """This attempt failed; the next one may succeed."""
 
 
-class _Unreachable(_Interrupted):
-    """No server answered at all."""
-
-
 @dataclass(frozen=True)
 class RetryPolicy:
     timeout: float = 30.0
     """Seconds for which a connection may stay silent."""
     attempts: int = 8
     """How many attempts in a row may fail without a new byte."""
-    attempts_unreachable: int = 3
-    """The same while no server has answered: then there is probably no network."""
     pause: float = 1.0
     """Seconds before the second attempt; doubled before every further one, up to a minute."""
 
@@ -61,23 +54,14 @@ def fetch(url: str, file: Path, policy: RetryPolicy) -> bool:
         DownloadError: the server refuses, or too many attempts in a row failed.
         UserError: `url` is not an HTTP address.
     """
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"--url {url}: it has to start with http:// or https://")
-    try:
-        urllib.parse.urlsplit(url)
-    except ValueError as error:
-        raise UserError(f"--url {url}: {error}") from None
-    url = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # as a browser does
     most, failures = size_of(file), 0
-    answered = most > 0
     while True:
         try:
             return _attempt(url, file, policy.timeout)
         except _Interrupted as reason:
-            answered = answered or not isinstance(reason, _Unreachable)
             failures = 1 if size_of(file) > most else failures + 1
             most = max(most, size_of(file))
-            if failures >= (policy.attempts if answered else policy.attempts_unreachable):
+            if failures >= policy.attempts:
                 raise DownloadError(f"{reason}, after {failures} attempts in a row") from None
             pause = min(policy.pause * 2 ** (failures - 1), 60)
             print(f"{reason}; trying again in {pause:.0f} s", file=sys.stderr)
@@ -87,63 +71,47 @@ def fetch(url: str, file: Path, policy: RetryPolicy) -> bool:
 def _attempt(url: str, file: Path, timeout: float) -> bool:
     """Use one connection; returns whether `file` also holds bytes from an earlier one."""
     have = size_of(file)
-    request = urllib.request.Request(url, headers={"User-Agent": "simclr-clusters"})
+    headers = {"User-Agent": "simclr-clusters", "Accept-Encoding": "identity"}
     if have:
-        request.add_header("Range", f"bytes={have}-")
-    with _open(request, timeout) as response:
-        content_range = response.headers["Content-Range"] or ""
-        if response.status == http.client.OK:  # the server ignores Range
-            length = response.headers["Content-Length"] or ""
-            have, size = 0, int(length) if length.isdecimal() else None
-        elif rest := re.fullmatch(rf"bytes {have}-\d+/(\d+)", content_range):
-            size = int(rest[1])
-        elif content_range == f"bytes */{have}":  # nothing follows the last byte
-            return True
-        else:
-            file.unlink(missing_ok=True)
-            raise _Interrupted("the file on the server has changed")
-        _append(response, file, have, size)
-    return have > 0
+        headers["Range"] = f"bytes={have}-"
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
+            return _receive(response, file, have)
+    except (MissingSchema, InvalidSchema, InvalidURL) as error:
+        raise UserError(f"--url {url}: not an http:// or https:// address ({error})") from None
+    except requests.ConnectionError as error:
+        cause: BaseException = error
+        while cause.__context__:
+            cause = cause.__context__
+        reason = getattr(cause, "strerror", None) or cause
+        # Before the first byte, there is probably no network.
+        failure = _Interrupted if have else DownloadError
+        raise failure(f"{url} cannot be reached ({reason})") from None
+    except (requests.Timeout, ReadTimeout):
+        raise _Interrupted("the server stopped responding") from None
+    except (requests.RequestException, HTTPError) as error:
+        reason = type(error).__name__
+        raise _Interrupted(f"the connection ended at {size_of(file):,} bytes ({reason})") from None
 
 
-def _append(response: http.client.HTTPResponse, file: Path, have: int, size: int | None) -> None:
-    bar = progress(total=size, initial=have, desc="downloading", unit="B", unit_scale=True)
+def _receive(response: requests.Response, file: Path, have: int) -> bool:
+    code, content_range = response.status_code, response.headers.get("Content-Range", "")
+    if code in RETRIED or code >= 500:
+        raise _Interrupted(f"{response.url} answers {code} {response.reason}")
+    if code not in (200, 206, 416):
+        raise DownloadError(f"{response.url} answers {code} {response.reason}")
+    if code == 200:  # also from a server that ignores Range
+        have = 0
+    elif content_range == f"bytes */{have}":  # nothing follows the last byte
+        return True
+    elif not content_range.startswith(f"bytes {have}-"):
+        file.unlink(missing_ok=True)
+        raise _Interrupted("the file on the server has changed")
+    length = response.headers.get("Content-Length", "")
+    total = have + int(length) if length.isdecimal() else None
+    bar = progress(total=total, initial=have, desc="downloading", unit="B", unit_scale=True)
     with bar, file.open("ab" if have else "wb") as out:
-        for block in _blocks(response):
+        while block := response.raw.read1(1 << 18):  # what has arrived, not a full block
             out.write(block)
-            have += len(block)
             bar.update(len(block))
-    if size is not None and have != size:
-        raise _Interrupted(f"the connection ended at {have:,} of {size:,} bytes")
-
-
-def _open(request: urllib.request.Request, timeout: float) -> http.client.HTTPResponse:
-    try:
-        return urllib.request.urlopen(request, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return error  # type: ignore[return-value]  # a response like others
-        error.close()
-        reason = f"{request.full_url} answers {error.code} {error.reason}"
-        if error.code in RETRIED or error.code >= 500:
-            raise _Interrupted(reason) from None
-        raise DownloadError(reason) from None
-    except urllib.error.URLError as error:
-        reason = getattr(error.reason, "strerror", None) or error.reason
-        raise _Unreachable(f"{request.host} cannot be reached ({reason})") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise _connection_lost(error) from None
-
-
-def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    try:
-        while block := response.read1(1 << 18):  # what has arrived, not a full block
-            yield block
-    except (OSError, http.client.HTTPException) as error:
-        raise _connection_lost(error) from None
-
-
-def _connection_lost(error: Exception) -> _Interrupted:
-    if isinstance(error, TimeoutError):
-        return _Interrupted("the server stopped responding")
-    return _Interrupted(f"the connection was lost ({error or type(error).__name__})")
+    return have > 0

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from src.clusters.baselines import load_baselines
+from dataset.load_dataset import reload_dataset
 from src.clusters.choose_k import candidates, scan, scan_table
 from src.clusters.confidence import fit_scale
 from src.clusters.pca import PCA
@@ -77,9 +77,9 @@ def main(config: ClusteringConfig) -> None:
     baselines = {}
     if config.baselines:
         compared = [split for split in features if split in protocol.labels or split == fit_on]
-        baselines = load_baselines(directory, extraction, compared)
+        baselines = load_baselines(directory, extraction["dataset"], compared)
 
-    artifacts.record(directory, CLUSTERING, None)  # unfinished until `record` below
+    artifacts.record(directory, CLUSTERING, None)  # unfinished until it is recorded again
     pca, reduced = protocol.reduce(features)
     metrics: dict[str, Any] = {"splits": {}, "pca": describe_pca(pca, config.components)}
     count = counts[0]
@@ -112,7 +112,16 @@ def main(config: ClusteringConfig) -> None:
             for kind, x in baselines.items()
         }
     artifacts.write_json(directory / artifacts.METRICS, metrics)
-    record(config, extraction["id"], fit_on, count, scale)
+    part = {
+        "features": extraction["id"],
+        "fit_on": fit_on,
+        "clusters": count,
+        "confidence_scale": scale,
+        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "commit": git_commit(),
+        "versions": versions(),
+    }
+    artifacts.record(directory, CLUSTERING, part)
     report(metrics)
     track(config, extraction, metrics)
     print(f"wrote {directory / artifacts.METRICS} and the clusters next to it")
@@ -149,10 +158,10 @@ def load_labels(directory: Path, features: Splits, class_names: list[str]) -> Sp
     """The labels (N,) of the splits that have any; -1 stands for an unknown class."""
     all_labels = {}
     for split, x in features.items():
-        if not artifacts.exists(artifacts.LABELS, directory, split):
+        file = artifacts.path(artifacts.LABELS, directory, split)
+        if not file.exists():
             continue
         labels = artifacts.load(artifacts.LABELS, directory, split, len(x))
-        file = artifacts.path(artifacts.LABELS, directory, split)
         if labels.min() < -1 or labels.max() >= len(class_names):
             raise UserError(
                 f"{file} has labels from {labels.min()} to {labels.max()} for "
@@ -163,6 +172,22 @@ def load_labels(directory: Path, features: Splits, class_names: list[str]) -> Sp
         if unknown < len(labels):
             all_labels[split] = labels
     return all_labels
+
+
+def load_baselines(
+    directory: Path, recorded: dict[str, Any], splits: list[str]
+) -> dict[str, Splits]:
+    """Raw pixels, uint8, and the untrained network's features of `splits`, each (N, D)."""
+    untrained = {
+        split: artifacts.load(
+            artifacts.UNTRAINED_FEATURES, directory, split, recorded["splits"][split]
+        )
+        for split in splits
+    }
+    dataset = reload_dataset(recorded)
+    images = {split: dataset.splits[split].images for split in splits}
+    pixels = {split: np.ascontiguousarray(x).reshape(len(x), -1) for split, x in images.items()}
+    return {"raw_pixels": pixels, "untrained": untrained}
 
 
 def choose_protocol(
@@ -228,22 +253,6 @@ def save(
                 artifacts.path(artifact, directory, split).unlink(missing_ok=True)
 
 
-def record(
-    config: ClusteringConfig, features_id: str, fit_on: str, count: int, confidence_scale: float
-) -> None:
-    """Record in the manifest what the files were made from; this marks them as finished."""
-    part = {
-        "features": features_id,
-        "fit_on": fit_on,
-        "clusters": count,
-        "confidence_scale": confidence_scale,
-        "config": json.loads(json.dumps(asdict(config), default=str)),
-        "commit": git_commit(),
-        "versions": versions(),
-    }
-    artifacts.record(config.feature_dir, CLUSTERING, part)
-
-
 def track(config: ClusteringConfig, extraction: dict[str, Any], metrics: dict[str, Any]) -> None:
     """Log the metrics to W&B, in the group of the training that the features come from."""
     if config.wandb == "disabled":
@@ -280,15 +289,12 @@ def report(metrics: dict[str, Any]) -> None:
         print(class_table(splits[labeled[-1]]["per_class"]))
     print(f"\n{summary_table(metrics)}\n")
     for split, means in metrics.get("seeds", {}).get("splits", {}).items():
-        print(f"{split} over {metrics['seeds']['count']} seeds: {_spread(means)}")
-
-
-def _spread(means: dict[str, dict[str, float] | None]) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value['mean']:.3f} ± {value['std']:.3f}"
-        for name, value in means.items()
-        if value
-    )
+        spreads = [
+            f"{name.replace('_', ' ')} {value['mean']:.3f} ± {value['std']:.3f}"
+            for name, value in means.items()
+            if value
+        ]
+        print(f"{split} over {metrics['seeds']['count']} seeds: {', '.join(spreads)}")
 
 
 if __name__ == "__main__":

@@ -103,15 +103,8 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
     # The exporter's notes hold local paths.
     ClearMetadataAndDocStringPass()(program.model)
     model = program.model_proto
-    onnx.helper.set_model_props(model, _metadata(predictor))
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def _metadata(predictor: Predictor) -> dict[str, str]:
-    """Strings, as ONNX requires; lists and numbers are JSON."""
     recorded = predictor.extraction
-    return {
+    metadata = {  # strings, as ONNX requires; lists and numbers are JSON
         "class_names": json.dumps(predictor.class_names),
         "cluster_to_class": json.dumps(predictor.cluster_to_class.tolist()),
         "image_size": str(predictor.image_size),
@@ -123,6 +116,9 @@ def _metadata(predictor: Predictor) -> dict[str, str]:
         "features": recorded["id"],
         "dataset": recorded["dataset"]["name"],
     }
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 def onnx_clusters(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,7 +60,8 @@ def extract_all(config: ExtractionConfig) -> None:
     data_dir = config.data_dir or Path(trained.config["data_dir"])
     cache_dir = config.cache_dir or trained.cache_dir
     with distributed.local_main_first():  # decodes for the others
-        dataset = load_dataset(trained.config["dataset"], data_dir, trained.image_size, cache_dir)
+        side = trained.dataset["image_size"]
+        dataset = load_dataset(trained.config["dataset"], data_dir, side, cache_dir)
     if dataset.fingerprint != trained.dataset["fingerprint"]:
         print(f"note: {trained.file} was trained on other images than those in {data_dir}")
 
@@ -73,7 +75,8 @@ def extract_all(config: ExtractionConfig) -> None:
         untrained = TrainedBackbone.load(file, config.checkpoint_dir, device)
         extract(untrained, dataset.splits, UNTRAINED_FEATURES, config, dtype)
     if distributed.is_main():
-        record(trained, dataset, data_dir, cache_dir, dtype, directory)
+        part = manifest_part(trained, dataset, data_dir, cache_dir, dtype)
+        artifacts.record(directory, artifacts.EXTRACTION, part)
 
 
 def save_labels(dataset: Dataset, directory: Path) -> None:
@@ -85,15 +88,13 @@ def save_labels(dataset: Dataset, directory: Path) -> None:
             artifacts.path(LABELS, directory, name).unlink(missing_ok=True)
 
 
-def record(
+def manifest_part(
     trained: TrainedBackbone,
     dataset: Dataset,
     data_dir: Path,
     cache_dir: Path | None,
     dtype: torch.dtype,
-    directory: Path,
-) -> None:
-    """The extraction's part of the manifest."""
+) -> dict[str, Any]:
     part = {
         "checkpoint": {
             "file": str(trained.file),
@@ -113,12 +114,9 @@ def record(
         "precision": str(dtype).removeprefix("torch."),
         "tracking": trained.tracking,
     }
-    part["id"] = artifacts.json_digest(
-        [part["checkpoint"]["digest"], part["dataset"], part["precision"]]
-    )
-    artifacts.record(
-        directory, artifacts.EXTRACTION, part | {"commit": git_commit(), "versions": versions()}
-    )
+    identity = [part["checkpoint"]["digest"], part["dataset"], part["precision"]]
+    part["id"] = artifacts.json_digest(identity)
+    return part | {"commit": git_commit(), "versions": versions()}
 
 
 def extract(

@@ -44,12 +44,6 @@ from src.storage import artifacts
 from src.tracking.tracker import stage_tracker
 from src.tracking.wandb_run import WandbMode
 
-SOME_FAILED = 3
-"""Exit code if some pictures could not be read or sorted."""
-
-FORMATS: dict[str, Format] = {".csv": "csv", ".json": "json", ".jsonl": "json"}
-"""By the ending of --output."""
-
 
 @dataclass(frozen=True)
 class InferenceConfig:
@@ -95,9 +89,10 @@ class InferenceConfig:
 
     @property
     def format(self) -> Format:
-        if self.json or self.csv:
-            return "json" if self.json else "csv"
-        return FORMATS.get(self.output.suffix.lower(), "table") if self.output else "table"
+        ending = self.output.suffix.lower() if self.output else ""
+        if self.json or (not self.csv and ending in (".json", ".jsonl")):
+            return "json"
+        return "csv" if self.csv or ending == ".csv" else "table"
 
 
 Picture = tuple[Row, np.ndarray | BadPicture]
@@ -113,11 +108,7 @@ def main(config: InferenceConfig) -> int:
     montage = Montage(config.montage_size)
     right = labeled = predicted = unreadable = unsorted = 0
     started = time.monotonic()
-    with (
-        contextlib.closing(pictures),
-        _output(config) as write,
-        progress(unit="picture") as bar,
-    ):
+    with contextlib.closing(pictures), _output(config) as write, progress(unit="picture") as bar:
         for row, content in _predicted(pictures, predictor, config.batch_size):
             write(row)
             bar.update()
@@ -137,13 +128,12 @@ def main(config: InferenceConfig) -> int:
                     bar.write(f"not sorted: {printable(row.path)}: no longer there", sys.stderr)
     if config.montage:
         montage.save(config.montage)
-    speed = predicted / (time.monotonic() - started)
-    summary = f"{predicted:,} pictures, {speed:,.0f} a second; {unreadable:,} not read"
-    print(summary, file=sys.stderr)
+    rate = f"{predicted / (time.monotonic() - started):,.0f} a second"
+    print(f"{predicted:,} pictures, {rate}; {unreadable:,} not read", file=sys.stderr)
     if labeled:
         print(f"{right} of {labeled} are in a cluster of their own class", file=sys.stderr)
     track(config, predictor.extraction, montage)
-    return SOME_FAILED if unreadable or unsorted else 0
+    return 3 if unreadable or unsorted else 0
 
 
 def track(config: InferenceConfig, extraction: dict[str, Any], examples: Montage) -> None:

@@ -3,31 +3,20 @@
     python src/sync_wandb.py                   every offline run that has not arrived yet
     python src/sync_wandb.py wandb/run-...     this one, also if it was online and cut off
 
-Uploads the run directories in `wandb/` one at a time, oldest first: the segments of a run that was
-interrupted and resumed become one run, and a damaged one does not stop the others. W&B marks what
-arrived with a `*.wandb.synced` file. Exit code 1 when something did not arrive. Log in first, with
-`wandb login`.
+One directory at a time, oldest first: those of an interrupted and resumed run become one run, and a
+damaged one does not stop the others. W&B marks what arrived with a `*.wandb.synced` file. Exit code
+1 when something did not arrive. Log in first, with `wandb login`, and let running runs end.
 """
 
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from src.runtime.cli import RunError, UserError, run_script
-from src.tracking.wandb_run import has_ended, load_wandb, why_not_online
-
-SYNC_SECONDS = 3600
-"""For one directory."""
-LIVE_SECONDS = 60
-"""A running run writes its log every 15 seconds, if only how busy the machine is."""
-
-TORN = "ends with an incomplete record"
-"""What W&B says after it uploaded all whole records of a run that was killed while writing. The
-resumed run has logged again what was lost."""
+from src.tracking.wandb_run import load_wandb, why_not_online
 
 
 @dataclass(frozen=True)
@@ -39,7 +28,8 @@ class SyncConfig:
 
 
 def main(config: SyncConfig) -> int:
-    runs = config.runs or waiting(config.wandb_dir)
+    logs = config.wandb_dir.glob("**/offline-run-*/run-*.wandb")
+    runs = config.runs or [log.parent for log in logs if not Path(f"{log}.synced").exists()]
     for run in runs:
         if not any(run.glob("run-*.wandb")):
             raise UserError(f"{run} is not a run directory: it holds no run-*.wandb")
@@ -55,22 +45,17 @@ def main(config: SyncConfig) -> int:
     return 0 if all(arrived) else 1
 
 
-def waiting(directory: Path) -> list[Path]:
-    """The directories of offline runs under `directory` that W&B has not marked as synced."""
-    logs = directory.glob("**/offline-run-*/run-*.wandb")
-    return [log.parent for log in logs if not log.with_name(f"{log.name}.synced").exists()]
-
-
 def sync(run: Path) -> bool:
     """Upload one run directory and print a line; returns whether all of it arrived."""
-    log = next(run.glob("run-*.wandb"))
-    marker = log.with_name(f"{log.name}.synced")
-    if is_running(log):
-        print(f"{run}: still running, sync it when it has ended")
-        return False
+    log = next(run.resolve().glob("run-*.wandb"))
+    marker = Path(f"{log}.synced")
     marker.unlink(missing_ok=True)
-    errors = upload(run)
-    if [TORN in error for error in errors] == [True]:
+    command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(log.parent)]
+    # Started two levels up, W&B puts the log of the upload into `wandb/` too.
+    process = subprocess.run(command, cwd=log.parents[2], capture_output=True, text=True)
+    lines = (process.stdout + process.stderr).splitlines()
+    errors = [line.split("ERROR", 1)[1].strip() for line in lines if "ERROR" in line]
+    if len(errors) == 1 and "ends with an incomplete record" in errors[0]:  # all others arrived
         marker.touch()
         print(f"{run}: arrived, up to where it was killed")
     elif marker.exists():  # W&B exits with 0 in any case
@@ -78,30 +63,6 @@ def sync(run: Path) -> bool:
     else:
         print(f"{run}: did NOT arrive: {' '.join(errors) or 'no reason given'}")
     return marker.exists()
-
-
-def is_running(log: Path) -> bool:
-    """Whether the log was written to just now and does not record the end of the run."""
-    if time.time() - log.stat().st_mtime > LIVE_SECONDS:
-        return False
-    try:
-        return not has_ended(log)
-    except subprocess.SubprocessError:  # damaged: the upload says how
-        return False
-
-
-def upload(run: Path) -> list[str]:
-    """Run `wandb sync` on one directory; returns the errors it prints."""
-    directory = run.resolve()
-    command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(directory)]
-    try:  # two levels up its own log file lands in `wandb/` too
-        process = subprocess.run(
-            command, cwd=directory.parents[1], capture_output=True, text=True, timeout=SYNC_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return [f"no end after {SYNC_SECONDS} s"]
-    lines = (process.stdout + process.stderr).splitlines()
-    return [line.split("ERROR", 1)[1].strip() for line in lines if "ERROR" in line]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from src.models.simclr import SimCLR, nt_xent
 from src.runtime import distributed
 from src.runtime.cli import progress, run_script
 from src.runtime.device import autocast, can_compile, gpu_utilization
+from src.runtime.prefetch import prefetch
 from src.storage import checkpoint
 from src.storage.metrics_log import MetricsLog
 from src.storage.provenance import git_commit
@@ -97,7 +98,7 @@ def train(
     bar = progress(total=steps, initial=state.step, desc="training", unit="step")
     epoch_started, first_step = time.monotonic(), state.step
 
-    for batches in setup.batches.prefetched(state.step, steps):
+    for batches in prefetch(setup.batches.load, range(state.step, steps)):
         rate = learning_rate(state.step, steps, setup.warmup_steps, peak)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
@@ -175,21 +176,14 @@ def train_as_main(setup: Setup, stop: StopSignal) -> int:
         state = restore_or_initialize(setup)
         is_new = not state.tracking
         group = state.tracking.get("group") or f"{config.dataset}-{secrets.token_hex(4)}"
+        described = {"dataset_fingerprint": setup.dataset.fingerprint, "commit": git_commit()}
         with (
             MetricsLog(directory / checkpoint.METRICS_LOG, keep_until_step=state.step) as metrics,
             Tracker(
-                config.wandb,
-                config.wandb_dir,
-                job_type="train",
-                group=group,
-                run_id=state.tracking.get("run_id"),
-                config={
-                    **flag_values(config),
-                    "dataset_fingerprint": setup.dataset.fingerprint,
-                    "commit": git_commit(),
-                },
+                config.wandb, config.wandb_dir, job_type="train", group=group,
+                run_id=state.tracking.get("run_id"), config=flag_values(config) | described,
             ) as tracker,
-        ):
+        ):  # fmt: skip
             state.tracking = {"group": group, "run_id": tracker.run_id}
             if is_new:  # epoch 0, the untrained network; fails now if nothing can be written
                 save_checkpoint(state, setup)

@@ -2,7 +2,9 @@
 
 import atexit
 import functools
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -80,18 +82,26 @@ def start_python(*arguments: object, cwd: Path = ROOT, **changes: str) -> Proces
 
 
 def run_python(
-    *arguments: object, cwd: Path = ROOT, prefix: tuple[str, ...] = (), **changes: str
+    *arguments: object, cwd: Path = ROOT, **changes: str
 ) -> subprocess.CompletedProcess[str]:
-    """The same until it ends; `prefix` are words in front of the command."""
-    command = [*prefix, sys.executable, *map(str, arguments)]
-    if prefix:
-        env = environment(**changes)
-        return subprocess.run(
-            command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240
-        )
+    """The same until it ends."""
     process = start_python(*arguments, cwd=cwd, **changes)
     outputs = process.communicate(timeout=240)
-    return subprocess.CompletedProcess(command, process.wait(), *outputs)
+    return subprocess.CompletedProcess(arguments, process.wait(), *outputs)
+
+
+def start_tracked(env: dict[str, str], script: str, *arguments: str, cwd: Path) -> ScriptProcess:
+    """A script in exactly the environment `env`."""
+    return script_server().start(str(ROOT / script), [*arguments], cwd, env)
+
+
+def track(directory: Path, env: dict[str, str], **options: object) -> tuple[str, str]:
+    """Run `tracked_run.py`; returns its standard output and standard error."""
+    arguments = (str(directory), json.dumps(options))
+    process = start_tracked(env, "tests/tracked_run.py", *arguments, cwd=directory)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if "kill_after" in options else 0), errors
+    return out, errors
 
 
 def wait_for_steps(directory: Path, steps: int, process: Process) -> None:
@@ -118,8 +128,9 @@ def wandb_environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
-    with FakeServer() as fake:
-        yield fake
+    fake = FakeServer()
+    yield fake
+    fake.stop()
 
 
 @pytest.fixture

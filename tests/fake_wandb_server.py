@@ -1,8 +1,6 @@
 """A W&B server on 127.0.0.1 that speaks just enough for a run to start and to upload."""
 
-import contextlib
 import json
-import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -21,31 +19,21 @@ class FakeServer:
         self.reply: dict[str, Any] = {}
         self.bucket: dict[str, Any] | None = None
         self.run_names: set[str] = set()
-        self.summary = "{}"
-        self._connections: list[socket.socket] = []
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def setup(self) -> None:
-                super().setup()
-                fake._connections.append(self.connection)
-
             def do_GET(self) -> None:
                 self._answer({})
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-                self._answer(fake.answer(self.path, body))
+                self._answer(fake.answer(self.path, json.loads(body or "{}")))
 
             def _answer(self, content: Any) -> None:
-                text = json.dumps(content).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
-                self.wfile.write(text)
+                self.wfile.write(json.dumps(content).encode())
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -53,16 +41,12 @@ class FakeServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
-    def answer(self, path: str, body: bytes) -> Any:
-        content = json.loads(body) if body else {}
+    def answer(self, path: str, content: dict[str, Any]) -> Any:
         if path.endswith("/file_stream"):
-            files = content.get("files", {})
-            sent = files.get("wandb-history.jsonl", {}).get("content", [])
+            sent = content.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
             self.rows += [json.loads(line) for line in sent]
-            for line in files.get("wandb-summary.json", {}).get("content", []):
-                self.summary = line
             return {}
         if self.reply:
             return self.reply
@@ -74,10 +58,9 @@ class FakeServer:
         if "upsertBucket" in query:
             name = content["variables"]["name"]
             self.run_names.add(name)
-            bucket = {"id": "UjE=", "name": name, "displayName": name, "project": PROJECT}
-            bucket |= {"config": "{}", "historyLineCount": len(self.rows), "sweepName": None}
-            self.bucket = bucket
-            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
+            self.bucket = {"id": "UjE=", "name": name, "displayName": name, "project": PROJECT}
+            self.bucket |= {"config": "{}", "historyLineCount": len(self.rows), "sweepName": None}
+            return {"data": {"upsertBucket": {"bucket": self.bucket, "inserted": True}}}
         if "createRunFiles" in query:
             files = {"runID": "UjE=", "uploadHeaders": [], "files": []}
             return {"data": {"createRunFiles": files}}
@@ -90,19 +73,9 @@ class FakeServer:
         tail = [json.dumps(row) for row in self.rows[-1:]]
         status = {"historyLineCount": len(self.rows), "historyTail": json.dumps(tail)}
         status |= {"logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]"}
-        status |= {"summaryMetrics": self.summary, "tags": [], "notes": "", "wandbConfig": STARTED}
+        status |= {"summaryMetrics": "{}", "tags": [], "notes": "", "wandbConfig": STARTED}
         return self.bucket | status
 
-    def __enter__(self) -> "FakeServer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def stop(self) -> None:
-        """Go away in the middle: refuse new connections, cut those that are open."""
         self._server.shutdown()
         self._server.socket.close()
-        for connection in self._connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)

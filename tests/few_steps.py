@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from src.runtime import distributed
+from src.runtime.prefetch import prefetch
 from src.train import train_step
 from src.training.recipe import TrainConfig
 from src.training.state import end_warmup, prepare, restore_or_initialize
@@ -40,7 +41,7 @@ def five_steps(bn: str, dtype: torch.dtype, output: Path) -> None:
     )
     for group in state.optimizer.param_groups:
         group["lr"] = 1e-5
-    for batches in setup.batches.prefetched(0, STEPS):
+    for batches in prefetch(setup.batches.load, range(STEPS)):
         loss, _ = train_step(network, state.optimizer, state.scaler, batches, config, setup.dtype)
         losses.append(loss)
         state.step += 1

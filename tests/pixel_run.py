@@ -5,18 +5,20 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.load_dataset import Dataset, load_dataset
+from dataset.load_dataset import load_dataset
 from src import clustering
 from src.clustering import ClusteringConfig
 from src.storage import artifacts
 
 
-def pixel_run(directory: Path, name: str, data_dir: Path, **clustering_flags: object) -> Dataset:
-    """Write features of the images, cluster them with `src/clustering.py`, return the images."""
+def pixel_run(
+    directory: Path, name: str, data_dir: Path, labeled: bool = True, **clustering_flags: object
+) -> None:
+    """Write features of the images and cluster them with `src/clustering.py`."""
     dataset = load_dataset(name, data_dir)  # type: ignore[arg-type]
     for split, part in dataset.splits.items():
         artifacts.save(artifacts.FEATURES, directory, pixels(part.images), split)
-        if part.labels is not None:
+        if labeled and part.labels is not None:
             artifacts.save(artifacts.LABELS, directory, part.labels, split)
     described = {
         "name": dataset.name,
@@ -31,14 +33,13 @@ def pixel_run(directory: Path, name: str, data_dir: Path, **clustering_flags: ob
         "file": "trained/none.pt",
         "digest": "0",
         "epoch": 0,
-        "config": {"arch": "pixels"},
+        "config": {"arch": "x"},
     }
     part = {"id": "pixels", "dataset": described, "checkpoint": checkpoint, "commit": "abc"}
     part |= {"versions": {}, "tracking": {"group": "a group", "run_id": None}}
     artifacts.record(directory, artifacts.EXTRACTION, part)
     flags = {"components": 20, "restarts": 2, "wandb": "disabled"} | clustering_flags
     clustering.main(ClusteringConfig(feature_dir=directory, **flags))  # type: ignore[arg-type]
-    return dataset
 
 
 def pixels(images: np.ndarray, side: int = 8) -> np.ndarray:

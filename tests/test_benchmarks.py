@@ -21,9 +21,9 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_image_in_its_cluster(features: Path, capsys: pytest.CaptureFixture) -> None:
     inference_check.main(CheckConfig(features, onnx_images=70))
     train, test = map(json.loads, capsys.readouterr().out.splitlines())
-    for said, images in ((train, 1438), (test, 359)):
-        assert (said["images"], said["cluster_differences"]) == (images, 0)
-        assert (said["onnx_compared"], said["onnx_differences"]) == (70, 0)
+    for result, images in ((train, 1438), (test, 359)):
+        assert (result["images"], result["cluster_differences"]) == (images, 0)
+        assert (result["onnx_compared"], result["onnx_differences"]) == (70, 0)
     # The confidence scale was fitted to these labels.
     assert train["calibration_error"] < train["calibration_error_without_labels"]
 
@@ -34,10 +34,10 @@ def test_throughput_on_a_folder(
     for i in range(3):
         Image.new("RGB", (40, 50), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
     inference_throughput.main(ThroughputConfig(tmp_path, features, rounds=1, json=True))
-    said = json.loads(capsys.readouterr().out)
-    assert said["images"] == 3
-    rates = said["images_per_second"]
-    assert said["ratios"]["ONNX Runtime / PyTorch"] == pytest.approx(
+    result = json.loads(capsys.readouterr().out)
+    assert result["images"] == 3
+    rates = result["images_per_second"]
+    assert result["ratios"]["ONNX Runtime / PyTorch"] == pytest.approx(
         rates["ONNX Runtime float32"] / rates["PyTorch float32"]
     )
 

@@ -26,24 +26,20 @@ def torchrun(processes: int, *script: object, **more: object) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module", params=["frozen float32", "train float64"])
-def runs(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[dict], float]:
-    """Five steps in one, two and three processes, and how much their gradients may differ."""
+@pytest.mark.parametrize(
+    ("bn", "dtype", "tolerance"), [("frozen", "float32", 1e-4), ("train", "float64", 1e-9)]
+)
+def test_losses_gradients_and_weights_do_not_depend_on_the_number_of_processes(
+    bn: str, dtype: str, tolerance: float, tmp_path: Path
+) -> None:
     results = []
     for processes in (1, 2, 3):
-        output = tmp_path_factory.mktemp("steps") / "results.pt"
-        script = (ROOT / "tests/few_steps.py", *request.param.split(), output)
+        output = tmp_path / str(processes) / "results.pt"
+        output.parent.mkdir()
+        script = (ROOT / "tests/few_steps.py", bn, dtype, output)
         finish(*(script if processes == 1 else torchrun(processes, *script)))
         results.append(torch.load(output))
-    return results, 1e-4 if "float32" in request.param else 1e-9
-
-
-def test_losses_gradients_and_weights_do_not_depend_on_the_number_of_processes(
-    runs: tuple[list[dict], float],
-) -> None:
-    (alone, *others), tolerance = runs
+    alone, *others = results
     assert len(alone["losses"]) == len(alone["gradients"]) == 5
     for several in others:
         torch.testing.assert_close(several["losses"], alone["losses"], rtol=0, atol=1e-5)
@@ -86,7 +82,8 @@ def test_a_killed_process_ends_the_job_and_another_number_resumes_it(
 
 
 def test_torchrun_restarts_from_the_last_checkpoint(stl10_dir: Path, tmp_path: Path) -> None:
-    restarting = torchrun(2, *command(stl10_dir, tmp_path), **{"max-restarts": 1})
+    """With --fresh too, which holds for the first start only."""
+    restarting = torchrun(2, *command(stl10_dir, tmp_path), "--fresh", **{"max-restarts": 1})
     launcher = start_python(*restarting)
     wait_for_steps(tmp_path, 4, launcher)
     os.kill(workers(launcher)[0], signal.SIGKILL)

@@ -7,17 +7,16 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Script
 
-from dataset.download_dataset import DownloadConfig, main
 from dataset.load_dataset import load_dataset
-from dataset.stl10_archive import Archive, ensure_stl10, get_stl10
+from dataset.stl10_archive import Archive, get_stl10
 from dataset.transfer import DownloadError, RetryPolicy, fetch
 from src.runtime.cli import UserError
 
@@ -56,46 +55,37 @@ def packed(
 ARCHIVE = packed(stl10_files())
 
 
-class Server:
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        answers = self.server.answers
+        self.server.ranges.append(self.headers["Range"])
+        (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+        self.close_connection = True
+
+
+class Server(ThreadingHTTPServer):
     """Answers each request with the next of `answers`, the last one again and again."""
 
+    daemon_threads = True
+    answers: list[Answer]
+
     def __init__(self) -> None:
-        self.answers: list[Answer] = []
+        super().__init__(("127.0.0.1", 0), Handler)
         self.ranges: list[str | None] = []
-        self.release = threading.Event()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                server.ranges.append(self.headers["Range"])
-                answer = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
-                answer(self)
-                self.close_connection = True
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/stl10_binary.tar.gz"
-
-    def close(self) -> None:
-        self.release.set()
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/stl10_binary.tar.gz"
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    running = Server()
-    yield running
-    running.close()
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
 
 
 def serve(
@@ -103,7 +93,7 @@ def serve(
     ranges: bool = True,
     send: int | None = None,
     length: int | None = None,
-    then: Callable[[], object] | None = None,
+    then: Answer = lambda _: None,
 ) -> Answer:
     """An answer: at most `send` bytes of `content`, then the connection ends."""
 
@@ -122,8 +112,7 @@ def serve(
         request.end_headers()
         request.wfile.write(body[:send])
         request.wfile.flush()
-        if then:
-            then()
+        then(request)
 
     return answer
 
@@ -132,15 +121,16 @@ def refuse(code: int) -> Answer:
     return lambda request: request.send_error(code)
 
 
-def chunked(content: bytes, whole: bool) -> Answer:
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.send_header("Transfer-Encoding", "chunked")
-        request.end_headers()
-        request.wfile.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
-        request.wfile.write(b"0\r\n\r\n" if whole else b"")
+def stall(_: BaseHTTPRequestHandler) -> None:
+    time.sleep(3)
 
-    return answer
+
+def cut_off_chunk(request: BaseHTTPRequestHandler) -> None:
+    """No length is sent, and the connection ends before the last chunk."""
+    request.send_response(200)
+    request.send_header("Transfer-Encoding", "chunked")
+    request.end_headers()
+    request.wfile.write(b"1388\r\n" + ARCHIVE[:5000] + b"\r\n")
 
 
 def archive(url: str, content: bytes = ARCHIVE, md5: str | None = "") -> Archive:
@@ -168,8 +158,6 @@ def download(server: Server, data_dir: Path, *answers: Answer, content: bytes = 
 THIRD = len(ARCHIVE) // 3
 PART = {"stl10_binary.tar.gz.part"}
 OTHER = packed(stl10_files(seed=1))
-SMALL = packed({"train_X.bin": bytes(IMAGE)})
-MIXED = ARCHIVE[:1000][::-1] + ARCHIVE[1000:]
 
 
 @pytest.mark.parametrize(
@@ -179,13 +167,18 @@ MIXED = ARCHIVE[:1000][::-1] + ARCHIVE[1000:]
         # Nothing is requested twice.
         ([serve(send=THIRD)] * 3 + [serve()], [None, *(f"bytes={THIRD * n}-" for n in (1, 2, 3))]),
         ([serve(send=1000), serve(ranges=False)], [None, "bytes=1000-"]),
-        # The length was too long, and the server now says that nothing is missing.
+        # Nothing follows the last byte, although a length was sent that is too long.
         ([serve(length=len(ARCHIVE) + 99), serve()], [None, f"bytes={len(ARCHIVE)}-"]),
-        # A wrong checksum after a resumed download: one fresh start.
-        ([serve(MIXED, send=1000), serve()], [None, "bytes=1000-", None]),
-        # The server does not say how long the file is.
-        ([chunked(ARCHIVE[:5000], whole=False), chunked(ARCHIVE, whole=True)], None),
+        # The file changes in between: one fresh start, also if it is now shorter than what arrived.
+        ([serve(OTHER, send=1000), serve()], [None, "bytes=1000-", None]),
+        (
+            [serve(ARCHIVE + bytes(9), length=len(ARCHIVE) + 99), serve()],
+            [None, f"bytes={len(ARCHIVE) + 9}-", None],
+        ),
+        ([cut_off_chunk, serve()], [None, "bytes=5000-"]),
         ([refuse(429), refuse(500), refuse(503), serve()], [None] * 4),
+        ([serve(send=1000, then=stall), serve()], [None, "bytes=1000-"]),
+        ([serve(send=len(ARCHIVE) // 20)], None),  # many attempts, each of which gets further
     ],
 )
 def test_what_ends_well(
@@ -194,21 +187,6 @@ def test_what_ends_well(
     download(server, tmp_path / "data", *answers)
     assert_whole(tmp_path / "data")
     assert ranges in (None, server.ranges)
-
-
-def test_a_stall_ends_in_another_attempt(server: Server, tmp_path: Path) -> None:
-    stall = serve(send=1000, then=lambda: server.release.wait(30))
-    download(server, tmp_path, stall, serve())
-    assert server.ranges == [None, "bytes=1000-"]
-    assert_whole(tmp_path)
-
-
-def test_many_interruptions_are_fine_as_long_as_each_attempt_gets_further(
-    server: Server, tmp_path: Path
-) -> None:
-    download(server, tmp_path, serve(send=len(ARCHIVE) // 20))
-    assert_whole(tmp_path)
-    assert len(server.ranges) > 5 * QUICK.attempts
 
 
 @pytest.mark.parametrize("path", ["stl10_binary.tar.gz", "mirror/stl10_binary.tar.gz"])
@@ -220,22 +198,6 @@ def test_a_later_run_resumes_also_from_a_mirror(server: Server, tmp_path: Path, 
     download(server, tmp_path, serve())
     assert server.ranges == ["bytes=1000-"]
     assert_whole(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("changed", "files", "begun"),
-    [
-        (OTHER, stl10_files(seed=1), 1000),
-        (OTHER + bytes(512), stl10_files(seed=1), 1000),  # longer
-        (SMALL, {"train_X.bin": bytes(IMAGE)}, 2 * len(SMALL)),  # shorter than what has arrived
-    ],
-)
-def test_file_that_changes_in_between_is_never_mixed(
-    server: Server, tmp_path: Path, changed: bytes, files: dict[str, bytes], begun: int
-) -> None:
-    download(server, tmp_path, serve(send=begun), serve(changed), content=changed)
-    assert server.ranges == [None, f"bytes={begun}-", None]
-    assert_whole(tmp_path, files)
 
 
 def test_a_damaged_download_without_checksum_is_not_resumed(server: Server, tmp_path: Path) -> None:
@@ -252,12 +214,10 @@ def test_a_damaged_download_without_checksum_is_not_resumed(server: Server, tmp_
     ("answer", "message", "attempts", "left"),
     [
         # The first attempt gets somewhere, and no other gets further.
-        (serve(send=1000, ranges=False), rf"1,000 of {len(ARCHIVE):,} bytes", QUICK.attempts, PART),
-        (serve(length=len(ARCHIVE) + 9, ranges=False), "connection ended", QUICK.attempts, PART),
+        (serve(send=1000, ranges=False), "connection ended at 1,000 bytes", QUICK.attempts, PART),
         (refuse(500), "500 .*4 attempts in a row", QUICK.attempts, set()),
-        (refuse(403), "403", 1, set()),
         (refuse(404), "404", 1, set()),
-        (refuse(410), "410", 1, set()),
+        (stall, "stopped responding", QUICK.attempts, set()),
         # Complete but wrong: another attempt would get the same file.
         (serve(length=5000, send=5000), "5,000 bytes with the MD5", 1, set()),
         (serve(OTHER), "expected", 1, set()),
@@ -266,39 +226,22 @@ def test_a_damaged_download_without_checksum_is_not_resumed(server: Server, tmp_
 def test_what_cannot_be_downloaded_is_an_error(
     server: Server, tmp_path: Path, answer: Answer, message: str, attempts: int, left: set[str]
 ) -> None:
-    with pytest.raises(DownloadError, match=message) as error:
+    with pytest.raises(DownloadError, match=message):
         download(server, tmp_path, answer)
-    assert "\n" not in str(error.value)
     assert len(server.ranges) == attempts
     assert visible(tmp_path) == left
 
 
-def test_a_server_that_never_answers_is_an_error(server: Server, tmp_path: Path) -> None:
-    server.answers = [lambda request: server.release.wait(30)]  # not even a status line
-    policy = RetryPolicy(timeout=0.1, attempts=3, pause=0.001)
-    with pytest.raises(DownloadError, match="stopped responding"):
-        get_stl10(tmp_path, archive(server.url), policy=policy)
+def test_nobody_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(DownloadError, match=r"cannot be reached .*refused"):
+        fetch("http://127.0.0.1:1/file", tmp_path / "file", QUICK)
 
 
-def test_nobody_there(server: Server, tmp_path: Path) -> None:
-    server.close()
-    with pytest.raises(DownloadError, match=r"cannot be reached .*3 attempts"):
-        fetch(server.url, tmp_path / "file", QUICK)
-
-
-@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "stl10.tar.gz"])
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "stl10.tar.gz", "http://[bad/x.tar.gz"])
 def test_other_addresses_are_refused(tmp_path: Path, url: str) -> None:
-    with pytest.raises(UserError, match="http://"):
+    with pytest.raises(UserError, match="not an http:// or https:// address"):
         fetch(url, tmp_path / "file", QUICK)
-
-
-def test_letters_and_blanks_of_any_alphabet_in_an_address(server: Server, tmp_path: Path) -> None:
-    asked: list[str] = []
-    server.answers = [lambda handler: (asked.append(handler.path), serve()(handler))]
-    fetch(f"{server.url}?from=Übersee 1", tmp_path / "file", QUICK)
-    assert asked == ["/stl10_binary.tar.gz?from=%C3%9Cbersee%201"]
-    with pytest.raises(UserError, match="Invalid IPv6 URL"):
-        fetch("http://[bad/x.tar.gz", tmp_path / "other", QUICK)
 
 
 def test_too_little_space_is_found_before_anything_is_asked(server: Server, tmp_path: Path) -> None:
@@ -308,73 +251,26 @@ def test_too_little_space_is_found_before_anything_is_asked(server: Server, tmp_
     assert server.ranges == []
 
 
-def test_ensure_downloads_once_and_explains_itself_without_a_network(
-    server: Server, tmp_path: Path
-) -> None:
+def test_failure_is_explained_and_success_is_final(server: Server, tmp_path: Path) -> None:
     server.answers = [refuse(404), serve()]
-    with pytest.raises(UserError, match=r"--archive FILE.*--data-dir.*--dataset digits") as error:
-        ensure_stl10(tmp_path, archive(server.url), QUICK)
-    assert error.value.exit_code == 2
-    assert "\n" not in str(error.value)
+    advice = r"404 .*--archive a copy.*--data-dir.*--dataset digits"
+    with pytest.raises(DownloadError, match=advice):
+        get_stl10(tmp_path, archive(server.url), policy=QUICK)
     for requests in (2, 2):
-        ensure_stl10(tmp_path, archive(server.url), QUICK)
+        get_stl10(tmp_path, archive(server.url), policy=QUICK)
         assert_whole(tmp_path)
         assert len(server.ranges) == requests
 
 
 def test_two_processes_at_once_download_once(server: Server, tmp_path: Path) -> None:
-    server.answers = [serve(then=lambda: time.sleep(0.2))]
-    both = [
-        threading.Thread(target=ensure_stl10, args=(tmp_path, archive(server.url), QUICK))
-        for _ in range(2)
-    ]
-    for thread in both:
-        thread.start()
-    for thread in both:
-        thread.join()
+    server.answers = [serve(then=lambda _: time.sleep(0.2))]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: get_stl10(tmp_path, archive(server.url), policy=QUICK), range(2)))
     assert len(server.ranges) == 1
     assert_whole(tmp_path)
 
 
 # --- archives -----------------------------------------------------------------------------------
-
-
-def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, link
-    info.size = 5 if kind == tarfile.REGTYPE else 0
-    return info
-
-
-def hostile(outside: Path) -> dict[str, list[tarfile.TarInfo]]:
-    return {
-        "dots": [member("../train_X.bin")],
-        "dots deep down": [member("stl10_binary/../../evil/train_X.bin")],
-        "absolute": [member(str(outside / "train_X.bin"))],
-        "symbolic link": [
-            member("stl10_binary", tarfile.SYMTYPE, str(outside)),
-            member("stl10_binary/train_X.bin"),
-        ],
-        "link to a file": [member("stl10_binary/train_X.bin", tarfile.SYMTYPE, "/etc/passwd")],
-        "hard link": [member("stl10_binary/train_X.bin", tarfile.LNKTYPE, "../../precious")],
-        "device": [member("stl10_binary/train_X.bin", tarfile.CHRTYPE)],
-        "pipe": [member("stl10_binary/train_X.bin", tarfile.FIFOTYPE)],
-    }
-
-
-@pytest.mark.parametrize("kind", hostile(Path("/")))
-def test_hostile_archives_write_nothing_outside(tmp_path: Path, kind: str) -> None:
-    outside, data_dir = tmp_path / "outside", tmp_path / "data"
-    outside.mkdir()
-    (tmp_path / "precious").write_text("untouched")
-    file = tmp_path / "evil.tar.gz"
-    file.write_bytes(packed(stl10_files(), *hostile(outside)[kind]))
-    with pytest.raises(UserError, match="points outside the archive or is a link or a device"):
-        get_stl10(data_dir, archive("", md5=None), file)
-    assert visible(data_dir) == set()
-    assert list(outside.iterdir()) == []
-    assert (tmp_path / "precious").read_text() == "untouched"
-    assert {p.name for p in tmp_path.iterdir()} == {"outside", "data", "precious", "evil.tar.gz"}
 
 
 def saved(folder: Path, content: bytes = ARCHIVE) -> Path:
@@ -383,19 +279,45 @@ def saved(folder: Path, content: bytes = ARCHIVE) -> Path:
     return file
 
 
-def test_an_archive_on_disk_is_unpacked_and_left_alone(tmp_path: Path) -> None:
-    file = saved(tmp_path)
-    get_stl10(tmp_path / "data", archive("http://nowhere.invalid/"), file)
-    assert_whole(tmp_path / "data")
-    assert file.read_bytes() == ARCHIVE
+def unpack(folder: Path, content: bytes) -> Path:
+    """Returns the directory into which `content` was unpacked; no checksum is expected."""
+    get_stl10(folder / "data", archive("", md5=None), saved(folder, content))
+    return folder / "data"
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "/etc/passwd") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    info.size = 5 if kind == tarfile.REGTYPE else 0
+    return info
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        member("../train_X.bin"),
+        member("/evil/train_X.bin"),
+        member("stl10_binary", tarfile.SYMTYPE, "../.."),
+        member("stl10_binary/train_X.bin", tarfile.SYMTYPE),
+        member("stl10_binary/train_X.bin", tarfile.LNKTYPE, "../../precious"),
+        member("stl10_binary/train_X.bin", tarfile.FIFOTYPE),
+    ],
+    ids=lambda added: f"{added.name} {added.type.decode()}",
+)
+def test_hostile_archives_write_nothing_outside(tmp_path: Path, added: tarfile.TarInfo) -> None:
+    (tmp_path / "precious").write_text("untouched")
+    assert_whole(unpack(tmp_path, packed(stl10_files(), added)))
+    assert (tmp_path / "precious").read_text() == "untouched"
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "precious", "mine.tar.gz"}
+    assert not Path("/evil").exists()
 
 
 @pytest.mark.parametrize("folder", ["", "./", "some/where/else/"])
 def test_repacked_and_partial_archives_are_taken_by_shape(tmp_path: Path, folder: str) -> None:
     files = {name: data for name, data in stl10_files().items() if name.startswith("train")}
-    file = saved(tmp_path, packed(files | {"notes.md": b"hello"}, folder=folder))
-    get_stl10(tmp_path / "data", archive("", md5=None), file)
-    assert_whole(tmp_path / "data", files)
+    content = packed(files | {"notes.md": b"hello"}, folder=folder)
+    assert_whole(unpack(tmp_path, content), files)
+    assert (tmp_path / "mine.tar.gz").read_bytes() == content  # the person's copy stays
 
 
 @pytest.mark.parametrize(
@@ -403,40 +325,33 @@ def test_repacked_and_partial_archives_are_taken_by_shape(tmp_path: Path, folder
     [
         (ARCHIVE[: len(ARCHIVE) // 2], "not a complete .tar.gz"),
         (b"<html>Sign in to this network</html>", "not a complete .tar.gz"),
-        (b"", "not a complete .tar.gz"),
         (ARCHIVE[:9000] + bytes(99) + ARCHIVE[9099:], "not a complete .tar.gz"),
         (packed({"readme.txt": b"hello"}), "holds no train_X.bin"),
         (packed({"train_X.bin": b"1234"}), "has 4 bytes, not a positive multiple of 27,648"),
-        (packed({"train_X.bin": bytes(IMAGE), "train_y.bin": b"\1\1"}), "2 labels for 1 images"),
     ],
 )
 def test_bad_archives_leave_nothing(tmp_path: Path, content: bytes, message: str) -> None:
-    file, data_dir = saved(tmp_path, content), tmp_path / "data"
-    with pytest.raises(UserError, match=re.escape(message)) as error:
-        get_stl10(data_dir, archive("", md5=None), file)
-    assert "\n" not in str(error.value)
-    assert visible(data_dir) == set()
+    with pytest.raises(UserError, match=re.escape(message)):
+        unpack(tmp_path, content)
+    assert visible(tmp_path / "data") == set()
 
 
 def test_remains_of_a_killed_unpacking_do_not_count(tmp_path: Path) -> None:
-    remains = tmp_path / ".stl10_binary.tmp"
-    remains.mkdir()
+    remains = tmp_path / "data" / ".stl10_binary.tmp"
+    remains.mkdir(parents=True)
     (remains / "train_X.bin").write_bytes(bytes(IMAGE))
-    with pytest.raises(UserError, match="no STL-10 images"):
-        load_dataset("stl10", tmp_path)
-    file = saved(tmp_path)
-    get_stl10(tmp_path, archive(""), file)
-    file.unlink()
-    assert_whole(tmp_path)
+    with pytest.raises(UserError, match=r"no STL-10 images .*download_dataset\.py"):
+        load_dataset("stl10", tmp_path / "data")
+    assert_whole(unpack(tmp_path, ARCHIVE))
 
 
 def test_something_else_in_the_way_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "stl10_binary").mkdir()
-    (tmp_path / "stl10_binary" / "thesis.txt").write_text("precious")
-    file = saved(tmp_path)
+    thesis = tmp_path / "data" / "stl10_binary" / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("precious")
     with pytest.raises(UserError, match="in the way"):
-        get_stl10(tmp_path, archive(""), file)
-    assert [f.name for f in (tmp_path / "stl10_binary").iterdir()] == ["thesis.txt"]
+        unpack(tmp_path, ARCHIVE)
+    assert list(thesis.parent.iterdir()) == [thesis]
 
 
 # --- the script ---------------------------------------------------------------------------------
@@ -454,44 +369,23 @@ def test_script_downloads_says_so_and_is_done_at_once_the_second_time(
     assert first.returncode == 0, first.stderr
     assert "4 unlabeled, 3 train, 2 test images" in first.stdout
     assert_whole(tmp_path)
-    dataset = load_dataset("stl10", tmp_path)
-    assert list(dataset.splits) == ["unlabeled", "train", "test"]
     server.ranges = []
     second = script(DOWNLOAD, *flags)
     assert (second.returncode, second.stdout) == (0, first.stdout)
     assert server.ranges == []
 
 
-def test_a_finished_folder_is_recognized_within_a_second(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    folder = tmp_path / "stl10_binary"
-    folder.mkdir()
-    for name, images in (("unlabeled", 100_000), ("train", 5_000), ("test", 8_000)):
-        with (folder / f"{name}_X.bin").open("wb") as file:
-            file.truncate(images * IMAGE)  # sparse: no gigabytes are written
-        if name != "unlabeled":
-            (folder / f"{name}_y.bin").write_bytes(b"\1" * images)
-    start = time.process_time()  # not the wall's, which other processes stretch
-    main(DownloadConfig(data_dir=tmp_path))
-    assert time.process_time() - start < 1
-    output = capsys.readouterr().out
-    assert output == f"{folder} holds 100,000 unlabeled, 5,000 train, 8,000 test images\n"
-
-
 def test_script_errors_are_one_line(server: Server, tmp_path: Path, script: Script) -> None:
     server.answers = [refuse(404)]
-    failed = script(DOWNLOAD, "--data-dir", tmp_path, "--url", server.url)
-    assert failed.returncode == 1
-    assert re.search(r"404 .*--url.*--archive[^\n]*\n$", failed.stderr)
-    assert "Traceback" not in failed.stderr
-    missing = script(DOWNLOAD, "--data-dir", tmp_path, "--archive", tmp_path / "none.tar.gz")
-    assert missing.returncode == 2
-    assert "no such file" in missing.stderr
     file = saved(tmp_path)
-    wrong = script(DOWNLOAD, "--data-dir", tmp_path, "--archive", file)
-    assert wrong.returncode == 2
-    assert "--md5 None" in wrong.stderr
+    for flags, code, message in (
+        (("--url", server.url), 1, r"404 .*--url.*--archive[^\n]*\n$"),
+        (("--archive", tmp_path / "none.tar.gz"), 2, "no such file"),
+        (("--archive", file), 2, "--md5 None"),
+    ):
+        failed = script(DOWNLOAD, "--data-dir", tmp_path, *flags)
+        assert failed.returncode == code
+        assert re.search(message, failed.stderr)
+        assert "Traceback" not in failed.stderr
     taken = script(DOWNLOAD, "--data-dir", tmp_path, "--archive", file, "--md5", "None")
-    assert taken.returncode == 0, taken.stderr
     assert "3 train" in taken.stdout

@@ -2,9 +2,9 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,8 +62,7 @@ def test_stl10_is_column_major_and_labels_start_at_one(stl10: Path) -> None:
     dataset = load_dataset("stl10", stl10)
     assert list(dataset.splits) == ["unlabeled", "train", "test"]
     assert dataset.splits["unlabeled"].labels is None
-    assert dataset.splits["train"].labels is not None
-    assert dataset.splits["train"].labels.tolist() == [0, 9, 4]
+    np.testing.assert_array_equal(dataset.splits["train"].labels, [0, 9, 4])
     assert dataset.class_names[0] == "airplane"
     raw = (stl10 / "stl10_binary" / "train_X.bin").read_bytes()
     images = dataset.splits["train"].images
@@ -97,32 +96,14 @@ def test_stl10_files_that_do_not_fit(stl10: Path, file: str, content: bytes, mes
         load_dataset("stl10", stl10)
 
 
-def test_stl10_that_is_missing_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"download_dataset\.py"):
-        load_dataset("stl10", tmp_path)
-
-
-def test_opening_all_of_stl10_takes_neither_time_nor_memory(stl10: Path) -> None:
+def test_opening_all_of_stl10_takes_no_time(stl10: Path) -> None:
     with (stl10 / "stl10_binary" / "unlabeled_X.bin").open("wb") as file:
         file.truncate(100_000 * IMAGE)  # 2.8 GB, sparse
-    # In a process of its own, whose peak is not that of other tests.
-    code = (
-        "import resource, sys, time; from pathlib import Path;"
-        "from dataset.load_dataset import load_dataset;"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-        "before, start = peak(), time.process_time();"
-        "d = load_dataset('stl10', Path(sys.argv[1]));"
-        "unit = 1 if sys.platform == 'darwin' else 1024;"
-        "shape = d.splits['unlabeled'].images.shape;"
-        "print(time.process_time() - start, (peak() - before) * unit, shape)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, stl10], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    seconds, grown, shape = run.stdout.split(maxsplit=2)
-    assert shape.strip() == "(100000, 3, 96, 96)"
-    assert float(seconds) < 1
-    assert int(grown) < 50e6
+    start = time.process_time()
+    images = load_dataset("stl10", stl10).splits["unlabeled"].images
+    assert time.process_time() - start < 0.5  # reading it all takes longer
+    assert images.shape == (100_000, 3, 96, 96)
+    assert isinstance(images, np.memmap)
 
 
 # --- folders: layouts ---------------------------------------------------------------------------
@@ -146,10 +127,8 @@ def test_classes_in_train_and_test_and_unlabeled(tmp_path: Path) -> None:
     assert dataset.class_names == ("ant", "dog", "zebra")
     train, test, unlabeled = (dataset.splits[name] for name in ("train", "test", "unlabeled"))
     assert train.names == ("train/ant/z.png", "train/dog/b.png", "train/dog/husky/a.png")
-    assert train.labels is not None
-    assert test.labels is not None
-    assert train.labels.tolist() == [0, 1, 1]
-    assert test.labels.tolist() == [1, 2]
+    np.testing.assert_array_equal(train.labels, [0, 1, 1])
+    np.testing.assert_array_equal(test.labels, [1, 2])
     assert unlabeled.labels is None
     np.testing.assert_array_equal(train.images, expected(3, 1, 2))
     np.testing.assert_array_equal(test.images, expected(4, 5))
@@ -313,8 +292,10 @@ def test_second_open_decodes_nothing_and_maps_the_file(folder: Path, decoded: li
     first = load(folder)
     assert sorted(decoded) == [f"{level}.png" for level in range(5)]
     decoded.clear()
+    written = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     second = load(folder)
     assert decoded == []
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == written
     assert second.fingerprint == first.fingerprint
     images = second.splits["unlabeled"].images
     assert isinstance(images, np.memmap)
@@ -370,15 +351,13 @@ def test_cache_dir_keeps_folders_apart_and_theirs_untouched(tmp_path: Path) -> N
             assert [file.name for file in (tmp_path / name).iterdir()] == ["a.png"]
 
 
-@pytest.mark.parametrize("harm", ["truncate", "empty", "no record", "bad record"])
+@pytest.mark.parametrize("harm", ["truncate", "no record", "bad record"])
 def test_damaged_cache_is_rebuilt(folder: Path, decoded: list[str], harm: str) -> None:
     load(folder)
     (array,) = (folder / CACHE_FOLDER).glob("*.pixels")
     (record,) = (folder / CACHE_FOLDER).glob("*.json")
     if harm == "truncate":
         os.truncate(array, array.stat().st_size - 1)
-    elif harm == "empty":
-        array.write_bytes(b"")
     elif harm == "no record":
         record.unlink()
     else:
@@ -386,24 +365,6 @@ def test_damaged_cache_is_rebuilt(folder: Path, decoded: list[str], harm: str) -
     decoded.clear()
     np.testing.assert_array_equal(load(folder).splits["unlabeled"].images, expected(0, 1, 2, 3, 4))
     assert len(decoded) == 5
-
-
-def test_interrupted_decoding_is_not_taken_for_whole(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = picture_cache.load_picture
-
-    def interrupted(source: Path, size: int) -> np.ndarray:
-        if source.name == "3.png":
-            raise KeyboardInterrupt
-        return real(source, size)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(picture_cache, "load_picture", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            load(folder)
-    assert not [file.name for file in (folder / CACHE_FOLDER).iterdir() if file.name != ".lock"]
-    np.testing.assert_array_equal(load(folder).splits["unlabeled"].images, expected(0, 1, 2, 3, 4))
 
 
 def test_broken_pictures_are_named_and_left_out(
@@ -421,16 +382,13 @@ def test_broken_pictures_are_named_and_left_out(
         dataset = load(tmp_path)
         train = dataset.splits["train"]
         np.testing.assert_array_equal(train.images, expected(*order))
-        assert train.labels is not None
-        assert train.labels.tolist() == [level % 2 for level in order]
-        assert train.names is not None
-        assert [int(Path(name).stem) for name in train.names] == order
+        np.testing.assert_array_equal(train.labels, [level % 2 for level in order])
+        assert [int(Path(name).stem) for name in train.names or ()] == order
         lines = capsys.readouterr().err.splitlines()
         left_out = [line for line in lines if line.startswith("left out")]
-        assert len(left_out) == 3
-        assert left_out[0].endswith("train/cat/02.png: empty file")
-        assert "98.png: not a picture" in left_out[1]
-        assert "51.png: damaged" in left_out[2]
+        assert [re.findall(r"/(..)\.png: (\w+)", line) for line in left_out] == [
+            [("02", "empty")], [("98", "not")], [("51", "damaged")]
+        ]  # fmt: skip
     assert len(decoded) == 100  # the second time they are named from the cache
 
 
@@ -446,38 +404,16 @@ def test_many_broken_pictures_are_counted(tmp_path: Path, capsys: pytest.Capture
     assert len([line for line in lines if line.startswith("left out")]) == 11
 
 
-def test_cache_that_cannot_be_written_names_the_flag(folder: Path, tmp_path: Path) -> None:
+def test_cache_that_cannot_be_written_names_the_flag(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="--cache-dir"):
         load(folder, cache_dir=tmp_path / "file")
-
-
-def test_cache_without_space_names_the_flag(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = type("Usage", (), {"free": 100})
-    monkeypatch.setattr(picture_cache.shutil, "disk_usage", lambda _: full)
-    with pytest.raises(UserError, match=r"0\.0 GB free: name another directory with --cache-dir"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(UserError, match=r"0\.0 GB free: .*--cache-dir"):
         load(folder)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_read_only_folder_names_the_flag(folder: Path) -> None:
-    folder.chmod(0o500)
-    try:
-        with pytest.raises(UserError, match=r"permission denied.*--cache-dir"):
-            load(folder)
-    finally:
-        folder.chmod(0o700)
-
-
-def test_opening_a_cache_writes_nothing(folder: Path) -> None:
-    def state() -> dict[str, int]:
-        places = [folder, folder / CACHE_FOLDER, *(folder / CACHE_FOLDER).iterdir()]
-        return {place.name: place.stat().st_mtime_ns for place in places}
-
-    load(folder)
-    before = state()
-    load(folder)
-    assert state() == before
 
 
 # --- folders: several processes ------------------------------------------------------------------
@@ -524,7 +460,7 @@ def workers_of_this_process() -> list[int]:
     listing = subprocess.run(["ps", "-Ao", "pid=,ppid=,args="], capture_output=True, text=True)
     table = [line.split(maxsplit=2) for line in listing.stdout.splitlines()]
     return [int(pid) for pid, parent, args in table
-            if int(parent) == os.getpid() and "loky" in args and "tracker" not in args]  # fmt: skip
+            if int(parent) == os.getpid() and "popen_loky" in args]  # fmt: skip
 
 
 def alive(pid: int) -> bool:
@@ -548,6 +484,8 @@ def test_decoding_that_ends_early_leaves_nothing(
     action: Callable[[], None], error: type[BaseException],
 ) -> None:  # fmt: skip
     started = []
+    while workers_of_this_process():  # of an earlier test, on their way out
+        time.sleep(0.05)
 
     def at_first_progress(_: int) -> None:
         if not started:
@@ -585,19 +523,6 @@ load_pictures(pictures, 64, Path({str(tmp_path / "cache")!r}), {workers})
     assert "UserError: cannot write the cache" in run.stderr
     assert "--cache-dir" in run.stderr
     assert left_in(tmp_path / "cache") == []
-
-
-def test_ten_thousand_pictures_open_in_under_a_second(tmp_path: Path) -> None:
-    picture(tmp_path / "original.png", 1)
-    data = tmp_path / "data"
-    data.mkdir()
-    for index in range(10_000):
-        os.link(tmp_path / "original.png", data / f"{index:05d}.png")
-    load(data)
-    start = time.process_time()  # not the wall's, which other processes stretch
-    dataset = load(data)
-    assert time.process_time() - start < 1
-    assert len(dataset.splits["unlabeled"].images) == 10_000
 
 
 # --- the fingerprint ----------------------------------------------------------------------------

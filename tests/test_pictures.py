@@ -3,10 +3,7 @@
 import hashlib
 import io
 import struct
-import subprocess
-import sys
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,13 @@ def encoded(image: Image.Image, format: str, **options: Any) -> io.BytesIO:
     image.save(stream, format, **options)
     stream.seek(0)
     return stream
+
+
+def reloaded(image: Image.Image | np.ndarray, format: str = "PNG", **options: Any) -> np.ndarray:
+    """What `load_picture` gives for `image` in a file of this format."""
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    return load_picture(encoded(image, format, **options), SIZE)
 
 
 def colors(height: int = SIZE, width: int = SIZE) -> np.ndarray:
@@ -52,7 +56,7 @@ def ramp(height: int, width: int) -> np.ndarray:
 )
 def test_a_picture_of_the_right_size_comes_back_bit_for_bit(format: str, options: dict) -> None:
     pixels = colors()
-    loaded = load_picture(encoded(Image.fromarray(pixels), format, **options), SIZE)
+    loaded = reloaded(pixels, format, **options)
     assert loaded.dtype == np.uint8
     assert loaded.flags.c_contiguous
     np.testing.assert_array_equal(loaded, pixels.transpose(2, 0, 1))
@@ -68,7 +72,7 @@ def test_jpeg_of_the_right_size_is_what_a_plain_decoder_gives() -> None:
 @pytest.mark.parametrize(("height", "width"), [(96, 72), (72, 96), (96, 72 + 1)])
 def test_shorter_side_is_resized_and_the_center_cut_out(height: int, width: int) -> None:
     pixels = ramp(height, width)
-    loaded = load_picture(encoded(Image.fromarray(pixels), "PNG"), SIZE)
+    loaded = reloaded(pixels)
     side, factor = min(height, width), min(height, width) / SIZE
     top, left = (height - side) / 2, (width - side) / 2
     # A linear ramp under any symmetric filter keeps its value at the center of each new pixel.
@@ -82,23 +86,20 @@ def test_shorter_side_is_resized_and_the_center_cut_out(height: int, width: int)
 
 def test_shrinking_is_antialiased() -> None:
     checkers = np.uint8(np.indices((8 * SIZE, 8 * SIZE)).sum(axis=0) % 2 * 255)
-    loaded = load_picture(encoded(Image.fromarray(checkers), "PNG"), SIZE)
-    assert np.abs(loaded.astype(int) - 127).max() <= 2  # sampling would give 0 or 255
+    assert np.abs(reloaded(checkers).astype(int) - 127).max() <= 2  # sampling would give 0 or 255
 
 
 def test_a_large_jpeg_is_close_to_the_same_picture_as_png() -> None:
-    image = Image.fromarray(ramp(30 * SIZE, 40 * SIZE))
-    jpeg = load_picture(encoded(image, "JPEG", quality=95), SIZE).astype(int)
-    png = load_picture(encoded(image, "PNG"), SIZE).astype(int)
-    assert np.abs(jpeg - png).max() <= 6
+    pixels = ramp(30 * SIZE, 40 * SIZE)
+    jpeg = reloaded(pixels, "JPEG", quality=95).astype(int)
+    assert np.abs(jpeg - reloaded(pixels)).max() <= 6
 
 
 def test_small_and_thin_pictures_are_enlarged() -> None:
     one = np.full((1, 1, 3), (10, 20, 30), np.uint8)
-    loaded = load_picture(encoded(Image.fromarray(one), "PNG"), SIZE)
+    loaded = reloaded(one)
     np.testing.assert_array_equal(loaded, np.broadcast_to(one.reshape(3, 1, 1), loaded.shape))
-    thin = Image.fromarray(np.full((1, 5000, 3), 77, np.uint8))
-    np.testing.assert_array_equal(load_picture(encoded(thin, "PNG"), SIZE), 77)
+    np.testing.assert_array_equal(reloaded(np.full((1, 5000, 3), 77, np.uint8)), 77)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -129,14 +130,10 @@ def test_palette_gray_and_one_bit() -> None:
     image = Image.frombytes("P", (SIZE, SIZE), indices.tobytes())
     image.putpalette(table.tobytes())
     for format in ("PNG", "GIF", "BMP"):
-        loaded = load_picture(encoded(image, format), SIZE)
+        loaded = reloaded(image, format)
         np.testing.assert_array_equal(loaded, table[indices].transpose(2, 0, 1))
-    gray = Image.fromarray(indices * 60)
-    np.testing.assert_array_equal(load_picture(encoded(gray, "PNG"), SIZE)[2], indices * 60)
-    bits = Image.fromarray(indices > 1)
-    np.testing.assert_array_equal(
-        load_picture(encoded(bits, "PNG"), SIZE)[0], np.uint8(indices > 1) * 255
-    )
+    np.testing.assert_array_equal(reloaded(indices * 60)[2], indices * 60)
+    np.testing.assert_array_equal(reloaded(indices > 1)[0], np.uint8(indices > 1) * 255)
 
 
 def test_transparency_is_composited_on_white() -> None:
@@ -146,10 +143,9 @@ def test_transparency_is_composited_on_white() -> None:
     expected = (pixels * share + 255 * (1 - share)).transpose(2, 0, 1)
     rgba = Image.fromarray(np.concatenate([pixels, alpha], axis=2))
     for format, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})):
-        loaded = load_picture(encoded(rgba, format, **options), SIZE)
-        assert np.abs(loaded - expected).max() <= 1
+        assert np.abs(reloaded(rgba, format, **options) - expected).max() <= 1
     la = Image.fromarray(np.concatenate([pixels[:, :, :1], alpha], axis=2), "LA")
-    assert np.abs(load_picture(encoded(la, "PNG"), SIZE)[1] - expected[0]).max() <= 1
+    assert np.abs(reloaded(la)[1] - expected[0]).max() <= 1
 
 
 def test_transparent_palette_entry_and_color_key_are_white() -> None:
@@ -158,20 +154,18 @@ def test_transparent_palette_entry_and_color_key_are_white() -> None:
     image.putpalette(bytes([1, 2, 3, 200, 100, 50]))
     expected = np.where(indices == 0, 255, 100)
     for format in ("PNG", "GIF"):
-        loaded = load_picture(encoded(image, format, transparency=0), SIZE)
-        np.testing.assert_array_equal(loaded[1], expected)
-    partial = encoded(image, "PNG", transparency=b"\x00\xff")
-    np.testing.assert_array_equal(load_picture(partial, SIZE)[1], expected)
-    rgb = Image.fromarray(np.uint8([[1, 2, 3], [200, 100, 50]])[indices])
-    keyed = encoded(rgb, "PNG", transparency=(1, 2, 3))
-    np.testing.assert_array_equal(load_picture(keyed, SIZE)[1], expected)
+        np.testing.assert_array_equal(reloaded(image, format, transparency=0)[1], expected)
+    partial = reloaded(image, transparency=b"\x00\xff")
+    np.testing.assert_array_equal(partial[1], expected)
+    rgb = np.uint8([[1, 2, 3], [200, 100, 50]])[indices]
+    np.testing.assert_array_equal(reloaded(rgb, transparency=(1, 2, 3))[1], expected)
 
 
 def test_cmyk() -> None:
     cmyk = np.zeros((SIZE, SIZE, 4), np.uint8)
     cmyk[:, : SIZE // 2, 0] = 255  # cyan ink swallows red
     for format in ("TIFF", "JPEG"):
-        loaded = load_picture(encoded(Image.fromarray(cmyk, "CMYK"), format), SIZE).astype(int)
+        loaded = reloaded(Image.fromarray(cmyk, "CMYK"), format).astype(int)
         error = loaded[:, :, : SIZE // 2 - 4] - np.array([0, 255, 255])[:, None, None]
         assert np.abs(error).max() < 4
         assert loaded[:, :, SIZE // 2 + 4 :].min() > 251
@@ -180,31 +174,26 @@ def test_cmyk() -> None:
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
 def test_16_bit_gray_keeps_its_levels(format: str) -> None:
     levels = np.linspace(0, 65535, SIZE * SIZE).astype(np.uint16).reshape(SIZE, SIZE)
-    loaded = load_picture(encoded(Image.fromarray(levels), format), SIZE)
+    loaded = reloaded(levels, format)
     np.testing.assert_array_equal(loaded[0], np.rint(levels / 257))
 
 
 def test_float_and_32_bit_gray_are_stretched_over_their_range() -> None:
     values = np.linspace(-3.0, 5.0, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
     expected = np.rint((values.astype(float) + 3) / 8 * 255)
-    np.testing.assert_array_equal(
-        load_picture(encoded(Image.fromarray(values), "TIFF"), SIZE)[0], expected
-    )
+    np.testing.assert_array_equal(reloaded(values, "TIFF")[0], expected)
     whole = np.arange(SIZE * SIZE, dtype=np.int32).reshape(SIZE, SIZE) * 1_000_000 - 77
-    np.testing.assert_array_equal(
-        load_picture(encoded(Image.fromarray(whole), "TIFF"), SIZE)[0],
-        np.rint((whole + 77.0) / (whole.max() + 77.0) * 255),
-    )
+    stretched = np.rint((whole + 77.0) / (whole.max() + 77.0) * 255)
+    np.testing.assert_array_equal(reloaded(whole, "TIFF")[0], stretched)
 
 
 def test_float_gray_with_nan_or_without_contrast() -> None:
     values = np.ones((SIZE, SIZE), np.float32)
     values[0, 0], values[0, 1], values[0, 2] = np.nan, np.inf, 3
-    loaded = load_picture(encoded(Image.fromarray(values), "TIFF"), SIZE)[0]
+    loaded = reloaded(values, "TIFF")[0]
     assert loaded[0, :4].tolist() == [0, 0, 255, 0]
     for constant in (0.5, np.nan):
-        flat = Image.fromarray(np.full((SIZE, SIZE), constant, np.float32))
-        assert not load_picture(encoded(flat, "TIFF"), SIZE).any()
+        assert not reloaded(np.full((SIZE, SIZE), constant, np.float32), "TIFF").any()
 
 
 def test_of_several_frames_the_first_counts() -> None:
@@ -253,8 +242,6 @@ def test_bad_pictures_give_their_reason(content: bytes, reason: str, tmp_path: P
     with pytest.raises(BadPicture, match=reason) as error:
         load_picture(file, SIZE)
     assert "\n" not in str(error.value)
-    with pytest.raises(BadPicture, match=reason):
-        load_picture(io.BytesIO(content), SIZE)
 
 
 def test_missing_file_and_directory(tmp_path: Path) -> None:
@@ -304,12 +291,8 @@ def test_threads_give_what_one_thread_gives(tmp_path: Path) -> None:
         "r = T(8).map(lambda p: load(p, 24).tobytes(), f);"
         "print(hashlib.sha256(b''.join(r)).hexdigest())"
     )
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *map(str, files)],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
-    with ThreadPoolExecutor(1) as one:
-        alone = b"".join(one.map(lambda file: load_picture(file, SIZE).tobytes(), files))
+    run = run_python("-W", "error", "-c", code, *files)
+    alone = b"".join(load_picture(file, SIZE).tobytes() for file in files)
     assert run.stdout.strip() == hashlib.sha256(alone).hexdigest()
 
 

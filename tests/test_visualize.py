@@ -5,18 +5,18 @@ import io
 import json
 import shutil
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Script
+from matplotlib.colors import to_rgb
 from PIL import Image
 from pixel_run import load_arrays, pixel_run
+from scipy.spatial.distance import pdist
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
-from sklearn.metrics import silhouette_score
 
 from dataset.load_dataset import load_dataset
 from src.runtime.cli import UserError
@@ -27,7 +27,7 @@ from src.visualization.palette import BASE, cluster_colors, colors
 from src.visualization.projection import project
 from src.visualization.report import nearest_neighbors
 from src.visualization.report_sections import training_image
-from src.visualization.results import load_pictures, load_results
+from src.visualization.results import load_results
 from visualize_features import silhouettes
 
 RECORDS = [
@@ -44,25 +44,20 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-# ---- the results --------------------------------------------------------------------------------
-
-
 def test_results_agree_with_the_files(digits: Path) -> None:
     results, arrays = load_results(digits), load_arrays(digits)
     own = arrays.distances[np.arange(len(arrays.x)), arrays.clusters]
-    is_own = np.eye(10, dtype=bool)[arrays.clusters]
-    others = np.where(is_own, np.inf, arrays.distances).min(axis=1)
+    others = np.sort(arrays.distances, axis=1)[:, 1]
     np.testing.assert_allclose(results.distance, own, rtol=1e-4)
     np.testing.assert_allclose(results.margin, 1 - own / others, atol=1e-4)
     assert results.margin.min() > -1e-4  # every image is in its nearest cluster
 
 
 def test_pictures_come_in_the_order_asked_for(digits: Path) -> None:
-    results, dataset = load_results(digits), load_dataset("digits", Path())
     rows = np.array([1500, 3, 1437, 1438, 0])
-    pictures = load_pictures(results, dataset, rows)
-    images = np.concatenate([split.images for split in dataset.splits.values()])
-    np.testing.assert_array_equal(pictures, images[rows].transpose(0, 2, 3, 1))
+    splits = load_dataset("digits", Path()).splits.values()
+    images = np.concatenate([split.images for split in splits]).transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(load_results(digits).pictures(rows), images[rows])
 
 
 def test_missing_and_mixed_files_are_named(digits: Path, tmp_path: Path) -> None:
@@ -74,30 +69,16 @@ def test_missing_and_mixed_files_are_named(digits: Path, tmp_path: Path) -> None
         load_results(tmp_path)
 
 
-def test_with_one_cluster_every_margin_is_one(digits: Path, tmp_path: Path) -> None:
-    shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
-    artifacts.save(artifacts.CENTROIDS, tmp_path, np.zeros((1, 20), np.float32))
-    for split, count in (("train", 1438), ("test", 359)):
-        artifacts.save(artifacts.ASSIGNMENTS, tmp_path, np.zeros(count, int), split)
-    assert (load_results(tmp_path).margin == 1).all()
-
-
-# ---- the map ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", ["tsne", "pca"])
 def test_the_map_keeps_neighbors(method: projection.ProjectionName) -> None:
     x = np.float32(PCA(20).fit_transform(load_digits().data[:400]))
     xy = project(x, method, seed=0)
-    assert xy.shape == (400, 2)
-    assert xy.dtype == np.float32
+    assert (xy.shape, xy.dtype) == ((400, 2), np.float32)
     np.testing.assert_array_equal(xy, project(x, method, seed=0))
     assert trustworthiness(x, xy, n_neighbors=10) > {"tsne": 0.95, "pca": 0.85}[method]
 
 
-def test_scikit_learn_draws_the_map_where_opentsne_is_missing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_scikit_learn_stands_in_for_opentsne(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "find_spec", lambda name: None)
     x = np.float32(load_digits().data[:200])
     assert trustworthiness(x, project(x, "tsne", seed=0), n_neighbors=10) > 0.95
@@ -105,9 +86,7 @@ def test_scikit_learn_draws_the_map_where_opentsne_is_missing(
         project(x, "umap", seed=0)
 
 
-def test_points_beyond_the_sample_are_placed_among_their_neighbors(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_points_beyond_the_sample_lie_among_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "FIT_POINTS", 200)
     x = np.float32(load_digits().data[:300])
     xy = project(x, "tsne", seed=1)
@@ -127,16 +106,13 @@ def test_tiny_maps(count: int, dim: int) -> None:
     assert np.isfinite(xy).all()
 
 
-# ---- pictures and neighbors --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("step", "k"), [(1, 5), (3, 5), (60, 4)])
+@pytest.mark.parametrize(("step", "k"), [(1, 5), (3, 5), (60, 3)])
 def test_the_nearest_neighbors_are_exact(step: int, k: int) -> None:
     x = np.random.default_rng(0).normal(size=(240, 20)).astype(np.float32)
     x[120:150] = x[0]  # more copies than neighbors: a point may not be among its own nearest
     candidates = np.arange(0, 240, step)
     neighbors = nearest_neighbors(x, candidates, 5)
-    assert neighbors.shape == (240, min(k, len(candidates) - 1))
+    assert neighbors.shape == (240, k)
     for row, places in enumerate(neighbors):
         distances = np.linalg.norm(np.float64(x[candidates]) - x[row], axis=1)
         distances[candidates == row] = np.inf
@@ -144,64 +120,40 @@ def test_the_nearest_neighbors_are_exact(step: int, k: int) -> None:
         np.testing.assert_allclose(distances[places], np.sort(distances)[: len(places)], atol=1e-6)
 
 
-def test_every_tile_shows_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [150, 72])  # all, and a sample
+def test_every_tile_shows_its_image(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thumbnails, "COLUMNS", 8)  # sheets of 64
+    monkeypatch.setattr(thumbnails, "PIXELS", 32 * 32 * count)
     images = load_dataset("digits", Path()).splits["train"].images[:150].transpose(0, 2, 3, 1)
-    sheets = thumbnails.make_sheets(lambda rows: images[rows], 150, 32)
-    assert sheets.tile == 32
-    assert len(sheets.webp) == 3
+    sheets = thumbnails.make_sheets(lambda rows: images[rows], 150, 48)  # 48 pixels do not fit
+    assert len(np.unique(sheets.rows)) == count
+    assert len(sheets.webp) == -(-count // 64)
     tiles = []
     for content in sheets.webp:
         sheet = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-        for top, left in np.ndindex(sheet.shape[0] // 32, sheet.shape[1] // 32):
-            tiles.append(sheet[top * 32 : top * 32 + 32, left * 32 : left * 32 + 32])
+        tiles.extend(sheet.reshape(-1, 32, 8, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3))
     for row, tile in zip(sheets.rows, tiles, strict=False):
         apart = np.abs(images.astype(int) - tile).mean(axis=(1, 2, 3))
         assert apart.argmin() == row
         assert apart.min() < 12
 
 
-def test_too_many_images_leave_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thumbnails, "PIXELS", 32 * 32 * 40)
-    images = np.zeros((100, 48, 48, 3), np.uint8)
-    sheets = thumbnails.make_sheets(lambda rows: images[rows], 100, 48)
-    assert sheets.tile == 32
-    assert len(np.unique(sheets.rows)) == 40
-
-
-# ---- figures ------------------------------------------------------------------------------------
-
-
-def machado(rgb: np.ndarray, kind: str) -> np.ndarray:
-    """Linear RGB as seen with full red or green blindness; Machado et al. 2009, table 1."""
-    matrix = {
-        "normal": np.eye(3),
-        "red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
-                [-0.003882, -0.048116, 1.051998]],
-        "green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
-                  [-0.011820, 0.042940, 0.968881]],
-    }[kind]  # fmt: skip
-    return np.clip(np.array(matrix) @ rgb, 0, 1)
-
-
-def cielab(color: str, kind: str) -> np.ndarray:
-    encoded = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+@pytest.mark.parametrize("to_seen", [
+    np.eye(3),
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+     [-0.003882, -0.048116, 1.051998]],
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+     [-0.011820, 0.042940, 0.968881]],
+], ids=["normal", "red-blind", "green-blind"])  # fmt: skip
+def test_color_blind_people_can_tell_ten_clusters_apart(to_seen: np.ndarray) -> None:
+    """By CIELAB distance. The matrices for linear RGB are from Machado et al. 2009, table 1."""
+    encoded = np.array([to_rgb(color) for color in BASE]).T
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    xyz = np.array(to_xyz) @ machado(linear, kind) / [0.9505, 1, 1.089]
-    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
-
-
-@pytest.mark.parametrize("kind", ["normal", "red", "green"])
-def test_color_blind_people_can_tell_ten_clusters_apart(kind: str) -> None:
-    apart = [np.linalg.norm(cielab(a, kind) - cielab(b, kind)) for a, b in combinations(BASE, 2)]
-    assert min(apart) > 17  # matplotlib's own ten reach 4.6
-
-
-def test_fifty_clusters_have_fifty_colors() -> None:
-    assert len(set(colors(50))) == 50
-    assert colors(50)[:10] == list(BASE)
+    xyz = to_xyz @ np.clip(to_seen @ linear, 0, 1) / [[0.9505], [1], [1.089]]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+    assert pdist(lab).min() > 17  # matplotlib's own ten reach 4.6
 
 
 def test_a_cluster_has_the_color_of_its_class() -> None:
@@ -210,6 +162,7 @@ def test_a_cluster_has_the_color_of_its_class() -> None:
     assert second != fourth
     assert not {second, fourth} & set(colors(3))
     assert cluster_colors([-1] * 12, 0) == colors(12)
+    assert len(set(colors(50))) == 50
 
 
 def test_curves_take_each_quantity_from_the_records_that_have_it() -> None:
@@ -217,9 +170,10 @@ def test_curves_take_each_quantity_from_the_records_that_have_it() -> None:
     assert figures.curve(RECORDS, "epoch loss") == [(1, 4.5), (2, 4.0)]
     assert figures.curve(RECORDS, "knn_accuracy") == [(2, 0.5)]
     assert figures.curve(RECORDS, "gradient_norm") == []  # null in the log
-    with figures.styled():
-        titles = [ax.get_title(loc="left") for ax in figures.training_curves(RECORDS).axes]
-    assert titles == ["Loss", "Learning rate", "Accuracy"]
+    image = training_image(RECORDS)
+    assert image == training_image(RECORDS)
+    assert 'alt="Curves by epoch: Loss, Learning rate, Accuracy"' in image
+    assert b"<dc:date>" not in base64.b64decode(image.partition("base64,")[2].rstrip('">'))
 
 
 @pytest.mark.parametrize("panels", [5, 6])
@@ -237,15 +191,6 @@ def test_the_training_curves_fill_the_figure_and_no_title_is_cut_off(panels: int
     assert right_edges[0] == pytest.approx(right_edges[1], abs=1)
 
 
-def test_the_training_image_of_the_report_is_always_the_same() -> None:
-    image = training_image(RECORDS)
-    assert image == training_image(RECORDS)
-    assert 'alt="Curves by epoch: Loss, Learning rate, Accuracy"' in image
-    svg = base64.b64decode(image.partition("base64,")[2].rstrip('">'))
-    assert svg.rstrip().endswith(b"</svg>")
-    assert b"<dc:date>" not in svg
-
-
 def test_the_confusion_matrix_shows_percent_of_the_class() -> None:
     counts = np.array([[3, 1, 0], [0, 0, 0]])
     with figures.styled():
@@ -256,17 +201,14 @@ def test_the_confusion_matrix_shows_percent_of_the_class() -> None:
 
 
 def test_the_cluster_sizes_are_the_sums_of_the_splits() -> None:
-    with figures.styled():
-        sizes = {"train": np.array([1200, 3, 0]), "test": np.array([34, 0, 0])}
-        ax = figures.cluster_sizes(sizes, ["0", "1", "2"]).axes[0]
+    sizes = {"train": np.array([1200, 3, 0]), "test": np.array([34, 0, 0])}
+    ax = figures.cluster_sizes(sizes, ["0", "1", "2"]).axes[0]
     assert [text.get_text() for text in ax.texts] == ["1,234", "3", "0"]
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["a rather long name of a class"] * 20, ["x"] * 40])
 @pytest.mark.parametrize(("known", "height"), [(True, 0.5), (False, 1.3), (True, 0.1), (False, 3)])
-def test_the_points_fill_the_map_and_the_legends_lie_below(
-    digits: Path, names: list[str], known: bool, height: float
-) -> None:
+def test_points_fill_the_map(digits: Path, names: list[str], known: bool, height: float) -> None:
     rng = np.random.default_rng(0)
     xy, groups = rng.uniform(size=(100, 2)) * [1, height], rng.integers(0, len(names), 100)
     results = replace(
@@ -290,9 +232,8 @@ def test_the_points_fill_the_map_and_the_legends_lie_below(
         assert min(shares) > (0.9 if 0.4 < height < 1.4 else 0.2)
         assert (ax.get_legend() is None) == (len(names) > 20)
         if legend := ax.get_legend():
-            legend_box, page = legend.get_window_extent(), figure.bbox
+            legend_box = legend.get_window_extent()
             assert min(legend_box.x0, legend_box.y0) >= -1
-            assert legend_box.x1 <= page.x1 + 1
             assert legend_box.width <= box.width * 1.03
             assert legend_box.y1 <= box.y0 + 1
 
@@ -317,15 +258,10 @@ def test_both_maps_draw_a_cluster_and_its_class_in_one_color(digits: Path) -> No
 
 def test_the_silhouette_figure_names_the_mean(digits: Path) -> None:
     results = load_results(digits)
-    rows = results.rows("train")
-    expected = silhouette_score(results.x_NP[rows], results.clusters[rows])
-    with figures.styled():
-        figure = silhouettes(results, "train")
+    figure = silhouettes(results, "train")
+    mean = results.metrics["splits"]["train"]["silhouette"]
     assert figure is not None
-    assert figure.axes[0].texts[0].get_text() == f"mean {expected:.3f}"
-
-
-# ---- the script ---------------------------------------------------------------------------------
+    assert figure.axes[0].texts[0].get_text() == f"mean {mean:.3f}"
 
 
 def test_a_run_gets_every_figure(script: Script, stl10_dir: Path, tmp_path: Path) -> None:
@@ -334,11 +270,9 @@ def test_a_run_gets_every_figure(script: Script, stl10_dir: Path, tmp_path: Path
     log.parent.mkdir()
     log.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     run = script("visualize_features.py", "--wandb", "disabled")
-    assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
-    assert "Hungarian accuracy" in run.stdout
-    assert "wrote 9 figures to features/figures" in run.stdout
-    assert "open features/report.html" in run.stdout
+    assert (run.returncode, run.stderr) == (0, "")
+    for line in ("Hungarian accuracy", "wrote 9 figures to features", "open features/report.html"):
+        assert line in run.stdout
     drawn = sorted((tmp_path / "features/figures").iterdir())
     assert [file.name for file in drawn] == [
         "cluster_scan.png", "cluster_sizes.png", "clusters.png", "confusion_test.png",
@@ -351,28 +285,12 @@ def test_a_run_gets_every_figure(script: Script, stl10_dir: Path, tmp_path: Path
 
 
 def test_missing_inputs_are_named(script: Script, stl10_dir: Path, tmp_path: Path) -> None:
-    pixel_run(tmp_path / "features", "stl10", stl10_dir, clusters="4")
-    for file in (tmp_path / "features").glob("*_labels.npy"):
-        file.unlink()
-    metrics = tmp_path / "features" / artifacts.METRICS
-    scores = json.loads(metrics.read_text())
-    for part in scores["splits"].values():
-        for name in ("confusion", "hungarian_accuracy"):
-            part.pop(name, None)
-    metrics.write_text(json.dumps(scores))
-    run = script(
-        "visualize_features.py", "--format", "pdf", "--projection", "pca", "--data-dir", tmp_path
-    )
+    pixel_run(tmp_path / "features", "stl10", stl10_dir, labeled=False, clusters="4")
+    flags = ("--format", "pdf", "--projection", "pca", "--data-dir", tmp_path)
+    run = script("visualize_features.py", *flags)
     assert run.returncode == 0, run.stderr
     for note in ("no training log", "no pictures: no STL-10 images", "no image has a label"):
         assert note in run.stdout
     names = sorted(file.name for file in (tmp_path / "features/figures").iterdir())
     assert names == ["cluster_sizes.pdf", "map.pdf", "pca_variance.pdf", "silhouette.pdf"]
     assert (tmp_path / "features/figures/map.pdf").read_bytes().startswith(b"%PDF")
-
-
-def test_without_clusters_one_line_says_what_to_run(script: Script) -> None:
-    run = script("visualize_features.py")
-    assert run.returncode == 2
-    assert run.stderr.count("\n") == 1
-    assert "run python src/feature_extraction.py first" in run.stderr

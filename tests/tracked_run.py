@@ -1,12 +1,10 @@
 """A training in miniature that only tracks, run by the tests as a process; and how they read what
-it left, with W&B's own viewer.
-
-    python tests/tracked_run.py DIRECTORY '{"mode": "offline", "epochs": 3}'
-"""
+it left, with W&B's own viewer."""
 
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,8 +22,8 @@ from src.tracking.tracker import PREFIXES, Tracker
 ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef0123456789abcdef01234567"
 DEFAULTS = {
-    "mode": "auto", "epochs": 3, "from_epoch": 0, "pause": 0.0, "pictures": False,
-    "kill_after": None, "kill_service": False, "without_wandb": False,
+    "mode": "auto", "epochs": 3, "from_epoch": 0, "pause": 0.0, "kill_after": None,
+    "kill_service": False, "largest_file": None, "without_wandb": False,
 }  # fmt: skip
 
 
@@ -33,29 +31,21 @@ def records(epoch: int) -> list[dict]:
     """What an epoch writes, the same in every run."""
     step = {"kind": "step", "step": 10 * epoch - 5, "epoch": epoch - 0.5, "loss": 1 / epoch}
     end = {"kind": "epoch", "epoch": epoch, "step": 10 * epoch, "loss": 2 / epoch}
-    return [step | {"gpu_utilization": 93.0}, end | {"gradient_norm": float("nan")}]
-
-
-def log_pictures(directory: Path, tracker: Tracker) -> None:
-    pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
-    Image.fromarray(pixels).save(directory / "figure.png")
-    tracker.log({"hungarian_accuracy": 0.5, "nmi": np.float32(0.25)}, "test")
-    tracker.log({"component": 1, "cumulative": 0.75}, "pca")
-    tracker.image("figures/confusion", directory / "figure.png")
-    tracker.table("examples", ["image", "cluster", "class"], [[pixels, 3, "<cat>"]])
+    return [step, end | {"gradient_norm": float("nan")}]
 
 
 def main(directory: Path, options: types.SimpleNamespace) -> None:
     if options.without_wandb:
         sys.modules["wandb"] = types.ModuleType("wandb")  # as the folder `wandb/` would import
-    wandb_run.CHECK_SECONDS, wandb_run.FINISH_SECONDS = 1.0, 6.0
+    if options.largest_file:  # as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file,) * 2)
+    wandb_run.CHECK_SECONDS, wandb_run.FINISH_SECONDS = 1.0, 3.0
+    config = {"epochs": options.epochs, "data_dir": Path("dataset")}
+    names = {"group": "a group", "job_type": "train", "run_id": "abcd1234"}
     with (
         MetricsLog(directory / "metrics.jsonl", 10 * options.from_epoch) as metrics,
-        Tracker(
-            options.mode, directory / "wandb", group="a group", job_type="train", run_id="abcd1234",
-            config={"epochs": options.epochs, "data_dir": Path("dataset"), "commit": "abc"},
-        ) as tracker,
-    ):  # fmt: skip
+        Tracker(options.mode, directory / "wandb", config=config, **names) as tracker,
+    ):
         print("started", flush=True)
         if options.kill_service:
             for children in Path("/proc/self/task").glob("*/children"):
@@ -68,8 +58,11 @@ def main(directory: Path, options: types.SimpleNamespace) -> None:
             time.sleep(options.pause)
             if epoch == options.kill_after:
                 os.kill(os.getpid(), signal.SIGKILL)
-        if options.pictures:
-            log_pictures(directory, tracker)
+        pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+        Image.fromarray(pixels).save(directory / "figure.png")
+        tracker.log({"nmi": np.float32(0.25), "method": "a word"}, "test")
+        tracker.image("figure", directory / "figure.png")
+        tracker.table("examples", ["image", "class"], [[pixels, "<cat>"]])
 
 
 def clean_environment(directory: Path) -> dict[str, str]:
@@ -79,23 +72,7 @@ def clean_environment(directory: Path) -> dict[str, str]:
     return inherited | {"HOME": str(directory / "home"), "PYTHONPATH": str(ROOT)}
 
 
-def command(directory: Path, **options: object) -> list[str]:
-    return [sys.executable, str(ROOT / "tests/tracked_run.py"), str(directory), json.dumps(options)]
-
-
-def track(
-    directory: Path, environment: dict[str, str], **options: object
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(directory, **options),
-        env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-
-
-def assert_trained(run: subprocess.CompletedProcess[str], directory: Path, epochs: int = 3) -> None:
-    """It ended well, and metrics.jsonl has everything."""
-    assert run.returncode == 0, run.stderr
-    assert "Traceback" not in run.stderr
+def assert_trained(directory: Path, epochs: int = 3) -> None:
     steps = [record["step"] for record in read_metrics(directory / "metrics.jsonl")]
     assert steps == [10 * epoch - late for epoch in range(1, epochs + 1) for late in (5, 0)]
 
@@ -113,16 +90,18 @@ def inspect(log: Path, environment: dict[str, str]) -> list[dict]:
 
 
 def history(inspected: list[dict]) -> list[dict]:
-    """The logged rows among records, without W&B's own fields."""
+    """The logged rows among records."""
     return [own(r["history"]["item"]) for r in inspected if r["type"] == "history"]
 
 
 def rows(directory: Path, environment: dict[str, str]) -> list[dict]:
-    """The logged rows of all segments."""
-    return [row for log in segments(directory) for row in history(inspect(log, environment))]
+    """The logged rows of a training in all segments."""
+    logs = segments(directory)
+    return distinct([row for log in logs for row in history(inspect(log, environment))])
 
 
 def own(row: dict) -> dict:
+    """Without W&B's own fields."""
     return {key: value for key, value in row.items() if not key.startswith("_")}
 
 
@@ -133,20 +112,15 @@ def expected_rows(epochs: int) -> list[dict]:
 def row_of(record: dict) -> dict:
     """What W&B should hold of a record of `metrics.jsonl`."""
     prefix = {"step": "train", "epoch": "epoch"}[record["kind"]]
-    numbers = {
-        f"{prefix}/{k}": v
-        for k, v in record.items()
-        if k != "kind" and v is not None and math.isfinite(v)
-    }
-    return {"epoch" if k == "epoch/epoch" else k: v for k, v in numbers.items()}
+    numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and math.isfinite(v)}
+    return {"epoch" if k == prefix else f"{prefix}/{k}": v for k, v in numbers.items()}
 
 
 def distinct(logged: list[dict]) -> list[dict]:
-    """In order of the steps; what was logged twice with the same values stands once."""
-    unique = {json.dumps(row, sort_keys=True): row for row in logged}
-    return sorted(
-        unique.values(), key=lambda r: ("epoch" in r, r.get("epoch", r.get("train/step")))
-    )
+    """The rows of a training in order; what was logged twice with the same values stands once."""
+    unique = {json.dumps(row, sort_keys=True): row for row in logged}.values()
+    training = [row for row in unique if "epoch" in row or "train/step" in row]
+    return sorted(training, key=lambda r: ("epoch" in r, r.get("epoch", r.get("train/step"))))
 
 
 if __name__ == "__main__":

@@ -51,10 +51,7 @@ def scan(
 
     Args:
         x_NP: the points to cluster; of more than `images`, evenly spaced rows.
-        counts: the numbers of clusters.
-        seed: the first of the seeds.
-        seeds: fits of each number of clusters.
-        restarts: K-means starts of each fit.
+        seed: the first of `seeds`, with one fit of each number of clusters per seed.
 
     Returns:
         `picked`, the number of `images` used, and the curves `clusters`, `silhouette`,

@@ -60,10 +60,8 @@ def fit_scale(
         return scale
     right_N = torch.tensor(class_K[squared.argmin(1)] == labels_N[rows])
     scales = np.geomspace(scale / 1000, scale * 1000, 241)  # 6 % apart
-    losses = [_log_loss(confidence(squared, scale), right_N) for scale in scales]
+    losses = []
+    for scale in scales:
+        p = confidence(squared, scale).clamp(1e-6, 1 - 1e-6)
+        losses.append(float(-torch.where(right_N, p, 1 - p).log().mean()))
     return float(scales[int(np.argmin(losses))])
-
-
-def _log_loss(confidence_N: Tensor, right_N: Tensor) -> float:
-    p = confidence_N.clamp(1e-6, 1 - 1e-6)
-    return float(-torch.where(right_N, p, 1 - p).log().mean())

@@ -11,11 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import (
-    adjusted_rand_score,
-    davies_bouldin_score,
-    normalized_mutual_info_score,
-)
+from sklearn.metrics import adjusted_rand_score, davies_bouldin_score, normalized_mutual_info_score
 from torch import Tensor
 
 from src.evaluation.silhouette import silhouette_samples
@@ -33,12 +29,6 @@ def hungarian_match(
     labels: np.ndarray, clusters: np.ndarray, classes: int, n_clusters: int
 ) -> np.ndarray:
     """Match clusters to classes one to one, so that the most images are right.
-
-    Args:
-        labels: int (N,), from 0 to `classes` - 1.
-        clusters: int (N,), from 0 to `n_clusters` - 1.
-        classes: C.
-        n_clusters: K.
 
     Returns:
         int64 (K,), the class of each cluster; -1 where there are more clusters than classes, or
@@ -156,10 +146,7 @@ def external_metrics(
     """Compare clusters with labels, under each way to name the clusters.
 
     Args:
-        labels: int64 (N,), indices into `class_names`.
-        clusters: int64 (N,).
         class_K: the class of each cluster on the split that names them, -1 for none.
-        class_names: C names.
 
     Returns:
         hungarian_accuracy: clusters matched to classes one to one on these images.

@@ -111,14 +111,10 @@ def freeze_batch_norm(backbone: nn.Module, frozen: bool = True) -> None:
 
 @torch.no_grad()
 def calibrate_batch_norm(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set every batch norm's running statistics to the average over `batches`.
+    """Set every batch norm's running statistics to the average over `batches` (B, 3, H, W).
 
     Each layer meanwhile normalizes by the statistics of the batch, so the layers after it see
     inputs of the right scale.
-
-    Args:
-        backbone: its running statistics are replaced; nothing else changes.
-        batches: normalized images (B, 3, H, W).
     """
     was_training = backbone.training
     for bn in batch_norms(backbone):

@@ -21,11 +21,8 @@ from src.storage import checkpoint
 
 @torch.inference_mode()
 def encode(backbone: Backbone, images_BCSS: Tensor, dtype: torch.dtype) -> Tensor:
-    """Features (B, D), float32, of one uint8 batch on the backbone's device.
-
-    Args:
-        dtype: precision of the activations.
-    """
+    """Features (B, D), float32, of one uint8 batch on the backbone's device; `dtype` is the
+    precision of the activations."""
     x = preprocess(images_BCSS)
     with autocast(x.device, dtype):
         return backbone(x).float()
@@ -92,13 +89,8 @@ class TrainedBackbone:
     config: dict[str, Any]
     """The flags of the training run."""
     dataset: dict[str, Any]
-    """Fingerprint and image size of the training images."""
+    """Fingerprint and `image_size` (side in pixels) of the training images."""
     tracking: dict[str, str | None]
-
-    @property
-    def image_size(self) -> int:
-        """Side S of the training images in pixels."""
-        return self.dataset["image_size"]
 
     @property
     def cache_dir(self) -> Path | None:

@@ -147,30 +147,21 @@ class Backbone(nn.Module):
 
 
 class SimCLR(nn.Module):
-    """Backbone and projection head.
+    """`Backbone` and projection head."""
 
-    Args:
-        arch, bn, pretrained: see `Backbone`.
-        hidden_dim: width of the head's hidden layer.
-        projection_dim: d, the width of the projections that NT-Xent sees.
-    """
+    projection_dim = 128
+    """d, the width of the projections that NT-Xent sees."""
 
     def __init__(
-        self,
-        arch: Architecture = "resnet50",
-        hidden_dim: int = 512,
-        projection_dim: int = 128,
-        bn: BatchNorm = "frozen",
-        pretrained: bool = False,
+        self, arch: Architecture = "resnet50", bn: BatchNorm = "frozen", pretrained: bool = False
     ):
         super().__init__()
         self.backbone = Backbone(arch, bn, pretrained)
         self.head = nn.Sequential(
-            nn.Linear(self.backbone.feature_dim, hidden_dim),
+            nn.Linear(self.backbone.feature_dim, 512),
             nn.ReLU(inplace=True),
-            nn.Linear(hidden_dim, projection_dim),
+            nn.Linear(512, self.projection_dim),
         )
-        self.projection_dim = projection_dim
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Projections (B, d) of normalized images (B, 3, H, W)."""

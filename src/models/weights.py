@@ -32,17 +32,11 @@ def load_weights(backbone: Backbone, arch: Architecture, weights: str | Path) ->
         UserError: the file cannot be used, or keys or shapes do not fit; names each of them.
     """
     state = imagenet(arch) if weights == "imagenet" else backbone_part(read(Path(weights)))
-    expected = backbone.state_dict()
-    wrong = [f"{name} is missing" for name in expected if name not in state]
-    wrong += [f"{name} is unknown" for name in state if name not in expected]
-    wrong += [
-        f"{name} has the shape {tuple(value.shape)}, not {tuple(expected[name].shape)}"
-        for name, value in state.items()
-        if name in expected and value.shape != expected[name].shape
-    ]
-    if wrong:
-        raise UserError(f"--weights {weights} does not fit {arch}: {'; '.join(wrong)}")
-    backbone.load_state_dict(state)
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as error:
+        misfits = " ".join(str(error).split())
+        raise UserError(f"--weights {weights} does not fit {arch}: {misfits}") from None
 
 
 def imagenet(arch: Architecture) -> dict[str, Tensor]:

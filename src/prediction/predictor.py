@@ -23,14 +23,7 @@ from src.prediction.picture_stream import decode
 from src.runtime.cli import UserError
 from src.runtime.device import DeviceName, PrecisionName, select_device, select_precision
 from src.storage import artifacts, checkpoint
-from src.storage.artifacts import (
-    CENTROIDS,
-    CLUSTER_TO_CLASS,
-    CLUSTERING,
-    EXTRACTION,
-    PCA_COMPONENTS,
-    PCA_MEAN,
-)
+from src.storage.artifacts import CLUSTER_TO_CLASS, CLUSTERING, EXTRACTION
 
 
 class Predictions(NamedTuple):
@@ -123,7 +116,7 @@ class Predictor:
             getattr(torch, extraction["precision"])
             if precision == "auto"
             else select_precision(precision, chosen),
-            trained.image_size,
+            trained.dataset["image_size"],
             tuple(extraction["dataset"]["class_names"]),
             np.array(artifacts.load(CLUSTER_TO_CLASS, directory)),
             extraction,
@@ -201,8 +194,8 @@ def _load_backbone(
 
 
 def _load_head(directory: Path, clustering: dict, feature_dim: int) -> ClusterHead:
-    arrays = [artifacts.load(a, directory) for a in (PCA_MEAN, PCA_COMPONENTS, CENTROIDS)]
-    mean, components, centroids = (np.array(array) for array in arrays)
+    fitted = artifacts.PCA_MEAN, artifacts.PCA_COMPONENTS, artifacts.CENTROIDS
+    mean, components, centroids = (np.array(artifacts.load(a, directory)) for a in fitted)
     clusters = len(artifacts.load(CLUSTER_TO_CLASS, directory))
     expected = (feature_dim,), (len(components), feature_dim), (clusters, len(components))
     if (mean.shape, components.shape, centroids.shape) != expected:

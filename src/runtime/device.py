@@ -51,10 +51,7 @@ def keep_freed_memory(keep: bool = True) -> None:
 
     Activations are tens of megabytes each. malloc would map and unmap them in every operation of
     every step; the page faults cost up to a fifth of a training step (LOG.md). Does nothing with
-    other C libraries.
-
-    Args:
-        keep: False restores glibc's defaults.
+    other C libraries; `keep=False` restores glibc's defaults.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -76,10 +73,6 @@ def select_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
     if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
         return torch.bfloat16
     return torch.float32
-
-
-def precision_name(dtype: torch.dtype) -> PrecisionName:
-    return next(name for name, value in DTYPES.items() if value == dtype)
 
 
 def can_compile() -> bool:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
@@ -40,7 +41,8 @@ def process_group() -> Iterator[None]:
     # torchrun keeps one store for all its restarts on a node (PyTorch issue 135712): under the
     # same keys a process would read the addresses of the dead ones.
     store, own, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
-    attempt = restarts() if one_machine() else 0
+    # With several machines, each counts its own restarts.
+    attempt = restarts() if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else 0
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         store=PrefixStore(f"attempt {attempt}", store), rank=own, world_size=count,
@@ -70,11 +72,6 @@ def rank() -> int:
 def local_rank() -> int:
     """Number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def one_machine() -> bool:
-    """Whether all processes run here; with several machines, each counts its own restarts."""
-    return os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
 
 
 def restarts() -> int:
@@ -167,8 +164,9 @@ def sync_gradients(model: Any, now: bool) -> contextlib.AbstractContextManager:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes, concatenated; gradients flow back to each."""
-    return _GatherRows.apply(rows) if size() > 1 else rows  # type: ignore[return-value]
+    """The rows (B, D) of all processes, concatenated; gradients flow back to each."""
+    before, after = rank() * len(rows), (size() - 1 - rank()) * len(rows)
+    return total(F.pad(rows, (0, 0, before, after))) if size() > 1 else rows
 
 
 def total(value: Tensor) -> Tensor:
@@ -176,29 +174,15 @@ def total(value: Tensor) -> Tensor:
     return _Total.apply(value) if size() > 1 else value  # type: ignore[return-value]
 
 
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        out = rows.new_empty(size() * len(rows), *rows.shape[1:])
-        dist.all_gather_into_tensor(out, rows.contiguous())
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient[own_part(len(gradient))]
-
-
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        value = value.clone()
+        value = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(value)
         return value
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        gradient = gradient.clone()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +61,6 @@ MODEL = "model.onnx"
 
 def path(artifact: Artifact, directory: Path, split: str = "") -> Path:
     return directory / artifact.file.format(split=split)
-
-
-def exists(artifact: Artifact, directory: Path, split: str = "") -> bool:
-    return path(artifact, directory, split).exists()
 
 
 def load(
@@ -155,6 +152,16 @@ def sync(file: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def require_space(folder: Path, needed: int, what: str, flag: str) -> None:
+    """Raises UserError if `folder` has no room for `needed` bytes of `what`."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{what} needs {needed / 1e9:.1f} GB more in {folder}, which has {free / 1e9:.1f} GB "
+            f"free: make room, or name another directory with {flag}"
+        )
 
 
 def write_json(file: Path, content: Any) -> None:

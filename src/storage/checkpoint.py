@@ -70,7 +70,15 @@ def load(file: Path) -> dict[str, Any]:
     """
     if not file.exists():
         raise BadCheckpoint(f"{file} is missing: run python src/train.py first")
-    _check_sums(file)
+    try:  # torch.load ignores the archive's checksums: only they reveal a flipped bit in a tensor
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+        size = file.stat().st_size
+        reason = "is empty" if size == 0 else f"is damaged or truncated ({_reason(error)})"
+        raise BadCheckpoint(f"{file} {reason}") from None
+    if damaged is not None:
+        raise BadCheckpoint(f"{file} is damaged: the checksum of {damaged} does not match")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -134,20 +142,17 @@ def locked(directory: Path) -> Iterator[None]:
     """Lock the directory for one training run, and delete half-written files of a killed one. The
     operating system releases the lock when the process dies."""
     directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(directory / ".lock").acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"another training run is using {directory}: wait for it, or choose another "
             "--checkpoint-dir"
         ) from None
-    try:
+    with lock:
         for half_written in directory.glob(temporary_path(Path("simclr_epoch_*.pt")).name):
             half_written.unlink()
         yield
-    finally:
-        lock.release()
 
 
 def file_digest(file: Path) -> str:
@@ -157,20 +162,6 @@ def file_digest(file: Path) -> str:
         while block := stream.read(1 << 22):
             sha.update(block)
     return sha.hexdigest()[:16]
-
-
-def _check_sums(file: Path) -> None:
-    """Check the zip archive's checksums, which torch.load ignores: only they reveal a flipped
-    bit in a tensor."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
-        size = file.stat().st_size
-        reason = "is empty" if size == 0 else f"is damaged or truncated ({_reason(error)})"
-        raise BadCheckpoint(f"{file} {reason}") from None
-    if damaged is not None:
-        raise BadCheckpoint(f"{file} is damaged: the checksum of {damaged} does not match")
 
 
 def _not_finite(value: Any, name: str = "checkpoint") -> str | None:

@@ -1,15 +1,16 @@
 """Weights & Biases as a mirror of what is on disk: it may fail, the run continues."""
 
 import base64
+import contextlib
 import dataclasses
 import html
 import io
 import json
 import math
-import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ from tqdm import tqdm
 from src.tracking import wandb_run
 from src.tracking.wandb_run import WandbMode
 
-PROJECT = "simclr-clusters"
-
 AXES = {"train": "train/step", "epoch": "epoch", "pca": "pca/component"}
 """The x-axis of the metrics of a prefix. A resumed run repeats steps with equal values, which
 coincide on this axis; W&B's own step counts rows and would shift them."""
@@ -30,28 +29,18 @@ PREFIXES = {"step": "train", "epoch": "epoch"}
 """From the kind of a record in `metrics.jsonl`."""
 
 
-class Tracker:
+class Tracker(contextlib.AbstractContextManager["Tracker"]):
     """One W&B run. No method raises: an error of W&B is a warning on standard error, printed once.
 
     Args:
         mode: `auto` is online where a key is configured and the server answers, else offline.
-        directory: takes all that W&B writes. The runs lie right inside where it is called
-            `wandb`, else in a `wandb` inside it.
-        group: joins the stages of one experiment.
-        job_type: the stage.
+        directory: of the runs where it is called `wandb`, else of a `wandb` that holds them.
         run_id: of the run to continue; None begins a new one.
-        config: recorded with the run; what JSON has no type for becomes a string.
+        options: `group`, `job_type` and `config`, for `wandb.init`.
     """
 
     def __init__(
-        self,
-        mode: WandbMode,
-        directory: Path,
-        *,
-        group: str,
-        job_type: str,
-        run_id: str | None = None,
-        config: dict[str, Any],
+        self, mode: WandbMode, directory: Path, *, run_id: str | None = None, **options: Any
     ) -> None:
         self.run_id = run_id
         """Kept in the checkpoint, so that a resumed run continues this one."""
@@ -60,19 +49,10 @@ class Tracker:
         if mode == "disabled":
             return
         self.run_id = run_id or secrets.token_hex(4)
-        options = {
-            "id": self.run_id,
-            "resume": "allow",
-            "project": os.environ.get("WANDB_PROJECT", PROJECT),
-            "group": group,
-            "job_type": job_type,
-            "config": json.loads(json.dumps(config, default=str)),
-        }
+        options |= {"id": self.run_id, "resume": "allow"}
+        options["config"] = json.loads(json.dumps(options["config"], default=str))
         self._run = self._attempt(lambda: wandb_run.open_run(mode, directory.resolve(), options))
         self._with_run(_define_axes)
-
-    def __enter__(self) -> "Tracker":
-        return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.finish(exit_code=1 if kind else 0)
@@ -83,7 +63,7 @@ class Tracker:
 
     def image(self, key: str, picture: Path | np.ndarray) -> None:
         """Log a picture: a file, or uint8 (height, width, 3)."""
-        self._with_run(lambda run: run.log({key: _picture(picture)}))
+        self._with_run(lambda run: run.log({key: import_module("wandb").Image(picture)}))
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table; a cell that is an array is a picture, as in `image`."""
@@ -99,8 +79,7 @@ class Tracker:
             self._attempt(lambda: call(self._run))
 
     def _attempt(self, call: Callable[[], Any]) -> Any:
-        """The one place that turns errors into warnings: W&B's have no common class, and none of
-        them may end a training. Returns None in place of a result."""
+        """The result, or None after a warning: W&B's errors have no common class."""
         try:
             return call()
         except Exception as error:
@@ -113,29 +92,19 @@ class Tracker:
 def stage_tracker(
     mode: WandbMode, directory: Path, job_type: str, config: Any, extraction: dict[str, Any]
 ) -> Tracker:
-    """The run of a stage after the extraction, in one group with the training. Its configuration
-    says which images, checkpoint and features it is about.
-
-    Args:
-        mode, directory, job_type: see `Tracker`.
-        config: the flags, a dataclass.
-        extraction: what the extraction recorded of itself.
-    """
+    """The run of a stage with the flags `config`, in one group with the training that
+    `extraction`, the record of the extraction, belongs to."""
     from src.storage.provenance import git_commit  # imports torch, which tracking does without
 
-    return Tracker(
-        mode,
-        directory,
-        group=extraction["tracking"]["group"],
-        job_type=job_type,
-        config={
-            **dataclasses.asdict(config),
-            "commit": git_commit(),
-            "dataset_fingerprint": extraction["dataset"]["fingerprint"],
-            "checkpoint_digest": extraction["checkpoint"]["digest"],
-            "features_id": extraction["id"],
-        },
-    )
+    about = {
+        "commit": git_commit(),
+        "dataset_fingerprint": extraction["dataset"]["fingerprint"],
+        "checkpoint_digest": extraction["checkpoint"]["digest"],
+        "features_id": extraction["id"],
+    }
+    about |= dataclasses.asdict(config)
+    group = extraction["tracking"]["group"]
+    return Tracker(mode, directory, group=group, job_type=job_type, config=about)
 
 
 def _row(record: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -152,20 +121,12 @@ def _define_axes(run: Any) -> None:
         run.define_metric(f"{prefix}/*", step_metric=axis)
 
 
-def _picture(picture: Path | np.ndarray) -> Any:
-    import wandb
-
-    return wandb.Image(str(picture) if isinstance(picture, Path) else picture)
-
-
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     """An HTML table. W&B's own table is an artifact, and an offline run remembers artifacts by
     absolute paths: they would be lost where the folder is copied to another machine."""
-    import wandb
-
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return wandb.Html(f"<table><tr>{head}</tr>{body}</table>")
+    return import_module("wandb").Html(f"<table><tr>{head}</tr>{body}</table>")
 
 
 def _cell(value: Any) -> str:

@@ -1,6 +1,5 @@
 """Training batches, from the memory-mapped images to the device: a function of seed and step."""
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor
 
 from src.runtime import distributed
-from src.runtime.prefetch import prefetch
 from src.training.randomness import EPOCH_ORDER, VIEWS, random_stream
 from src.training.views import ViewParameters, ViewSettings, draw, make_views
 
@@ -32,7 +30,9 @@ class ImageStore:
         self.starts = np.cumsum([0] + [len(array) for array in arrays])
         self.bytes = sum(array.nbytes for array in arrays)
         if placement == "auto":
-            placement = "device" if self._fits() else "stream"
+            # On the CPU a memory map already is memory, which the system can drop.
+            fits = device.type == "cuda" and self.bytes < torch.cuda.mem_get_info(device)[0] / 3
+            placement = "device" if fits else "stream"
         self.placement = placement
         self.resident = self._copy_all() if placement == "device" else None
 
@@ -59,12 +59,6 @@ class ImageStore:
         images = self.gather(indices)
         parameters = draw(settings, len(images), images.shape[-1], rng)
         return make_views(images, _to_device(parameters, self.device))
-
-    def _fits(self) -> bool:
-        # On the CPU a memory map already is memory, and the system can drop it when it runs short.
-        if self.device.type != "cuda":
-            return False
-        return self.bytes < torch.cuda.mem_get_info(self.device)[0] / 3
 
     def _copy_all(self, block: int = 4096) -> Tensor:
         shape = (len(self), *self.arrays[0].shape[1:])
@@ -123,10 +117,6 @@ class TrainingBatches:
             parameters = ViewParameters(*(p[rows] if len(p) else p for p in parameters))
             indices = indices[distributed.own_part(len(indices))]
         return Batch(self.store.gather(indices), _to_device(parameters, self.store.device))
-
-    def prefetched(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """Steps `start` to `stop` - 1; a thread loads the next one while one is in use."""
-        return prefetch(self.load, range(start, stop))
 
 
 def _to_device(parameters: ViewParameters, device: torch.device) -> ViewParameters:

@@ -119,10 +119,8 @@ DIGITS: dict[str, Any] = {
     ),
     "temperature": 0.5,
     "batch_size": 128,
-    "epochs": 24,
     "warmup_epochs": 4.0,
     "checkpoint_every": 12,
-    "monitor_every": 4,
     "log_every": 10,
 }  # fmt: skip
 

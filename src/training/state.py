@@ -11,13 +11,13 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from dataset.load_dataset import Dataset, load_dataset
-from dataset.stl10_archive import ensure_stl10
+from dataset.stl10_archive import get_stl10
 from src.models.batch_norm import calibrate_batch_norm, freeze_batch_norm
 from src.models.simclr import SimCLR
 from src.models.weights import load_weights
 from src.runtime import distributed
 from src.runtime.cli import UserError, progress
-from src.runtime.device import autocast, precision_name, select_device, select_precision
+from src.runtime.device import DTYPES, autocast, select_device, select_precision
 from src.storage import checkpoint
 from src.storage.provenance import git_commit, versions
 from src.training import health
@@ -70,7 +70,8 @@ def prepare(config: TrainConfig) -> Setup:
     device = select_device(config.device)
     dtype = select_precision(config.precision, device)
     # Recorded as what `auto` stands for here: resuming elsewhere must not change the precision.
-    config = dataclasses.replace(config, precision=precision_name(dtype))
+    names = {value: name for name, value in DTYPES.items()}
+    config = dataclasses.replace(config, precision=names[dtype])
     torch.backends.cudnn.benchmark = not config.deterministic  # shapes never change
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
@@ -103,7 +104,7 @@ def prepare(config: TrainConfig) -> Setup:
 def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
     """The dataset, and the names of its splits to train on."""
     if config.dataset == "stl10":
-        ensure_stl10(config.data_dir)
+        get_stl10(config.data_dir)
     dataset = load_dataset(config.dataset, config.data_dir, config.image_size, config.cache_dir)
     names = [name for name in dataset.splits if name in config.train_on]
     if not names:
@@ -121,13 +122,17 @@ def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
 
 
 def restore_or_initialize(setup: Setup) -> TrainState:
-    """The state of the newest checkpoint, or of a training that has not begun."""
-    state, directory = random_state(setup), setup.config.checkpoint_dir
-    newest = distributed.from_main(checkpoint.newest(directory) if distributed.is_main() else None)
-    if newest:
+    """The state of the newest checkpoint, or of a training that has not begun: with pretrained
+    weights, or random ones and their batch-norm statistics."""
+    state, config = random_state(setup), setup.config
+    found = checkpoint.newest(config.checkpoint_dir) if distributed.is_main() else None
+    if newest := distributed.from_main(found):
         restore(state, setup, *newest)
+    elif config.pretrained:
+        with distributed.local_main_first():  # downloads for the others
+            load_weights(state.model.backbone, config.arch, config.weights)
     else:
-        initialize_weights(state, setup)
+        calibrate(state, setup)
     return state
 
 
@@ -149,16 +154,6 @@ def random_state(setup: Setup) -> TrainState:
 def frozen_at(step: int, setup: Setup) -> bool:
     """Whether batch norm is frozen at `step`: after the warm-up, or always if pretrained."""
     return step >= setup.warmup_steps or setup.config.pretrained
-
-
-def initialize_weights(state: TrainState, setup: Setup) -> None:
-    """Load pretrained weights, or measure batch-norm statistics for the random ones."""
-    config = setup.config
-    if config.pretrained:
-        with distributed.local_main_first():  # downloads for the others
-            load_weights(state.model.backbone, config.arch, config.weights)
-    else:
-        calibrate(state, setup)
 
 
 def calibrate(state: TrainState, setup: Setup, images: int = 2048) -> None:
@@ -186,23 +181,6 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
     Raises:
         UserError: the flags or the images would make it another training.
     """
-    refuse_other_settings(setup, file, saved)
-    state.model.load_state_dict(saved["model"])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.scaler.load_state_dict(saved["scaler"])
-    state.totals = health.Totals(setup.device, saved["totals"])
-    state.step, state.loss, state.tracking = saved["step"], saved["loss"], saved["tracking"]
-    if state.step > setup.steps:
-        raise UserError(
-            f"{file} was saved after {state.step:,} steps, but --epochs {setup.config.epochs} is "
-            f"only {setup.steps:,}: raise --epochs, or use another --checkpoint-dir"
-        )
-    freeze_batch_norm(state.model.backbone, frozen=frozen_at(state.step, setup))
-    print(f"resuming from {file}: {state.step:,} of {setup.steps:,} steps are done")
-
-
-def refuse_other_settings(setup: Setup, file: Path, saved: dict[str, Any]) -> None:
-    """Raise UserError naming every setting that differs from the checkpoint's and must not."""
     flags = flag_values(setup.config)
     different = [
         f"--{name.replace('_', '-')} {value} (now {flags[name]})"
@@ -216,6 +194,18 @@ def refuse_other_settings(setup: Setup, file: Path, saved: dict[str, Any]) -> No
             f"{file} was trained with {', '.join(different)}: use the same settings to resume, "
             "--fresh to start over (it keeps the old files), or another --checkpoint-dir"
         )
+    state.model.load_state_dict(saved["model"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.scaler.load_state_dict(saved["scaler"])
+    state.totals = health.Totals(setup.device, saved["totals"])
+    state.step, state.loss, state.tracking = saved["step"], saved["loss"], saved["tracking"]
+    if state.step > setup.steps:
+        raise UserError(
+            f"{file} was saved after {state.step:,} steps, but --epochs {setup.config.epochs} is "
+            f"only {setup.steps:,}: raise --epochs, or use another --checkpoint-dir"
+        )
+    freeze_batch_norm(state.model.backbone, frozen=frozen_at(state.step, setup))
+    print(f"resuming from {file}: {state.step:,} of {setup.steps:,} steps are done")
 
 
 def save_checkpoint(state: TrainState, setup: Setup) -> Path:

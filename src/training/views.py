@@ -51,10 +51,6 @@ class ViewSettings:
     zoom: float = 0.0
     """Largest change of a view's size in either direction: 0.1 is 1/1.1 to 1.1."""
 
-    @property
-    def is_affine(self) -> bool:
-        return any((self.rotation, self.shear, self.shift, self.zoom))
-
 
 class ViewParameters(NamedTuple):
     """The random parameters of N views: a few small tensors to copy to the device."""
@@ -167,7 +163,7 @@ def _blur_matrix(kernel_NT: Tensor, side: int) -> Tensor:
 
 def _draw_affine(settings: ViewSettings, views: int, rng: torch.Generator) -> Tensor:
     """Rotation, slant, shift and zoom, each uniform to either side, as matrices (N, 2, 3)."""
-    if not settings.is_affine:
+    if not any((settings.rotation, settings.shear, settings.shift, settings.zoom)):
         return torch.empty(0, 2, 3)
     angle, slant, shift_x, shift_y, zoom = torch.rand(5, views, generator=rng) * 2 - 1
     angle = angle * settings.rotation * torch.pi / 180

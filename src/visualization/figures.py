@@ -56,7 +56,6 @@ NAME_LENGTH = 20
 
 
 def shortened(names: Sequence[str]) -> list[str]:
-    """The names, cut to `NAME_LENGTH` letters."""
     return [n if len(n) <= NAME_LENGTH else n[: NAME_LENGTH - 1] + "…" for n in names]
 
 
@@ -222,12 +221,7 @@ def cluster_sizes(sizes: dict[str, np.ndarray], cluster_names: Sequence[str]) ->
 def cluster_pictures(
     rows: Sequence[tuple[str, np.ndarray, np.ndarray]], titles: tuple[str, str]
 ) -> Figure:
-    """A row of pictures for each cluster.
-
-    Args:
-        rows: name, and two uint8 (n, S, S, 3): the pictures left and right of the gap.
-        titles: of the left and of the right half.
-    """
+    """A row for each cluster: its name, and uint8 (n, S, S, 3) pictures left and right of a gap."""
     count = max(max(len(left), len(right)) for _, left, right in rows)
     longest = max(len(name) for name, _, _ in rows)
     margin, top = 0.12 + 0.065 * min(longest, NAME_LENGTH), 0.3  # inches

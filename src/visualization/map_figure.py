@@ -34,7 +34,8 @@ def projection_map(results: Results, xy_N2: np.ndarray, method: str) -> Figure:
         inks = colors(len(class_names))
         maps.append(("class", labels, inks, _entries(inks, class_names, int((labels < 0).sum()))))
     side = WIDTH / 2 if len(maps) == 2 else 6.0
-    columns = min(_columns(entries, side) for *_, entries in maps)
+    letters = max((len(name) for *_, entries in maps for _, name in entries), default=0)
+    columns = max(1, min(5, int(side / (0.27 + 0.052 * letters))))
     legend = LINE * max(-(-len(entries) // columns) for *_, entries in maps)
     x_span, y_span = np.maximum(np.ptp(xy_N2, axis=0), 1e-6)
     shape = float(np.clip(y_span / x_span, 0.4, 1.4))  # a wide map is not half blank
@@ -47,12 +48,17 @@ def projection_map(results: Results, xy_N2: np.ndarray, method: str) -> Figure:
         left, bottom = (number + 0.01) / len(maps), (legend + 0.1) / height
         ax = figure.add_axes((left, bottom, 0.98 / len(maps), shape * side / height))
         _scatter(ax, xy_N2, groups, inks)
-        (x_low, y_low), (x_high, y_high) = center - reach, center + reach
-        ax.set(xlim=(x_low, x_high), ylim=(y_low, y_high), xticks=[], yticks=[])
+        xlim, ylim = zip(center - reach, center + reach, strict=True)
+        ax.set(xlim=xlim, ylim=ylim, xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         ax.set_title(f"{method}, colored by {kind}")
         if entries:
-            _legend(ax, entries, columns)
+            dots = [Line2D([], [], linestyle="", marker="o", color=ink) for ink, _ in entries]
+            ax.legend(
+                dots, [name for _, name in entries], loc="upper center", bbox_to_anchor=(0.5, 0),
+                ncols=columns, markerscale=0.8, handletextpad=0.1, columnspacing=0.8,
+                borderaxespad=0, fontsize=7.5,
+            )  # fmt: skip
     for k in np.unique(clusters):
         x, y = np.median(xy_N2[clusters == k], axis=0)
         halo = [withStroke(linewidth=2.5, foreground="white")]
@@ -81,18 +87,3 @@ def _entries(inks: Sequence[str], names: Sequence[str], unknown: int) -> list[tu
         return []
     entries = [*zip(inks, shortened(names), strict=True)]
     return entries + ([(UNKNOWN, f"no class ({unknown:,})")] if unknown else [])
-
-
-def _columns(entries: list[tuple[str, str]], side: float) -> int:
-    """The number of legend columns that fit below a map, at most five."""
-    widest = 0.27 + 0.052 * max((len(name) for _, name in entries), default=0)
-    return max(1, min(5, int(side / widest)))
-
-
-def _legend(ax: Axes, entries: list[tuple[str, str]], columns: int) -> None:
-    dots = [Line2D([], [], linestyle="", marker="o", color=color) for color, _ in entries]
-    ax.legend(
-        dots, [name for _, name in entries], loc="upper center", bbox_to_anchor=(0.5, 0),
-        ncols=columns, markerscale=0.8, handletextpad=0.1, columnspacing=0.8,
-        borderaxespad=0, fontsize=7.5,
-    )  # fmt: skip

@@ -25,9 +25,12 @@ def colors(count: int) -> list[str]:
 
     More than ten colors cannot be told apart at a glance: write the number beside them too.
     """
-    return [
-        _shade(BASE[i % len(BASE)], _SHADES[i // len(BASE) % len(_SHADES)]) for i in range(count)
-    ]
+    palette = []
+    for i in range(count):
+        amount = _SHADES[i // len(BASE) % len(_SHADES)]
+        r, g, b = (c + abs(amount) * ((amount > 0) - c) for c in to_rgb(BASE[i % len(BASE)]))
+        palette.append(to_hex((r, g, b)))
+    return palette
 
 
 def cluster_colors(class_of_cluster: Sequence[int] | np.ndarray, classes: int) -> list[str]:
@@ -36,9 +39,3 @@ def cluster_colors(class_of_cluster: Sequence[int] | np.ndarray, classes: int) -
     palette = colors(classes + len(class_of_cluster))
     spare = iter(palette[classes:])
     return [palette[c] if c >= 0 else next(spare) for c in class_of_cluster]
-
-
-def _shade(color: str, amount: float) -> str:
-    target = float(amount > 0)
-    red, green, blue = (value + abs(amount) * (target - value) for value in to_rgb(color))
-    return to_hex((red, green, blue))

@@ -28,10 +28,7 @@ def project(x_NP: np.ndarray, method: ProjectionName, seed: int) -> np.ndarray:
 
     `pca` takes the first two components as they are. t-SNE and UMAP arrange a random sample of
     `FIT_POINTS`; every other point stands at the median of its five nearest neighbors in the
-    sample.
-
-    Raises:
-        UserError: `method` is `umap`, and umap-learn is not installed.
+    sample. Raises UserError if `method` is `umap` and umap-learn is not installed.
     """
     if method == "pca":
         xy = np.zeros((len(x_NP), 2))
@@ -85,5 +82,4 @@ def _umap(x: np.ndarray, seed: int) -> np.ndarray:
         raise UserError("--projection umap needs one more package: pip install umap-learn")
     from umap import UMAP  # type: ignore[import-not-found]
 
-    neighbors = min(15, len(x) - 1)
-    return UMAP(n_neighbors=neighbors, random_state=seed, n_jobs=1).fit_transform(x)  # type: ignore[return-value]
+    return UMAP(min(15, len(x) - 1), random_state=seed, n_jobs=1).fit_transform(x)  # type: ignore[return-value]

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from dataset.load_dataset import Dataset
 from src.storage.artifacts import replacing
 from src.storage.metrics_log import Record
 from src.visualization.palette import UNKNOWN, colors
 from src.visualization.report_sections import how_made, metrics_table, training_image
-from src.visualization.results import Results, load_pictures
+from src.visualization.results import Results
 from src.visualization.thumbnails import COLUMNS, Sheets, make_sheets
 
 PARTS = Path(__file__).parent / "report_page"
@@ -23,22 +22,18 @@ NEIGHBORS = 12
 
 
 def write_report(
-    file: Path,
-    results: Results,
-    xy_N2: np.ndarray,
-    method: str,
-    records: list[Record],
-    dataset: Dataset | None,
+    file: Path, results: Results, records: list[Record], xy_N2: np.ndarray, method: str
 ) -> None:
-    """Write the page to `file`.
+    """Write the page to `file`. Without images it shows names only, and without records no curves.
 
-    Args:
-        xy_N2: the position of each image on the map.
-        method: the projection that made the map, as the page calls it.
-        records: the training log; may be empty.
-        dataset: the images; without them the page shows names only.
+    `method` is the projection that made the map `xy_N2`, as the page calls it.
     """
-    sheets = picture_sheets(results, dataset)
+    count = len(results.clusters)
+    sheets = Sheets(0, np.arange(count), [])  # without pictures, every image can be a neighbor
+    if results.dataset is not None:
+        sheets = make_sheets(results.pictures, count, results.dataset.image_size)
+    if len(sheets.rows) < count:
+        print(f"note: the report carries the pictures of {len(sheets.rows):,} of {count:,} images")
     nearest = nearest_neighbors(results.x_NP, sheets.rows, NEIGHBORS)
     arrays = {
         "xy": xy_N2.astype("<f4"),
@@ -52,13 +47,15 @@ def write_report(
     }
     blobs = [_blob(name, array.tobytes(), array.dtype.str[1:]) for name, array in arrays.items()]
     blobs += [_blob(f"sheet-{i}", sheet) for i, sheet in enumerate(sheets.webp)]
+    data = page_data(results, sheets) | {"method": method}
     slots = {
         "style": (PARTS / "page.css").read_text(encoding="utf-8"),
         "script": "\n".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "metrics": metrics_table(results.metrics),
         "training": training_image(records),
         "made": how_made(results),
-        "data": script_json(page_data(results, dataset, sheets) | {"method": method}),
+        # No string can end the script element.
+        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
         "blobs": "\n".join(blobs),
     }
     template = (PARTS / "page.html").read_text(encoding="utf-8")
@@ -68,29 +65,11 @@ def write_report(
         temporary.write_text(text, encoding="utf-8")
 
 
-def picture_sheets(results: Results, dataset: Dataset | None) -> Sheets:
-    """The pictures of the page. Without a dataset none, but every image can be a neighbor."""
-    count = len(results.clusters)
-    if dataset is None:
-        return Sheets(tile=0, rows=np.arange(count), webp=[])
-    sheets = make_sheets(
-        lambda rows: load_pictures(results, dataset, rows), count, dataset.image_size
-    )
-    if len(sheets.rows) < count:
-        print(f"note: the report carries the pictures of {len(sheets.rows):,} of {count:,} images")
-    return sheets
-
-
 def nearest_neighbors(x_NP: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:
     """The k nearest other points of every point, Euclidean, nearest first, exact.
 
-    Args:
-        x_NP: float (N, P).
-        candidates: int (M,): the points that may be neighbors.
-        k: cut to M - 1.
-
-    Returns:
-        int64 (N, k), indices into `candidates`.
+    Only the M points `candidates` may be neighbors, and k is cut to M - 1. Returns int64 (N, k),
+    indices into `candidates`.
     """
     k = min(k, len(candidates) - 1)
     model = NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(x_NP[candidates])
@@ -100,9 +79,9 @@ def nearest_neighbors(x_NP: np.ndarray, candidates: np.ndarray, k: int) -> np.nd
     return nearest[keep].reshape(len(x_NP), k)
 
 
-def page_data(results: Results, dataset: Dataset | None, sheets: Sheets) -> dict[str, Any]:
+def page_data(results: Results, sheets: Sheets) -> dict[str, Any]:
     """What the scripts of the page read besides the arrays."""
-    names = None
+    names, dataset = None, results.dataset
     if dataset is not None and all(split.names for split in dataset.splits.values()):
         names = [name for s in results.split_names for name in dataset.splits[s].names or ()]
     data = results.extraction["dataset"]
@@ -111,7 +90,7 @@ def page_data(results: Results, dataset: Dataset | None, sheets: Sheets) -> dict
         "dataset": title,
         "count": len(results.clusters),
         "splits": results.split_names,
-        "offsets": [results.offset(split) for split in results.split_names],
+        "offsets": [int(results.rows(split)[0]) for split in results.split_names],
         "clusters": results.cluster_names,
         "classes": results.class_names,
         "classOfCluster": results.class_of_cluster.tolist(),
@@ -129,8 +108,3 @@ def _blob(name: str, content: bytes, dtype: str = "") -> str:
     """An inert script element that holds bytes in base64; numbers are little-endian."""
     text = base64.b64encode(content).decode()
     return f'<script type="text/plain" id="{name}" data-type="{dtype}">{text}</script>'
-
-
-def script_json(content: Any) -> str:
-    """JSON that can stand inside a script element whatever its strings hold."""
-    return json.dumps(content, allow_nan=False).replace("<", "\\u003c")

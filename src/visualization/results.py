@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.load_dataset import Dataset
+from dataset.load_dataset import Dataset, reload_dataset
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.visualization.palette import cluster_colors
@@ -39,6 +39,8 @@ class Results:
     """float32 (N,), from each image to the centroid of its cluster."""
     margin: np.ndarray
     """float32 (N,), from 0 on the border to another cluster to 1 on the centroid."""
+    dataset: Dataset | None
+    """The images; None where they are missing."""
 
     @property
     def cluster_names(self) -> list[str]:
@@ -53,19 +55,34 @@ class Results:
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.splits == self.split_names.index(split))
 
-    def offset(self, split: str) -> int:
-        """The row of the first image of `split`."""
-        return int(self.rows(split)[0])
+    def pictures(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 (len(rows), S, S, 3): the images of `rows`, in the order of `rows`."""
+        assert self.dataset is not None
+        size = self.dataset.image_size
+        pictures = np.empty((len(rows), size, size, 3), np.uint8)
+        for index, name in enumerate(self.split_names):
+            chosen = self.splits[rows] == index
+            images = self.dataset.splits[name].images[rows[chosen] - self.rows(name)[0]]
+            pictures[chosen] = images.transpose(0, 2, 3, 1)
+        return pictures
 
 
-def load_results(directory: Path) -> Results:
-    """Raises UserError if extraction or clustering has not run, or their files do not match."""
+def load_results(directory: Path, data_dir: Path | None = None) -> Results:
+    """Raises UserError if extraction or clustering has not run, or their files do not match.
+
+    `data_dir` is the new directory of the images, if they were moved.
+    """
     extraction = artifacts.recorded(directory, artifacts.EXTRACTION)
     clustering = artifacts.recorded(directory, artifacts.CLUSTERING)
     names = list(extraction["dataset"]["splits"])
     parts = [_load_split(directory, name) for name in names]
     x_NP, clusters, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     distance, margin = _distances(x_NP, clusters, artifacts.load(artifacts.CENTROIDS, directory))
+    try:
+        dataset = reload_dataset(extraction["dataset"], data_dir)
+    except UserError as error:
+        print(f"note: no pictures: {error}")
+        dataset = None
     return Results(
         split_names=names,
         splits=np.repeat(np.arange(len(names)), [len(part[0]) for part in parts]),
@@ -80,6 +97,7 @@ def load_results(directory: Path) -> Results:
         clustering=clustering,
         distance=distance,
         margin=margin,
+        dataset=dataset,
     )
 
 
@@ -87,7 +105,7 @@ def _load_split(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray, np
     x = artifacts.load(artifacts.REDUCED, directory, split)
     clusters = artifacts.load(artifacts.ASSIGNMENTS, directory, split)
     labels = np.full(len(x), -1)
-    if artifacts.exists(artifacts.LABELS, directory, split):
+    if artifacts.path(artifacts.LABELS, directory, split).exists():
         labels = artifacts.load(artifacts.LABELS, directory, split)
     if not len(x) == len(clusters) == len(labels):
         raise UserError(
@@ -107,14 +125,3 @@ def _distances(
     distance_KN[clusters, each] = np.inf  # with one cluster no other is near: the margin is 1
     other = distance_KN.min(axis=0)
     return own, 1 - np.divide(own, other, out=np.ones_like(own), where=other > 0)
-
-
-def load_pictures(results: Results, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """uint8 (len(rows), S, S, 3): the images of `rows`, in the order of `rows`."""
-    size = dataset.image_size
-    pictures = np.empty((len(rows), size, size, 3), np.uint8)
-    for index, name in enumerate(results.split_names):
-        chosen = results.splits[rows] == index
-        images = dataset.splits[name].images[rows[chosen] - results.offset(name)]
-        pictures[chosen] = images.transpose(0, 2, 3, 1)
-    return pictures

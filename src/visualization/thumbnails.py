@@ -29,10 +29,7 @@ def make_sheets(read: Callable[[np.ndarray], np.ndarray], count: int, size: int)
     """The sheets of `count` images: the largest tiles that fit into `PIXELS`, and where even the
     smallest do not, a random sample of the images, always the same one.
 
-    Args:
-        read: gives uint8 (n, S, S, 3) for int (n,) image numbers.
-        count: N.
-        size: S.
+    `read` gives uint8 (n, size, size, 3) for int (n,) image numbers.
     """
     wanted = -(-size // 16) * 16
     tile = next((t for t in (64, 48, 32) if t <= wanted and count * t * t <= PIXELS), 32)
