@@ -118,7 +118,7 @@ def test_frozen_statistics_stay_frozen_in_every_mode() -> None:
     model = SimCLR("resnet18").train()
     assert model.backbone.bn1.training  # the warm-up
     freeze_batch_norm(model.backbone)
-    assert all(bn.training for bn in batch_norms(SimCLR("resnet18", bn="train").backbone))
+    assert all(bn.training for bn in batch_norms(SimCLR("resnet18", bn="train").train().backbone))
     for part in (model, model.backbone):
         part.eval()
         part.train()

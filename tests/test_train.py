@@ -49,7 +49,6 @@ def test_batch_norm_is_frozen_when_the_warm_up_ends(config: TrainConfig) -> None
         assert torch.equal(warm, last) == ("running" in name or "num_batches" in name), name
     after, epoch = saved(config, 2), records(config, "epoch")[1]
     assert after["epoch"] == 2
-    assert after["config"]["temperature"] == 0.2
     steps = records(config, "step")
     assert [r["step"] for r in steps] == [1, 2, 3, 4, 5, 6]
     assert after["loss"] == epoch["loss"] == pytest.approx(sum(r["loss"] for r in steps[3:]) / 3)
