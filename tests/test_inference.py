@@ -147,7 +147,7 @@ def test_every_file_is_predicted_or_named_with_its_reason(
     broken = {
         "cut.png": ((tmp_path / "UPPER.PNG").read_bytes()[:200], "damaged"),
         "empty.png": (b"", "empty file"),
-        "phone.heic": (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"),
+        "phone.heic": (b"\0\0\0\x18ftypheic" + bytes(40), "not a picture"),
         "pickle.png": (b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.", "not a picture"),
     }
     for name, (content, _) in broken.items():

@@ -457,7 +457,7 @@ def many(tmp_path: Path) -> Pictures:
 
 
 def workers_of_this_process() -> list[int]:
-    listing = subprocess.run(["ps", "-Ao", "pid=,ppid=,args="], capture_output=True, text=True)
+    listing = subprocess.run(["ps", "-wwAo", "pid=,ppid=,args="], capture_output=True, text=True)
     table = [line.split(maxsplit=2) for line in listing.stdout.splitlines()]
     return [int(pid) for pid, parent, args in table
             if int(parent) == os.getpid() and "popen_loky" in args]  # fmt: skip
