@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
@@ -165,13 +164,26 @@ def sync_gradients(model: Any, now: bool) -> contextlib.AbstractContextManager:
 
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows (B, D) of all processes, concatenated; gradients flow back to each."""
-    before, after = rank() * len(rows), (size() - 1 - rank()) * len(rows)
-    return total(F.pad(rows, (0, 0, before, after))) if size() > 1 else rows
+    return _GatherRows.apply(rows) if size() > 1 else rows  # type: ignore[return-value]
 
 
 def total(value: Tensor) -> Tensor:
     """Sum over the processes; gradients flow back to each."""
     return _Total.apply(value) if size() > 1 else value  # type: ignore[return-value]
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = rows.new_empty(size() * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[own_part(len(gradient))]
 
 
 class _Total(torch.autograd.Function):
