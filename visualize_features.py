@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from src.evaluation.silhouette import silhouette_samples
-from src.evaluation.tables import summary_table
+from src.evaluation.tables import summary_table, used_splits
 from src.runtime.cli import run_script
 from src.storage import artifacts, checkpoint
 from src.storage.metrics_log import Record, read_metrics
@@ -109,7 +109,7 @@ def draw(
         yield "training", figures.training_curves(records)
     yield "pca_variance", figures.pca_variance(results.variance_ratio)
     yield "map", projection_map(results, xy_N2, method)
-    labeled = {split: part for split, part in metrics["splits"].items() if "confusion" in part}
+    labeled = {split: part for split, part in used_splits(metrics).items() if "confusion" in part}
     if not labeled:
         print("note: no image has a label: no confusion matrix, no classes in the map")
     for split, scores in labeled.items():

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import torch
 from PIL import Image
 
 from dataset.load_dataset import Split, reload_dataset
-from src.clusters.confidence import confidence, fit_scale
+from src.clusters.confidence import confidence, gaussian_scale
+from src.clusters.head import LinearHead
 from src.export import onnx_clusters, to_onnx
 from src.prediction.predictor import Predictor
 from src.runtime.cli import run_script
@@ -71,24 +71,26 @@ def check_clusters(directory: Path, predictor: Predictor, name: str, split: Spli
     if split.labels is None:
         return results
     right = predictor.cluster_to_class[predictions.clusters] == split.labels
+    head = LinearHead(predictor.head.weights.numpy(), predictor.head.bias.numpy())
     scale = scale_without_labels(directory, predictor)
-    squared = torch.from_numpy(predictions.distances).square()
+    scores = head.scores(artifacts.load(artifacts.REDUCED, directory, name))
     return results | {
         "right": float(right.mean()),
         "calibration_error": calibration_error(predictions.confidence, right),
         "confidence_scale": predictor.head.confidence_scale,
         "calibration_error_without_labels": calibration_error(
-            confidence(squared, scale).numpy(), right
+            confidence(scores, scale).numpy(), right
         ),
         "confidence_scale_without_labels": scale,
     }
 
 
 def scale_without_labels(directory: Path, predictor: Predictor) -> float:
-    fit_on = artifacts.recorded(directory, artifacts.CLUSTERING)["fit_on"]
-    reduced = artifacts.load(artifacts.REDUCED, directory, fit_on)
-    centroids = predictor.head.centroids.numpy()
-    return fit_scale(reduced, centroids, predictor.cluster_to_class, None)
+    clustering = artifacts.recorded(directory, artifacts.CLUSTERING)
+    if clustering["config"]["smooth"]:
+        return 1.0
+    reduced = artifacts.load(artifacts.REDUCED, directory, clustering["fit_on"])
+    return gaussian_scale(reduced, predictor.head.centroids.numpy())
 
 
 def calibration_error(confidence_N: np.ndarray, right_N: np.ndarray, bins: int = 15) -> float:

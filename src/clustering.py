@@ -3,8 +3,11 @@
     python src/clustering.py
 
 L2 normalization, exact PCA, K-means++; PCA and K-means are fitted on one split and applied to
-all of them. Reads features/{split}_features.npy and _labels.npy. Writes features/{split}_pca.npy,
-pca_*.npy, centroids.npy, {split}_clusters.npy, cluster_to_class.npy, metrics.json and its part of
+all of them. K-means runs twice: on the principal components, and on rows averaged with their
+nearest neighbors. Later stages use the second clusters; with --no-smooth, the only ones.
+
+Reads features/{split}_features.npy and _labels.npy. Writes features/{split}_pca.npy, pca_*.npy,
+centroids.npy, head_*.npy, {split}_clusters.npy, cluster_to_class.npy, metrics.json and its part of
 manifest.json. Labels are used to name and to score the clusters, never to find them.
 
 There are two accuracies. `hungarian_accuracy` matches clusters to classes on each split itself, as
@@ -21,10 +24,17 @@ import numpy as np
 
 from dataset.load_dataset import reload_dataset
 from src.clusters.choose_k import candidates, scan, scan_table
-from src.clusters.confidence import fit_scale
+from src.clusters.confidence import fit_scale, gaussian_scale
 from src.clusters.pca import PCA
-from src.clusters.protocol import Protocol, Splits
-from src.evaluation.tables import COLUMNS, class_table, summary_table
+from src.clusters.protocol import Clustering, Protocol, Splits
+from src.evaluation.tables import (
+    COLUMNS,
+    K_MEANS,
+    SMOOTHED,
+    class_table,
+    summary_table,
+    used_splits,
+)
 from src.runtime.cli import UserError, check_seed, run_script
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, EXTRACTION
@@ -49,6 +59,12 @@ class ClusteringConfig:
     """A number, a range such as 5:20 to pick from, or auto (2:20); None is one per class, or 10."""
     restarts: int = 20
     """K-means starts; the best one is kept."""
+    smooth: bool = True
+    """Also cluster rows averaged with their neighbors, and use these clusters in later stages."""
+    hops: int = 2
+    """How often the rows are averaged."""
+    neighbors: int = 10
+    """Nearest neighbors to average a row with."""
     seeds: int | None = None
     """Also report mean and standard deviation over this many seeds of K-means."""
     baselines: bool = False
@@ -81,35 +97,37 @@ def main(config: ClusteringConfig) -> None:
 
     artifacts.record(directory, CLUSTERING, None)  # unfinished until it is recorded again
     pca, reduced = protocol.reduce(features)
+    smoothed_NP = protocol.smooth(reduced)
     metrics: dict[str, Any] = {"splits": {}, "pca": describe_pca(pca, config.components)}
     count = counts[0]
     if len(counts) > 1:
-        metrics["scan"] = scan(reduced[fit_on], counts, config.seed)
+        scanned = reduced[fit_on] if smoothed_NP is None else smoothed_NP
+        metrics["scan"] = scan(scanned, counts, config.seed)
         print(scan_table(metrics["scan"]))
         count = metrics["scan"]["picked"]
-    model, clusters = protocol.cluster(reduced, count, config.seed)
-    class_K = protocol.name(clusters, count)
-    centroids_KP = model.cluster_centers_.astype(np.float32)
-    save(directory, pca, reduced, centroids_KP, clusters, class_K)
+    found, scores = protocol.cluster_and_score(features, reduced, smoothed_NP, count, config.seed)
+    used = found[-1]
+    save(directory, pca, reduced, used)
     named_on = protocol.named_on
     labels = protocol.labels[named_on] if named_on else None
-    scale = fit_scale(reduced[named_on or fit_on], centroids_KP, class_K, labels)
+    rows_NP = reduced[named_on or fit_on]
+    start = gaussian_scale(rows_NP, used.centroids_KP) if smoothed_NP is None else 1.0
+    scale = fit_scale(rows_NP, used.head, used.class_K, labels, start)
 
     metrics["kmeans"] = {
         "clusters": count,
         "fit_on": fit_on,
         "named_on": named_on,
-        "inertia": float(model.inertia_ or 0),
+        "inertia": found[0].inertia,
         "restarts": config.restarts,
     }
-    metrics["splits"] = protocol.score(features, reduced, clusters, class_K)
+    metrics |= scores
     if config.seeds:
         seeds = range(config.seed, config.seed + config.seeds)
-        metrics["seeds"] = protocol.over_seeds(reduced, count, seeds)
+        metrics["seeds"] = protocol.over_seeds(reduced, smoothed_NP, count, seeds)
     if baselines:
         metrics["baselines"] = {
-            kind: {"splits": protocol.score_baseline(x, count, config.seed)}
-            for kind, x in baselines.items()
+            kind: protocol.score_baseline(x, count, config.seed) for kind, x in baselines.items()
         }
     artifacts.write_json(directory / artifacts.METRICS, metrics)
     part = {
@@ -131,6 +149,8 @@ def _check(config: ClusteringConfig) -> None:
     for flag, value, least in (
         ("--components", config.components, 1),
         ("--restarts", config.restarts, 1),
+        ("--hops", config.hops, 1),
+        ("--neighbors", config.neighbors, 1),
         ("--seeds", 2 if config.seeds is None else config.seeds, 2),
     ):
         if value < least:
@@ -207,6 +227,8 @@ def choose_protocol(
         l2_normalize=config.l2_normalize,
         components=config.components,
         restarts=config.restarts,
+        hops=config.hops if config.smooth else 0,
+        neighbors=config.neighbors,
     )
 
 
@@ -231,22 +253,23 @@ def describe_pca(pca: PCA, wanted: int) -> dict[str, Any]:
     }
 
 
-def save(
-    directory: Path,
-    pca: PCA,
-    reduced: Splits,
-    centroids_KP: np.ndarray,
-    clusters: Splits,
-    class_K: np.ndarray,
-) -> None:
+def save(directory: Path, pca: PCA, reduced: Splits, used: Clustering) -> None:
     """Write every array that later stages read; remove those of splits that no longer exist."""
-    artifacts.save(artifacts.PCA_MEAN, directory, pca.mean_D)
-    artifacts.save(artifacts.PCA_COMPONENTS, directory, pca.components_PD)
-    artifacts.save(artifacts.PCA_VARIANCE_RATIO, directory, pca.variance_ratio_P)
-    artifacts.save(artifacts.CENTROIDS, directory, centroids_KP)
-    artifacts.save(artifacts.CLUSTER_TO_CLASS, directory, class_K)
+    for artifact, array in (
+        (artifacts.PCA_MEAN, pca.mean_D),
+        (artifacts.PCA_COMPONENTS, pca.components_PD),
+        (artifacts.PCA_VARIANCE_RATIO, pca.variance_ratio_P),
+        (artifacts.CENTROIDS, used.centroids_KP),
+        (artifacts.HEAD_WEIGHTS, used.head.weights_KP),
+        (artifacts.HEAD_BIAS, used.head.bias_K),
+        (artifacts.CLUSTER_TO_CLASS, used.class_K),
+    ):
+        artifacts.save(artifact, directory, array)
     for split in artifacts.SPLITS:
-        for artifact, arrays in ((artifacts.REDUCED, reduced), (artifacts.ASSIGNMENTS, clusters)):
+        for artifact, arrays in (
+            (artifacts.REDUCED, reduced),
+            (artifacts.ASSIGNMENTS, used.clusters),
+        ):
             if split in arrays:
                 artifacts.save(artifact, directory, arrays[split], split)
             else:
@@ -260,6 +283,9 @@ def track(config: ClusteringConfig, extraction: dict[str, Any], metrics: dict[st
     with stage_tracker(config.wandb, config.wandb_dir, "clustering", config, extraction) as tracker:
         for split, scores in metrics["splits"].items():
             tracker.log(scores, f"clusters/{split}")
+        for split, scores in used_splits(metrics).items():
+            if "smoothed" in metrics:
+                tracker.log(scores, f"smoothed/{split}")
             if "per_class" in scores:
                 rows = [[name, *values.values()] for name, values in scores["per_class"].items()]
                 columns = ["class", "precision", "recall", "f1"]
@@ -275,7 +301,7 @@ def track(config: ClusteringConfig, extraction: dict[str, Any], metrics: dict[st
 
 def report(metrics: dict[str, Any]) -> None:
     """Print cluster sizes, scores and notes about both."""
-    fit_on, splits = metrics["kmeans"]["fit_on"], metrics["splits"]
+    fit_on, splits = metrics["kmeans"]["fit_on"], used_splits(metrics)
     sizes = splits[fit_on]["cluster_sizes"]
     print(f"k-means: {len(sizes)} clusters of {fit_on}, {min(sizes):,} to {max(sizes):,} images")
     if empty := sizes.count(0):
@@ -288,13 +314,15 @@ def report(metrics: dict[str, Any]) -> None:
         print(f"\n{labeled[-1]}, clusters matched to classes on it:")
         print(class_table(splits[labeled[-1]]["per_class"]))
     print(f"\n{summary_table(metrics)}\n")
-    for split, means in metrics.get("seeds", {}).get("splits", {}).items():
-        spreads = [
-            f"{name.replace('_', ' ')} {value['mean']:.3f} ± {value['std']:.3f}"
-            for name, value in means.items()
-            if value
-        ]
-        print(f"{split} over {metrics['seeds']['count']} seeds: {', '.join(spreads)}")
+    seeds = metrics.get("seeds", {})
+    for key, method in (("splits", K_MEANS), ("smoothed", SMOOTHED)):
+        for split, means in seeds.get(key, {}).items():
+            spreads = [
+                f"{name.replace('_', ' ')} {value['mean']:.3f} ± {value['std']:.3f}"
+                for name, value in means.items()
+                if value
+            ]
+            print(f"{split}, {method}, over {seeds['count']} seeds: {', '.join(spreads)}")
 
 
 if __name__ == "__main__":

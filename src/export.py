@@ -4,7 +4,7 @@
 
 Reads the outputs of src/clustering.py in features/ and the checkpoint they were made with. Writes
 features/model.onnx: normalization, network (batch norm folded into the convolutions), L2
-normalization, PCA and centroids in float32.
+normalization, PCA, linear head and centroids in float32.
 
     in    images      uint8 (N, 3, S, S), red, green, blue
     out   cluster     int64 (N,)
@@ -111,7 +111,8 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
         "opset": str(OPSET),
         "images": "turned upright as EXIF says, shorter side resized to image_size (bicubic, "
         "antialiased), center cut out, RGB",
-        "confidence": f"largest softmax of -distances^2 / {predictor.head.confidence_scale!r}",
+        "confidence": "largest softmax of the cluster scores of the linear head / "
+        f"{predictor.head.confidence_scale!r}",
         "checkpoint": recorded["checkpoint"]["digest"],
         "features": recorded["id"],
         "dataset": recorded["dataset"]["name"],

@@ -219,16 +219,16 @@ def _predicted(
         images = [content for _, content in batch if not isinstance(content, BadPicture)]
         predictions = iter(())
         if images:
-            _, confidences, distances = predictor.predict_batch(np.stack(images))
-            predictions = zip(confidences, distances, strict=True)
+            predictions = zip(*predictor.predict_batch(np.stack(images)), strict=True)
         for row, content in batch:
             if isinstance(content, BadPicture):
                 yield replace(row, error=str(content)), content
                 continue
-            confidence, distances_K = next(predictions)
+            cluster, confidence, distances_K = next(predictions)
+            others = [k for k in distances_K.argsort(kind="stable") if k != cluster]
             nearest = tuple(
                 NearCluster(int(k), predictor.class_of(k), float(distances_K[k]))
-                for k in distances_K.argsort(kind="stable")[:3]
+                for k in [cluster, *others[:2]]
             )
             yield replace(row, confidence=float(confidence), nearest=nearest), content
 

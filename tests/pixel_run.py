@@ -60,6 +60,8 @@ class Arrays:
     class_of_cluster: np.ndarray
     distances: np.ndarray
     """float64 (N, K), to every centroid."""
+    margins: np.ndarray
+    """float64 (N,), 1 - p2 / p1 of the two most probable clusters."""
 
 
 def load_arrays(directory: Path) -> Arrays:
@@ -69,11 +71,17 @@ def load_arrays(directory: Path) -> Arrays:
         return np.concatenate([artifacts.load(artifact, directory, s) for s in ("train", "test")])
 
     x = both(artifacts.REDUCED).astype(np.float64)
-    centroids = artifacts.load(artifacts.CENTROIDS, directory).astype(np.float64)
+    centroids, weights, bias = (
+        artifacts.load(artifact, directory).astype(np.float64)
+        for artifact in (artifacts.CENTROIDS, artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS)
+    )
+    scale = artifacts.recorded(directory, artifacts.CLUSTERING)["confidence_scale"]
+    *_, second, first = np.sort((x @ weights.T + bias) / scale, axis=1).T
     return Arrays(
         x=x,
         clusters=both(artifacts.ASSIGNMENTS),
         labels=both(artifacts.LABELS),
         class_of_cluster=artifacts.load(artifacts.CLUSTER_TO_CLASS, directory),
         distances=np.linalg.norm(x[:, None] - centroids, axis=2),
+        margins=1 - np.exp(second - first),
     )

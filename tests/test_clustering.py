@@ -11,6 +11,7 @@ from dataset.load_dataset import load_dataset
 from src.clustering import ClusteringConfig, main
 from src.clusters.choose_k import candidates, scan
 from src.clusters.confidence import fit_scale
+from src.clusters.head import LinearHead
 from src.clusters.protocol import Protocol
 from src.runtime.cli import UserError
 from src.storage import artifacts
@@ -110,7 +111,8 @@ def test_which_split_names_the_clusters(
     assert (names[clusters] == (blobs(30, 2)[1] + shift[named_on]) % 3).all()
     reduced = artifacts.load(artifacts.REDUCED, tmp_path, named_on)
     labels = artifacts.load(artifacts.LABELS, tmp_path, named_on)
-    scale = fit_scale(reduced, artifacts.load(artifacts.CENTROIDS, tmp_path), names, labels)
+    head = (artifacts.load(a, tmp_path) for a in (artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS))
+    scale = fit_scale(reduced, LinearHead(*head), names, labels, start=1.0)
     assert artifacts.recorded(tmp_path, artifacts.CLUSTERING)["confidence_scale"] == scale
 
 
@@ -316,4 +318,6 @@ def test_as_a_person_runs_it(tmp_path: Path, script: Script) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "Hungarian accuracy" in done.stdout
     assert "bee" in done.stdout
-    assert "learned features  test                1.000" in done.stdout
+    rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    for clusters in ("K-means", "K-means, neighbors smoothed"):
+        assert any(row.startswith(f"learned features {clusters} test 1.000") for row in rows)

@@ -55,7 +55,7 @@ def test_knn_agrees_with_a_naive_loop(k: int, leave_one_out: bool) -> None:
         for n in [n for n in np.argsort(-cosine) if not leave_one_out or n != i][:k]:
             votes[bank_labels[n]] += np.exp(cosine[n] / 0.1)
         right.append(votes.argmax() == labels[i])
-    accuracy = knn_accuracy(bank, bank_labels, queries, labels, k, 0.1, 8, leave_one_out)
+    accuracy = knn_accuracy(bank, bank_labels, queries, labels, k, 0.1, leave_one_out)
     assert accuracy == pytest.approx(np.mean(right))
 
 
@@ -141,9 +141,12 @@ def test_summary_table_lines_up_and_names_both_protocols() -> None:
     splits |= {"test": scores, "train": scores}
     lines = summary_table(
         {"splits": splits, "baselines": {"raw_pixels": {"splits": {"test": scores}}},
+         "smoothed": {"splits": splits | {"test": scores | {"transferred_accuracy": 0.6}}},
          "kmeans": {"named_on": "train"}}
     ).splitlines()  # fmt: skip
-    assert " ".join(lines[2].split()) == "learned features test 0.900 0.700 - 0.123 12.300 0.950"
-    assert lines[3].split()[:3] == ["raw", "pixels", "test"]
-    assert len({len(line) for line in lines[:4]}) == 1
-    assert "named on train, test has an accuracy of 0.800" in lines[-1]
+    rows = [" ".join(line.split()) for line in lines]
+    assert rows[3] == "learned features K-means test 0.900 0.700 - 0.123 12.300 0.950"
+    assert rows[4].startswith("learned features K-means, neighbors smoothed test 0.900")
+    assert rows[5].startswith("raw pixels K-means test")
+    assert len({len(line) for line in lines[:8]}) == 1
+    assert "named on train, test has an accuracy of 0.600" in lines[-1]

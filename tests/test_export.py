@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from conftest import ROOT, run_python
 from finished_run import cluster as run_clustering
 from finished_run import digits_run
@@ -121,7 +122,7 @@ def test_a_model_that_disagrees_is_not_written(
 ) -> None:
     before = file.read_bytes()
     predictor = Predictor.load(features, device="cpu", precision="fp32")
-    predictor.head.centroids += 0.5  # the exported model is made of these, the other is not
+    predictor.head.bias += torch.arange(10)  # the exported model is made of these, the other is not
     wrong = export.to_onnx(predictor)
     monkeypatch.setattr(export, "to_onnx", lambda _: wrong)
     with pytest.raises(RunError, match="no file was written"):

@@ -14,11 +14,13 @@ import pytest
 import torch
 from finished_run import digits_run
 from PIL import Image
+from pixel_run import load_arrays, pixel_run
 
 from dataset.load_dataset import load_dataset
 from dataset.pictures import BadPicture
 from src import inference
-from src.clusters.confidence import confidence, fit_scale
+from src.clusters.confidence import confidence, fit_scale, gaussian_scale, margin
+from src.clusters.head import LinearHead
 from src.inference import InferenceConfig, main
 from src.prediction.output import Montage, NearCluster, Row, line, sort_into
 from src.prediction.picture_stream import decode, find
@@ -80,48 +82,69 @@ def test_images_written_as_png_get_the_clusters_of_the_clustering(
     assert len(set(clusters)) == 10
 
 
-def test_head_is_l2_then_pca_then_euclidean(predictor: Predictor, features: Path) -> None:
-    mean, components, centroids = (
+def test_head_is_l2_then_pca_then_linear(predictor: Predictor, features: Path) -> None:
+    mean, components, centroids, weights, bias = (
         artifacts.load(a, features).astype(np.float64)
-        for a in (artifacts.PCA_MEAN, artifacts.PCA_COMPONENTS, artifacts.CENTROIDS)
-    )
+        for a in (artifacts.PCA_MEAN, artifacts.PCA_COMPONENTS, artifacts.CENTROIDS,
+                  artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS)
+    )  # fmt: skip
     x = np.random.default_rng(0).normal(size=(50, len(mean)))
     cluster, sure, distances = (t.numpy() for t in predictor.head(torch.tensor(x).float()))
     for i in range(len(x)):
         z = components @ (x[i] / np.sqrt((x[i] ** 2).sum()) - mean)
-        d = np.array([np.sqrt(((z - c) ** 2).sum()) for c in centroids])
-        weights = np.exp(-(d**2 - d.min() ** 2) / predictor.head.confidence_scale)
-        assert cluster[i] == d.argmin()
-        np.testing.assert_allclose(distances[i], d, rtol=1e-4)
-        np.testing.assert_allclose(sure[i], weights.max() / weights.sum(), rtol=1e-3)
+        scores = weights @ z + bias
+        odds = np.exp((scores - scores.max()) / predictor.head.confidence_scale)
+        assert cluster[i] == scores.argmax()
+        np.testing.assert_allclose(distances[i], np.linalg.norm(z - centroids, axis=1), rtol=1e-4)
+        np.testing.assert_allclose(sure[i], 1 / odds.sum(), rtol=1e-3)
+
+
+def test_without_smoothing_the_head_is_the_nearest_centroid(tmp_path: Path) -> None:
+    """Confidence is the softmax of squared distances then."""
+    pixel_run(tmp_path, "digits", Path(), smooth=False)
+    run = load_arrays(tmp_path)
+    assert (run.clusters == run.distances.argmin(axis=1)).all()
+    head = (artifacts.load(a, tmp_path) for a in (artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS))
+    scores = LinearHead(*head).scores(run.x.astype(np.float32))
+    squared = torch.tensor(run.distances).square()
+    torch.testing.assert_close(
+        confidence(scores, 0.1), confidence(-squared, 0.1), check_dtype=False, atol=1e-4, rtol=0
+    )
 
 
 # --- confidence -------------------------------------------------------------------------------
 
 
-def test_confidence_grows_towards_the_own_centroid() -> None:
+def test_confidence_and_margin_grow_towards_the_own_centroid() -> None:
     centroids = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 9.0]])
     points = torch.stack([torch.linspace(0, 4, 41), torch.zeros(41)], 1)
-    squared = torch.cdist(points, centroids).square()
+    scores = -torch.cdist(points, centroids).square()
     for scale in (1e-4, 1.0, 1e4):
-        sure = confidence(squared, scale)
+        sure = confidence(scores, scale)
         assert ((sure >= 1 / 3) & (sure <= 1)).all()
-        assert (sure[:20].diff() <= 0).all()  # away from the first centroid, up to the border
-        assert (sure[21:].diff() >= 0).all()  # and on to the second
-    assert confidence(squared, 1.0)[20] == pytest.approx(0.5, abs=1e-3)
+        for certain in (sure, margin(scores, scale)):
+            assert (certain[:20].diff() <= 0).all()  # away from the first centroid to the border
+            assert (certain[21:].diff() >= 0).all()  # and on to the second
+    assert confidence(scores, 1.0)[20] == pytest.approx(0.5, abs=1e-3)
+    odds = (scores[3] / 2).exp()  # the second centroid is the second nearest
+    assert margin(scores, 2.0)[3] == pytest.approx(float(1 - odds[1] / odds[0]), abs=1e-6)
+    assert margin(scores, 2.0)[20] == pytest.approx(0, abs=1e-6)
+    assert margin(scores[:, :1], 2.0).tolist() == [1] * 41
 
 
 def test_confidence_scale_is_recovered_from_labels() -> None:
     rng = torch.Generator().manual_seed(0)
-    centroids = torch.randn(5, 3, generator=rng) * 2
-    points = centroids[torch.randint(5, (20000,), generator=rng)]
-    points = points + torch.randn(points.shape, generator=rng) * 1.5
-    squared = torch.cdist(points, centroids).square()
-    right = torch.rand(len(points), generator=rng) < confidence(squared, 3.0)
-    labels = torch.where(right, squared.argmin(1), (squared.argmin(1) + 1) % 5).numpy()
-    labels[::2] = -1  # unknown
-    scale = fit_scale(points.numpy(), centroids.numpy(), np.arange(5), labels, max_images=20000)
-    assert scale == pytest.approx(3.0, rel=0.15)
+    points = torch.randn(5000, 3, generator=rng) * 2
+    head = LinearHead(*(torch.randn(*s, generator=rng).numpy() for s in ((5, 3), (5,))))
+    scores = head.scores(points.numpy())
+    own = scores.argmax(1)
+    right = torch.rand(len(points), generator=rng) < confidence(scores, 3.0)
+    labels = torch.where(right, own, (own + 1) % 5).numpy()
+    labels[::5] = -1  # unknown
+    for start in (0.1, 50):
+        scale = fit_scale(points.numpy(), head, np.arange(5), labels, start)
+        assert scale == pytest.approx(3.0, rel=0.15)
+        assert fit_scale(points.numpy(), head, np.arange(5), None, start) == start
 
 
 def test_confidence_scale_without_labels_is_the_posterior_of_two_gaussians() -> None:
@@ -129,7 +152,7 @@ def test_confidence_scale_without_labels_is_the_posterior_of_two_gaussians() -> 
     centroids = torch.tensor([[0.0, 0, 0], [10, 0, 0]])
     spread = torch.tensor([1.5, 7.0, 0.1])  # only the spread between the two decides
     points = centroids.repeat(5000, 1) + torch.randn(10000, 3, generator=rng) * spread
-    scale = fit_scale(points.numpy(), centroids.numpy(), np.full(2, -1), None)
+    scale = gaussian_scale(points.numpy(), centroids.numpy())
     assert scale == pytest.approx(2 * 1.5**2, rel=0.05)
 
 
@@ -169,7 +192,8 @@ def test_every_file_is_predicted_or_named_with_its_reason(
         assert rows[name]["cluster"] == expected.clusters[0]
         assert len(rows[name]["nearest"]) == 3
         assert rows[name]["confidence"] == pytest.approx(expected.confidence[0], abs=1e-6)
-        assert rows[name]["distance"] == pytest.approx(expected.distances.min(), rel=1e-3)
+        distances = expected.distances[0]
+        assert rows[name]["distance"] == pytest.approx(distances[expected.clusters[0]], rel=1e-3)
     assert "4 pictures" in printed.err
     assert "7 not read" in printed.err
     assert not Path("pwned").exists()
@@ -227,11 +251,11 @@ def test_paths_on_standard_input_and_csv(
     assert rows[4]["cluster"] == ""
     expected = predictor.predict(digits["test"][:4])
     for row, cluster, distances in zip(rows, expected.clusters, expected.distances, strict=False):
-        near = np.argsort(distances)
-        assert int(row["cluster"]) == cluster == near[0]
+        others = [k for k in np.argsort(distances) if k != cluster]
+        assert int(row["cluster"]) == cluster
         assert row["class"] == predictor.class_of(cluster)
-        assert [int(row["second_cluster"]), int(row["third_cluster"])] == near[1:3].tolist()
-        assert float(row["third_distance"]) == pytest.approx(distances[near[2]], abs=1e-4)
+        assert [int(row["second_cluster"]), int(row["third_cluster"])] == others[:2]
+        assert float(row["third_distance"]) == pytest.approx(distances[others[1]], abs=1e-4)
 
 
 def test_no_more_than_a_window_is_decoded_ahead(tmp_path: Path) -> None:
@@ -435,10 +459,10 @@ def copied(tmp_path: Path, features: Path) -> Path:
 
 def test_confidence_scale_is_fitted_to_the_labels_and_stored(copied: Path) -> None:
     x, labels = (artifacts.load(a, copied, "train") for a in (artifacts.REDUCED, artifacts.LABELS))
-    centroids = artifacts.load(artifacts.CENTROIDS, copied)
+    head = (artifacts.load(a, copied) for a in (artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS))
     names = artifacts.load(artifacts.CLUSTER_TO_CLASS, copied)
     part = artifacts.recorded(copied, artifacts.CLUSTERING)
-    assert part["confidence_scale"] == fit_scale(x, centroids, names, labels)
+    assert part["confidence_scale"] == fit_scale(x, LinearHead(*head), names, labels, start=1.0)
     artifacts.record(copied, artifacts.CLUSTERING, part | {"confidence_scale": 0.25})
     assert Predictor.load(copied, device="cpu").head.confidence_scale == 0.25
 

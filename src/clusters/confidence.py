@@ -1,16 +1,17 @@
-"""How sure a prediction is: a softmax over the negative squared distances to the centroids.
+"""How sure a prediction is: a softmax over the scores of the linear head.
 
-    confidence = max_k softmax_k(-d_k^2 / T)
+    confidence = max_k softmax_k(s_k / T)
 
-It lies between 1/K and 1 and grows as a picture moves toward its centroid and away from the
-others. T is the confidence scale, one number for all predictions:
+With the scores of the nearest centroid this is softmax_k(-d_k^2 / T), d_k being the distance to
+centroid k. It lies between 1/K and 1. T is the confidence scale, one number for all predictions:
 
 - With labels on the split that named the clusters, T is fitted to them, as in temperature scaling
   (Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2): confidence is then
   the probability that the name of the cluster is the picture's class.
-- Without labels it is the posterior of two Gaussians with equal spherical covariance, T = 2 s^2.
-  It measures how far a picture is from the border between two clusters, not how often the cluster
-  is right, which only labels can tell.
+- Without labels it measures how far a picture is from the border between two clusters, not how
+  often the cluster is right, which only labels can tell. The scores of smoothed clusters are those
+  of a logistic regression, T = 1; nearest centroids are the posterior of two Gaussians with equal
+  spherical covariance, T = 2 s^2.
 
 Shape letters: N images, P principal components, K clusters.
 """
@@ -19,49 +20,68 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.clusters.head import LinearHead
+
 
 def squared_distances(reduced_NP: Tensor, centroids_KP: Tensor) -> Tensor:
     """(N, K), from differences: exact where the expanded square loses digits."""
     return (reduced_NP[:, None] - centroids_KP).square().sum(2)
 
 
-def confidence(squared_NK: Tensor, scale: float) -> Tensor:
-    """(N,), from squared distances and the confidence scale T."""
-    return (-squared_NK / scale).softmax(1).amax(1)
+def confidence(scores_NK: Tensor, scale: float) -> Tensor:
+    """(N,), from the scores of the head and the confidence scale T."""
+    return (scores_NK / scale).softmax(1).amax(1)
+
+
+def margin(scores_NK: Tensor, scale: float) -> Tensor:
+    """(N,), 1 - p2 / p1 for the two largest probabilities: 0 on the border to another cluster."""
+    if scores_NK.shape[1] == 1:
+        return torch.ones(len(scores_NK))
+    first, second = scores_NK.topk(2).values.T
+    return 1 - ((second - first) / scale).exp()
 
 
 def fit_scale(
     reduced_NP: np.ndarray,
-    centroids_KP: np.ndarray,
+    head: LinearHead,
     class_K: np.ndarray,
     labels_N: np.ndarray | None,
-    max_images: int = 5000,
+    start: float,
 ) -> float:
-    """The confidence scale T, fitted on up to `max_images` evenly spaced images.
+    """The confidence scale T, fitted to the labels.
 
     Args:
         class_K: the class of every cluster, -1 where it has none.
         labels_N: the class of every image, -1 where it is unknown; None without labels.
+        start: T without labels, and the middle of the numbers that are tried.
     """
+    if labels_N is None or len(class_K) == 1:  # the confidence in one cluster is 1 at any scale
+        return start
+    rows = _sample(np.flatnonzero(labels_N >= 0))
+    scores = head.scores(reduced_NP[rows])
+    right_N = torch.tensor(class_K[scores.argmax(1)] == labels_N[rows])
+    scales = np.geomspace(start / 1000, start * 1000, 241)  # 6 % apart
+    losses = []
+    for scale in scales:
+        p = confidence(scores, scale).clamp(1e-6, 1 - 1e-6)
+        losses.append(float(-torch.where(right_N, p, 1 - p).log().mean()))
+    return float(scales[int(np.argmin(losses))])
+
+
+def gaussian_scale(reduced_NP: np.ndarray, centroids_KP: np.ndarray) -> float:
+    """2 s^2, where s^2 is the variance of the images about their centroid along the line to the
+    second nearest: the only direction that decides between the two."""
     if len(centroids_KP) == 1:
-        return 1.0  # the confidence is 1 at any scale
-    known = np.arange(len(reduced_NP)) if labels_N is None else np.flatnonzero(labels_N >= 0)
-    rows = known[np.linspace(0, len(known) - 1, min(max_images, len(known))).astype(int)]
+        return 1.0
+    rows = _sample(np.arange(len(reduced_NP)))
     reduced, centroids = torch.tensor(reduced_NP[rows]), torch.tensor(centroids_KP)
-    squared = squared_distances(reduced, centroids)
-    own, second = squared.topk(2, largest=False).indices.T
-    # s^2 is the variance of the images about their centroid along the line to the second nearest:
-    # the only direction that decides between the two.
+    own, second = squared_distances(reduced, centroids).topk(2, largest=False).indices.T
     line = centroids[second] - centroids[own]  # (N, P)
     length = line.norm(dim=1).clamp_min(1e-12)  # 0 where two centroids coincide
     along = ((reduced - centroids[own]) * line).sum(1) / length
-    scale = max(float(2 * along.square().mean()), 1e-12)
-    if labels_N is None:
-        return scale
-    right_N = torch.tensor(class_K[squared.argmin(1)] == labels_N[rows])
-    scales = np.geomspace(scale / 1000, scale * 1000, 241)  # 6 % apart
-    losses = []
-    for scale in scales:
-        p = confidence(squared, scale).clamp(1e-6, 1 - 1e-6)
-        losses.append(float(-torch.where(right_N, p, 1 - p).log().mean()))
-    return float(scales[int(np.argmin(losses))])
+    return max(float(2 * along.square().mean()), 1e-12)
+
+
+def _sample(rows: np.ndarray, images: int = 5000) -> np.ndarray:
+    """Evenly spaced ones of `rows`, where there are more than `images`."""
+    return rows[np.linspace(0, len(rows) - 1, min(images, len(rows))).astype(int)]

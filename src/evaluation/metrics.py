@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, davies_bouldin_score, normalized_mutual_info_score
-from torch import Tensor
 
+from src.evaluation.neighbors import nearest_neighbors
 from src.evaluation.silhouette import silhouette_samples
 
 
@@ -61,7 +60,6 @@ def hungarian_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
     return float(np.mean(match_K[clusters] == labels))
 
 
-@torch.no_grad()
 def knn_accuracy(
     bank_ND: np.ndarray,
     bank_labels: np.ndarray,
@@ -69,7 +67,6 @@ def knn_accuracy(
     labels: np.ndarray,
     k: int = 20,
     temperature: float = 0.07,
-    block: int = 1024,
     leave_one_out: bool = False,
 ) -> float:
     """Share of queries whose weighted nearest neighbors in the bank vote for their class.
@@ -86,22 +83,11 @@ def knn_accuracy(
     Discrimination", section 3.4.
     """
 
-    def l2_normalized(rows_ND: np.ndarray) -> Tensor:
-        return F.normalize(torch.tensor(np.asarray(rows_ND, np.float32)), dim=1)
-
-    bank = l2_normalized(bank_ND)
+    similarity, nearest = nearest_neighbors(bank_ND, queries_MD, k, leave_one_out)
     classes_N = torch.as_tensor(bank_labels)
-    votes = []
-    for start in range(0, len(queries_MD), block):
-        rows = l2_normalized(queries_MD[start : start + block])
-        similarity = rows @ bank.T
-        if leave_one_out:
-            similarity.diagonal(start).fill_(-torch.inf)
-        similarity, nearest = similarity.topk(min(k, len(bank) - leave_one_out), dim=1)
-        ballot = torch.zeros(len(rows), int(classes_N.max()) + 1)
-        ballot.scatter_add_(1, classes_N[nearest], (similarity / temperature).exp())
-        votes.append(ballot.argmax(dim=1))
-    return float((torch.cat(votes) == torch.as_tensor(labels)).float().mean())
+    ballots = torch.zeros(len(nearest), int(classes_N.max()) + 1)
+    ballots.scatter_add_(1, classes_N[nearest], (similarity / temperature).exp())
+    return float((ballots.argmax(dim=1) == torch.as_tensor(labels)).float().mean())
 
 
 def effective_rank(x_ND: np.ndarray) -> float:

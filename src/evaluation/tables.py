@@ -11,39 +11,47 @@ COLUMNS = {
     "davies_bouldin": "Davies-Bouldin",
     "knn_accuracy": "k-NN",
 }
+K_MEANS, SMOOTHED = "K-means", "K-means, neighbors smoothed"
+FEATURES = "learned features"
 BASELINES = {"raw_pixels": "raw pixels", "untrained": "untrained network"}
 
 
 def summary_table(metrics: dict[str, Any]) -> str:
-    """The content of metrics.json as aligned text: a row for each split of each kind of features.
+    """The content of metrics.json as aligned text: a row for each split, features and clusters.
 
     A dash stands for a metric that is undefined or needs labels that the split does not have.
     """
-    rows = [["", "split", *COLUMNS.values()]]
-    for kind, split, scores in score_rows(metrics):
-        rows.append([kind, split, *(_number(scores.get(column)) for column in COLUMNS)])
-    table = aligned(rows, left=2)
+    rows = [["features", "clusters", "split", *COLUMNS.values()]]
+    for *names, scores in score_rows(metrics):
+        rows.append([*names, *(_number(scores.get(column)) for column in COLUMNS)])
+    table = aligned(rows, left=3)
     named_on = metrics["kmeans"]["named_on"]
     if named_on is None:
         return table
     table += "\nHungarian accuracy: clusters matched to classes on each split itself, as in papers."
     table += f"\nk-NN: accuracy of the features themselves, by the 20 nearest images of {named_on}."
-    for split, scores in metrics["splits"].items():
+    for split, scores in used_splits(metrics).items():
         if split != named_on and "transferred_accuracy" in scores:
             accuracy = _number(scores["transferred_accuracy"])
             table += f"\nWith clusters named on {named_on}, {split} has an accuracy of {accuracy}."
     return table
 
 
-def score_rows(metrics: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Kind of features, split and scores in metrics.json, grouped by split."""
-    kinds = {"learned features": metrics["splits"]} | {
-        BASELINES[name]: part["splits"] for name, part in metrics.get("baselines", {}).items()
-    }
+def score_rows(metrics: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Features, clusters, split and scores of each row in metrics.json, grouped by split."""
+    parts = {FEATURES: metrics}
+    parts |= {BASELINES[name]: part for name, part in metrics.get("baselines", {}).items()}
     for split in metrics["splits"]:
-        for kind, splits in kinds.items():
-            if split in splits:
-                yield kind, split, splits[split]
+        for features, part in parts.items():
+            if split in part["splits"]:
+                yield features, K_MEANS, split, part["splits"][split]
+                if "smoothed" in part:
+                    yield features, SMOOTHED, split, part["smoothed"]["splits"][split]
+
+
+def used_splits(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The scores of the clusters that later stages use, by split."""
+    return metrics.get("smoothed", metrics)["splits"]
 
 
 def class_table(per_class: dict[str, dict[str, float]]) -> str:

@@ -39,7 +39,7 @@ class Row:
     """Why it could not be read; the other fields are then empty."""
     confidence: float = 0.0
     nearest: tuple[NearCluster, ...] = ()
-    """The three nearest clusters or all there are, nearest first."""
+    """Its own cluster, then the two nearest others or all there are."""
     label: str | None = None
     """The true class, if known."""
 
@@ -63,7 +63,7 @@ def header(style: Format, path_width: int | None) -> str | None:
         return _csv_line(_CSV_COLUMNS)
     if style == "table":
         return _table_line("picture", "cluster", "class", "confidence", "distance", path_width) + (
-            "three nearest (distance)"
+            "own and nearest others (distance)"
         )
     return None
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dataset.pictures import BadPicture
 from src.clusters.confidence import confidence, squared_distances
+from src.clusters.head import LinearHead
 from src.models.encoder import TrainedBackbone, encode
 from src.models.simclr import Backbone
 from src.prediction.picture_stream import decode
@@ -30,7 +31,7 @@ class Predictions(NamedTuple):
     """Clusters of N pictures."""
 
     clusters: np.ndarray
-    """int64 (N,), the nearest centroid."""
+    """int64 (N,), the highest score of the linear head."""
     confidence: np.ndarray
     """float32 (N,), from 1/K to 1; see `src/clusters/confidence.py`."""
     distances: np.ndarray
@@ -41,7 +42,7 @@ class ClusterHead(nn.Module):
     """Features to clusters, with the arithmetic of the clustering stage, in float32.
 
     Args:
-        mean_D, components_PD, centroids_KP: the arrays of the clustering stage.
+        mean_D, components_PD, centroids_KP, head: the arrays of the clustering stage.
         l2_normalize: scale features to length 1 first, as the clustering stage did.
         confidence_scale: T of `src/clusters/confidence.py`.
     """
@@ -49,19 +50,22 @@ class ClusterHead(nn.Module):
     mean: Tensor
     components: Tensor
     centroids: Tensor
+    weights: Tensor
+    bias: Tensor
 
     def __init__(
         self,
         mean_D: np.ndarray,
         components_PD: np.ndarray,
         centroids_KP: np.ndarray,
+        head: LinearHead,
         l2_normalize: bool,
         confidence_scale: float,
     ):
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean_D))
-        self.register_buffer("components", torch.tensor(components_PD))
-        self.register_buffer("centroids", torch.tensor(centroids_KP))
+        buffers = {"mean": mean_D, "components": components_PD, "centroids": centroids_KP}
+        for name, array in (buffers | {"weights": head.weights_KP, "bias": head.bias_K}).items():
+            self.register_buffer(name, torch.tensor(array))
         self.l2_normalize = l2_normalize
         self.confidence_scale = confidence_scale
 
@@ -69,8 +73,9 @@ class ClusterHead(nn.Module):
         """Cluster (B,) int64, confidence (B,) and distances (B, K)."""
         x = F.normalize(features_BD, dim=1) if self.l2_normalize else features_BD
         reduced = (x - self.mean) @ self.components.T  # (B, P)
-        squared = squared_distances(reduced, self.centroids)
-        return squared.argmin(1), confidence(squared, self.confidence_scale), squared.sqrt()
+        scores = F.linear(reduced, self.weights, self.bias)
+        distances = squared_distances(reduced, self.centroids).sqrt()
+        return scores.argmax(1), confidence(scores, self.confidence_scale), distances
 
 
 @dataclass(frozen=True)
@@ -194,13 +199,29 @@ def _load_backbone(
 
 
 def _load_head(directory: Path, clustering: dict, feature_dim: int) -> ClusterHead:
-    fitted = artifacts.PCA_MEAN, artifacts.PCA_COMPONENTS, artifacts.CENTROIDS
-    mean, components, centroids = (np.array(artifacts.load(a, directory)) for a in fitted)
+    mean, components, centroids, weights, bias = (
+        np.array(artifacts.load(artifact, directory))
+        for artifact in (
+            artifacts.PCA_MEAN,
+            artifacts.PCA_COMPONENTS,
+            artifacts.CENTROIDS,
+            artifacts.HEAD_WEIGHTS,
+            artifacts.HEAD_BIAS,
+        )
+    )
     clusters = len(artifacts.load(CLUSTER_TO_CLASS, directory))
-    expected = (feature_dim,), (len(components), feature_dim), (clusters, len(components))
-    if (mean.shape, components.shape, centroids.shape) != expected:
+    shapes = mean.shape, components.shape, centroids.shape, weights.shape, bias.shape
+    dims = feature_dim, len(components), clusters
+    d, p, k = dims
+    if shapes != ((d,), (p, d), (k, p), (k, p), (k,)):
         raise UserError(
             f"the PCA and the clusters in {directory} do not fit together: run python {CLUSTERING}"
         )
-    l2_normalize = clustering["config"]["l2_normalize"]
-    return ClusterHead(mean, components, centroids, l2_normalize, clustering["confidence_scale"])
+    return ClusterHead(
+        mean,
+        components,
+        centroids,
+        LinearHead(weights, bias),
+        clustering["config"]["l2_normalize"],
+        clustering["confidence_scale"],
+    )

@@ -50,6 +50,8 @@ PCA_COMPONENTS = Artifact("pca_components.npy", np.float32, "PD", CLUSTERING)
 PCA_VARIANCE_RATIO = Artifact("pca_explained_variance_ratio.npy", np.float32, "P", CLUSTERING)
 CENTROIDS = Artifact("centroids.npy", np.float32, "KP", CLUSTERING)
 ASSIGNMENTS = Artifact("{split}_clusters.npy", np.int64, "N", CLUSTERING)
+HEAD_WEIGHTS = Artifact("head_weights.npy", np.float32, "KP", CLUSTERING)
+HEAD_BIAS = Artifact("head_bias.npy", np.float32, "K", CLUSTERING)
 CLUSTER_TO_CLASS = Artifact("cluster_to_class.npy", np.int64, "K", CLUSTERING)
 
 MANIFEST = "manifest.json"

@@ -18,10 +18,10 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     if any("transferred_accuracy" in scores for scores in metrics["splits"].values()):
         columns["transferred_accuracy"] = "accuracy, named on " + str(metrics["kmeans"]["named_on"])
     rows = [
-        [kind, split, *(_cell(column, scores.get(column)) for column in columns)]
-        for kind, split, scores in score_rows(metrics)
+        [*names, *(_cell(column, scores.get(column)) for column in columns)]
+        for *names, scores in score_rows(metrics)
     ]
-    return _table(["features", "split", *columns.values()], rows)
+    return _table(["features", "clusters", "split", *columns.values()], rows)
 
 
 def _cell(column: str, value: float | None) -> str:

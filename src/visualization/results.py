@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from dataset.load_dataset import Dataset, reload_dataset
+from src.clusters.confidence import margin
+from src.clusters.head import LinearHead
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.visualization.palette import cluster_colors
@@ -38,7 +40,7 @@ class Results:
     distance: np.ndarray
     """float32 (N,), from each image to the centroid of its cluster."""
     margin: np.ndarray
-    """float32 (N,), from 0 on the border to another cluster to 1 on the centroid."""
+    """float32 (N,), from 0 on the border to another cluster to 1, see `clusters/confidence.py`."""
     dataset: Dataset | None
     """The images; None where they are missing."""
 
@@ -77,7 +79,11 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
     names = list(extraction["dataset"]["splits"])
     parts = [_load_split(directory, name) for name in names]
     x_NP, clusters, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    distance, margin = _distances(x_NP, clusters, artifacts.load(artifacts.CENTROIDS, directory))
+    centroids_KP, *head = (
+        artifacts.load(artifact, directory)
+        for artifact in (artifacts.CENTROIDS, artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS)
+    )
+    scores = LinearHead(*head).scores(x_NP)
     try:
         dataset = reload_dataset(extraction["dataset"], data_dir)
     except UserError as error:
@@ -95,8 +101,8 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         metrics=artifacts.read_json(directory / artifacts.METRICS, artifacts.CLUSTERING),
         extraction=extraction,
         clustering=clustering,
-        distance=distance,
-        margin=margin,
+        distance=np.linalg.norm(x_NP - centroids_KP[clusters], axis=1),
+        margin=margin(scores, clustering["confidence_scale"]).numpy(),
         dataset=dataset,
     )
 
@@ -113,15 +119,3 @@ def _load_split(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray, np
             f"{len(labels):,} labels of {split}: run python {artifacts.CLUSTERING} again"
         )
     return x, clusters, labels
-
-
-def _distances(
-    x_NP: np.ndarray, clusters: np.ndarray, centroids_KP: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the own centroid, and 1 - own / nearest other distance: both float32 (N,)."""
-    distance_KN = np.stack([np.linalg.norm(x_NP - centroid, axis=1) for centroid in centroids_KP])
-    each = np.arange(len(clusters))
-    own = distance_KN[clusters, each]
-    distance_KN[clusters, each] = np.inf  # with one cluster no other is near: the margin is 1
-    other = distance_KN.min(axis=0)
-    return own, 1 - np.divide(own, other, out=np.ones_like(own), where=other > 0)

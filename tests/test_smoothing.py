@@ -1,0 +1,145 @@
+"""Neighbors, smoothed rows and the linear head against naive loops and scikit-learn."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestNeighbors
+from test_clustering import blobs, metrics, write
+
+from src.clusters.head import fit_head
+from src.clusters.protocol import Protocol
+from src.clusters.smoothing import smooth
+from src.evaluation.metrics import hungarian_accuracy
+from src.evaluation.neighbors import nearest_neighbors
+from src.runtime.cli import UserError
+from src.storage import artifacts
+
+
+@pytest.mark.parametrize(
+    ("bank", "queries", "k"),
+    [
+        (3000, 700, 10),
+        (2999, None, 10),
+        (3000, 5, 100),
+        (40, None, 10),
+        (7, None, 10),
+        (1, None, 3),
+    ],
+)
+def test_neighbors_are_those_of_scikit_learn(bank: int, queries: int | None, k: int) -> None:
+    rng = np.random.default_rng(0)
+    bank_ND = rng.normal(size=(bank, 6))
+    asked = bank_ND if queries is None else rng.normal(size=(queries, 6))
+    similarity, rows = nearest_neighbors(bank_ND, asked, k, leave_one_out=queries is None)
+    k = min(k, bank - (queries is None))
+    assert rows.shape == similarity.shape == (len(asked), k)
+    if not k:
+        return
+    model = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(bank_ND)
+    distances, expected = model.kneighbors(None if queries is None else asked)
+    np.testing.assert_allclose(similarity, 1 - distances, atol=1e-5)
+    assert np.mean(rows.numpy() == expected) > 0.999  # but for the order of equal ones
+
+
+def test_equal_rows_are_each_others_neighbors() -> None:
+    x = np.eye(50, 60).repeat(40, axis=0)  # 40 columns of similarity 1, more than k
+    _, rows = nearest_neighbors(x, x, 10, leave_one_out=True)
+    each = np.arange(len(x))[:, None]
+    assert (rows.numpy() // 40 == each // 40).all()
+    assert (rows.numpy() != each).all()
+    assert all(len(set(row)) == 10 for row in rows.tolist())
+
+
+def test_smoothing_is_the_formula() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+    rows = [row / np.linalg.norm(row) for row in x.astype(np.float64)]
+    for _ in range(2):
+        after = []
+        for i, row in enumerate(rows):
+            others = sorted((j for j in range(60) if j != i), key=lambda j: -(rows[j] @ row))
+            total = row + np.mean([rows[j] for j in others[:4]], axis=0)
+            after.append(total / np.linalg.norm(total))
+        rows = after
+    np.testing.assert_allclose(smooth(x, hops=2, neighbors=4), rows, atol=1e-6)
+
+
+def test_few_rows_and_no_direction() -> None:
+    assert smooth(np.ones((1, 3), np.float32), 2, 10).tolist() == pytest.approx(
+        np.full((1, 3), 3**-0.5)
+    )
+    x = np.float32([[0, 0], [1, 0], [0.9, 0.1]])
+    assert np.isfinite(smooth(x, 2, 10)).all()
+
+
+def test_smoothed_clusters_of_digits_are_better_and_used(tmp_path: Path) -> None:
+    x, labels = load_digits(return_X_y=True)
+    config = write(tmp_path, list("0123456789"), train=(x, labels))
+    result = metrics(replace(config, components=30, seeds=3))
+    plain, smoothed = (part["splits"]["train"] for part in (result, result["smoothed"]))
+    assert smoothed["nmi"] > plain["nmi"] + 0.05
+    assert smoothed["knn_accuracy"] == plain["knn_accuracy"]
+    assert result["smoothed"]["head_agreement"] > 0.95
+    assert result["seeds"]["smoothed"]["train"]["nmi"]["mean"] > plain["nmi"] + 0.05
+    clusters = artifacts.load(artifacts.ASSIGNMENTS, tmp_path, "train")
+    assert hungarian_accuracy(labels, clusters) == smoothed["hungarian_accuracy"]
+
+
+def test_both_are_scored_in_the_space_of_the_components(tmp_path: Path) -> None:
+    """Blobs so far apart that both find the same clusters, hence the same silhouettes."""
+    result = metrics(write(tmp_path, train=blobs(60, 1), test=blobs(30, 2)))
+    for split in ("train", "test"):
+        plain, smoothed = (part["splits"][split] for part in (result, result["smoothed"]))
+        for name in ("silhouette", "davies_bouldin"):
+            assert smoothed[name] == pytest.approx(plain[name], abs=1e-9)
+    centroids = artifacts.load(artifacts.CENTROIDS, tmp_path)
+    reduced = artifacts.load(artifacts.REDUCED, tmp_path, "train")
+    clusters = artifacts.load(artifacts.ASSIGNMENTS, tmp_path, "train")
+    means = [reduced[clusters == k].mean(axis=0) for k in range(3)]
+    np.testing.assert_allclose(centroids, means, atol=1e-6)
+
+
+def test_without_smoothing_only_k_means(tmp_path: Path) -> None:
+    config = write(tmp_path, train=blobs(60, 1))
+    both, alone = metrics(config), metrics(replace(config, smooth=False, seeds=2))
+    assert "smoothed" not in alone
+    assert "smoothed" not in alone["seeds"]
+    assert alone["splits"] == both["splits"]
+
+
+@pytest.mark.parametrize("flag", ["hops", "neighbors"])
+def test_flags_below_one_are_refused(tmp_path: Path, flag: str) -> None:
+    with pytest.raises(UserError, match=f"--{flag} 0"):
+        metrics(replace(write(tmp_path, train=blobs(60, 1)), **{flag: 0}))
+
+
+def test_the_flags_reach_the_rows(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    for hops, neighbors in ((1, 3), (3, 7)):
+        protocol = Protocol("train", {}, [], False, 8, 1, hops=hops, neighbors=neighbors)
+        np.testing.assert_array_equal(protocol.smooth({"train": x}), smooth(x, hops, neighbors))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_head_is_a_logistic_regression(count: int) -> None:
+    rng = np.random.default_rng(0)
+    x = 50 * rng.normal(size=(300, 6))
+    clusters = (x[:, :1] > [0] if count == 2 else x[:, :2] > 0) @ (2 ** np.arange(count // 2))
+    clusters = np.where(rng.random(300) < 0.1, rng.integers(count, size=300), clusters)
+    head = fit_head(x.astype(np.float32), clusters, count + 1)  # and a cluster without images
+    length = np.sqrt((x**2).sum(axis=1).mean())
+    expected = LogisticRegression(tol=1e-8, max_iter=1000).fit(x / length, clusters)
+    probability = head.scores(x.astype(np.float32)).softmax(1).numpy()
+    np.testing.assert_allclose(
+        probability[:, :count], expected.predict_proba(x / length), atol=2e-3
+    )
+    assert not probability[:, count].any()
+    assert (head.assign(x.astype(np.float32)) == probability.argmax(axis=1)).all()
+
+
+def test_the_head_of_one_cluster() -> None:
+    head = fit_head(np.ones((4, 2), np.float32), np.full(4, 1), 3)
+    assert head.assign(np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)).max() == 1
