@@ -13,6 +13,7 @@ from test_clustering import blobs, metrics, write
 from src.clusters.head import fit_head
 from src.clusters.protocol import Protocol
 from src.clusters.smoothing import smooth
+from src.evaluation import neighbors
 from src.evaluation.metrics import hungarian_accuracy
 from src.evaluation.neighbors import nearest_neighbors
 from src.runtime.cli import UserError
@@ -43,6 +44,23 @@ def test_neighbors_are_those_of_scikit_learn(bank: int, queries: int | None, k: 
     distances, expected = model.kneighbors(None if queries is None else asked)
     np.testing.assert_allclose(similarity, 1 - distances, atol=1e-5)
     assert np.mean(rows.numpy() == expected) > 0.999  # but for the order of equal ones
+
+
+def test_above_the_limit_nearly_all_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 16))[rng.integers(20, size=4000)] + rng.normal(size=(4000, 16))
+    asked = (x, x, 10, True), (x, x[:50] + 0.1, 10, False)
+    exact = [nearest_neighbors(*arguments)[1].numpy() for arguments in asked]
+    monkeypatch.setattr(neighbors, "EXACT_LIMIT", 3999)
+    for arguments, expected in zip(asked, exact, strict=True):
+        similarity, near = (found.numpy() for found in nearest_neighbors(*arguments))
+        assert (similarity[:, :-1] >= similarity[:, 1:]).all()
+        same = [len(set(a) & set(b)) for a, b in zip(near, expected, strict=True)]
+        assert np.mean(same) > 9
+        if len(near) == len(x):
+            assert (near != np.arange(len(x))[:, None]).all()
+    monkeypatch.setattr(neighbors, "find_spec", lambda _: None)
+    assert (nearest_neighbors(*asked[0])[1].numpy() == exact[0]).all()
 
 
 def test_equal_rows_are_each_others_neighbors() -> None:
@@ -118,9 +136,9 @@ def test_flags_below_one_are_refused(tmp_path: Path, flag: str) -> None:
 
 def test_the_flags_reach_the_rows(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
-    for hops, neighbors in ((1, 3), (3, 7)):
-        protocol = Protocol("train", {}, [], False, 8, 1, hops=hops, neighbors=neighbors)
-        np.testing.assert_array_equal(protocol.smooth({"train": x}), smooth(x, hops, neighbors))
+    for hops, k in ((1, 3), (3, 7)):
+        protocol = Protocol("train", {}, [], False, 8, 1, hops=hops, neighbors=k)
+        np.testing.assert_array_equal(protocol.smooth({"train": x}), smooth(x, hops, k))
 
 
 @pytest.mark.parametrize("count", [2, 4])
