@@ -25,6 +25,7 @@ from src.prediction.picture_stream import decode, find
 from src.prediction.predictor import Predictions, Predictor
 from src.runtime.cli import UserError
 from src.storage import artifacts
+from src.storage.artifacts import CLUSTERING, Manifest
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +76,15 @@ def test_images_written_as_png_get_the_clusters_of_the_clustering(
     output = tmp_path / "predictions.json"
     assert infer(tmp_path / "train", tmp_path / "test", output=output) == 0
     clusters = [row["cluster"] for row in rows_of(output)]
-    expected = [artifacts.load(artifacts.ASSIGNMENTS, features, s) for s in ("train", "test")]
+    manifest = Manifest(features)
+    expected = [manifest.load(artifacts.ASSIGNMENTS, s) for s in ("train", "test")]
     assert clusters == np.concatenate(expected).tolist()
     assert len(set(clusters)) == 10
 
 
 def test_head_is_l2_then_pca_then_euclidean(predictor: Predictor, features: Path) -> None:
     mean, components, centroids = (
-        artifacts.load(a, features).astype(np.float64)
+        Manifest(features).load(a).astype(np.float64)
         for a in (artifacts.PCA_MEAN, artifacts.PCA_COMPONENTS, artifacts.CENTROIDS)
     )
     x = np.random.default_rng(0).normal(size=(50, len(mean)))
@@ -434,17 +436,18 @@ def copied(tmp_path: Path, features: Path) -> Path:
 
 
 def test_confidence_scale_is_fitted_to_the_labels_and_stored(copied: Path) -> None:
-    x, labels = (artifacts.load(a, copied, "train") for a in (artifacts.REDUCED, artifacts.LABELS))
-    centroids = artifacts.load(artifacts.CENTROIDS, copied)
-    names = artifacts.load(artifacts.CLUSTER_TO_CLASS, copied)
-    part = artifacts.recorded(copied, artifacts.CLUSTERING)
+    manifest = Manifest(copied)
+    x, labels = (manifest.load(a, "train") for a in (artifacts.REDUCED, artifacts.LABELS))
+    centroids = manifest.load(artifacts.CENTROIDS)
+    names = manifest.load(artifacts.CLUSTER_TO_CLASS)
+    part = dict(manifest.clustering)
     assert part["confidence_scale"] == fit_scale(x, centroids, names, labels)
     artifacts.record(copied, artifacts.CLUSTERING, part | {"confidence_scale": 0.25})
     assert Predictor.load(copied, device="cpu").head.confidence_scale == 0.25
 
 
 def test_another_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
-    recorded = Path(artifacts.recorded(copied, artifacts.EXTRACTION)["checkpoint"]["file"])
+    recorded = Path(Manifest(copied).extraction["checkpoint"]["file"])
     moved = tmp_path / "moved.pt"
     moved.symlink_to(recorded)
     Predictor.load(copied, moved, "cpu")
@@ -457,10 +460,14 @@ def test_another_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
 
 
 def test_clusters_of_other_features_or_another_pca_are_refused(copied: Path) -> None:
-    part = artifacts.recorded(copied, artifacts.CLUSTERING)
-    artifacts.save(artifacts.CENTROIDS, copied, np.zeros((10, 19)))
-    with pytest.raises(UserError, match=r"do not fit together.*clustering\.py"):
+    part = dict(Manifest(copied).clustering)
+    with artifacts.writing(copied, CLUSTERING) as stage:
+        stage.save(artifacts.CENTROIDS, np.zeros((10, 20)))
+    with pytest.raises(UserError, match=r"no finished results of src/clustering\.py"):
         Predictor.load(copied, device="cpu")
-    artifacts.record(copied, artifacts.CLUSTERING, part | {"features": "others"})
+    artifacts.record(copied, CLUSTERING, part)
+    with pytest.raises(UserError, match=r"centroids\.npy is .* of another run"):
+        Predictor.load(copied, device="cpu")
+    artifacts.record(copied, CLUSTERING, part | {"features": "others"})
     with pytest.raises(UserError, match=r"belong to other features.*clustering\.py"):
         Predictor.load(copied, device="cpu")
