@@ -62,14 +62,24 @@ def main(config: BenchmarkConfig) -> int:
 
 def write_features(config: BenchmarkConfig, directory: Path) -> None:
     images = {"unlabeled": config.unlabeled, "train": config.train, "test": config.test}
-    for stream, (split, count) in enumerate(images.items()):
-        shape = (count, config.dimensions)
-        with artifacts.create(artifacts.FEATURES, directory, shape, split) as out:
-            labels = clustered(out, config.seed, stream)
-        if split != "unlabeled":
-            artifacts.save(artifacts.LABELS, directory, labels, split)
-    dataset = {"class_names": CLASSES, "splits": images}
-    artifacts.record(directory, artifacts.EXTRACTION, {"id": "benchmark", "dataset": dataset})
+    with artifacts.writing(directory, artifacts.EXTRACTION) as extraction:
+        for stream, (split, count) in enumerate(images.items()):
+            shape = (count, config.dimensions)
+            with extraction.create(artifacts.FEATURES, shape, split) as out:
+                labels = clustered(out, config.seed, stream)
+            if split != "unlabeled":
+                extraction.save(artifacts.LABELS, labels, split)
+        dataset = {
+            "name": "stl10", "data_dir": ".", "cache_dir": None, "image_size": 96,
+            "fingerprint": "", "class_names": CLASSES, "splits": images,
+        }  # fmt: skip
+        extraction.record(
+            {
+                "id": "benchmark", "dataset": dataset, "precision": "float32", "commit": None,
+                "checkpoint": {"file": "", "digest": "", "epoch": 0, "config": {}},
+                "versions": {}, "tracking": {"group": "", "run_id": None},
+            }
+        )  # fmt: skip
 
 
 def stage(directory: Path, fit_on: str) -> bool:

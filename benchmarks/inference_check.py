@@ -47,7 +47,7 @@ def main(config: CheckConfig) -> None:
     )
     dataset = reload_dataset(predictor.extraction["dataset"], config.data_dir)
     for name, split in dataset.splits.items():
-        results = check_clusters(config.feature_dir, predictor, name, split)
+        results = check_clusters(predictor, name, split)
         count = len(split.images)
         rows = np.linspace(0, count - 1, min(config.onnx_images, count)).astype(int)
         images = split.images[rows]
@@ -56,13 +56,13 @@ def main(config: CheckConfig) -> None:
         print(json.dumps({"split": name, **results}), flush=True)
 
 
-def check_clusters(directory: Path, predictor: Predictor, name: str, split: Split) -> dict:
+def check_clusters(predictor: Predictor, name: str, split: Split) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, f"{i:06d}.png") for i in range(len(split.images))]
         for file, image in zip(files, split.images, strict=True):
             Image.fromarray(image.transpose(1, 2, 0)).save(file)
         predictions = predictor.predict(files)
-    assigned = artifacts.load(artifacts.ASSIGNMENTS, directory, name)
+    assigned = predictor.manifest.load(artifacts.ASSIGNMENTS, name)
     results = {
         "images": len(files),
         "cluster_differences": int((predictions.clusters != assigned).sum()),
@@ -71,9 +71,9 @@ def check_clusters(directory: Path, predictor: Predictor, name: str, split: Spli
     if split.labels is None:
         return results
     right = predictor.cluster_to_class[predictions.clusters] == split.labels
-    head = LinearHead(predictor.head.weights.numpy(), predictor.head.bias.numpy())
-    scale = scale_without_labels(directory, predictor)
-    scores = head.scores(artifacts.load(artifacts.REDUCED, directory, name))
+    manifest = predictor.manifest
+    scores = LinearHead.load(manifest).scores(manifest.load(artifacts.REDUCED, name))
+    scale = scale_without_labels(predictor)
     return results | {
         "right": float(right.mean()),
         "calibration_error": calibration_error(predictions.confidence, right),
@@ -85,11 +85,11 @@ def check_clusters(directory: Path, predictor: Predictor, name: str, split: Spli
     }
 
 
-def scale_without_labels(directory: Path, predictor: Predictor) -> float:
-    clustering = artifacts.recorded(directory, artifacts.CLUSTERING)
-    if clustering["config"]["smooth"]:
+def scale_without_labels(predictor: Predictor) -> float:
+    manifest = predictor.manifest
+    if manifest.clustering["config"]["smooth"]:
         return 1.0
-    reduced = artifacts.load(artifacts.REDUCED, directory, clustering["fit_on"])
+    reduced = manifest.load(artifacts.REDUCED, manifest.clustering["fit_on"])
     return gaussian_scale(reduced, predictor.head.centroids.numpy())
 
 

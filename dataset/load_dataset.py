@@ -8,7 +8,7 @@ import hashlib
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,8 @@ from dataset.folder import class_of, find_pictures
 from dataset.picture_cache import load_pictures
 from dataset.stl10 import STL10_FOLDER, STL10_IMAGE_SIZE, load_stl10, load_stl10_classes
 from src.runtime.cli import UserError
-from src.storage.artifacts import json_digest
-
-DatasetName = Literal["stl10", "digits", "folder"]
+from src.storage.artifacts import DatasetName, DatasetRecord
+from src.storage.files import json_digest
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def load_dataset(
     return Dataset(name, splits, class_names, fingerprint, tuple(notes))
 
 
-def reload_dataset(recorded: dict[str, Any], data_dir: Path | None = None) -> Dataset:
+def reload_dataset(recorded: DatasetRecord, data_dir: Path | None = None) -> Dataset:
     """The dataset that an earlier stage recorded in the manifest.
 
     Args:

@@ -6,6 +6,7 @@ writing nor reading needs memory for more than a few of them.
 """
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -23,7 +24,14 @@ from numpy.lib import format as npy
 from dataset.folder import Pictures
 from dataset.pictures import BadPicture, load_picture
 from src.runtime.cli import ENVIRONMENT_ERRORS, RunError, UserError, progress
-from src.storage import artifacts
+from src.storage.files import (
+    json_digest,
+    misfit,
+    open_regular,
+    replacing,
+    require_space,
+    write_json,
+)
 
 CACHE_FOLDER = ".picture_cache"
 PIXELS_VERSION = 2
@@ -59,9 +67,9 @@ def load_pictures(
     """
     folder = pictures.root / CACHE_FOLDER
     if cache_dir is not None:
-        folder = cache_dir / artifacts.json_digest(str(pictures.root.resolve()))
+        folder = cache_dir / json_digest(str(pictures.root.resolve()))
     stem = f"{pictures.split}_{size}px"
-    pixels = folder / f"{stem}_{artifacts.json_digest([PIXELS_VERSION, pictures.files])}.pixels"
+    pixels = folder / f"{stem}_{json_digest([PIXELS_VERSION, pictures.files])}.pixels"
     cached = _open(pixels, pictures, size)
     if cached is None:
         with _writing(folder):
@@ -81,28 +89,36 @@ def load_pictures(
 def _open(pixels: Path, pictures: Pictures, size: int) -> tuple[np.ndarray, dict[str, str]] | None:
     """The cached images and the broken pictures with their reasons; None if not complete."""
     try:
-        broken = json.loads(pixels.with_suffix(".json").read_text())
-        shape = (len(pictures.files) - len(broken), 3, size, size)
+        with open_regular(pixels.with_suffix(".json")) as file:
+            broken = json.loads(file.read())
+        names = {name for name, _, _ in pictures.files}
+        if misfit(broken, dict[str, str]) or not names.issuperset(broken):
+            return None
+        shape = (len(names) - len(broken), 3, size, size)
         if shape[0] == 0:
             return np.empty(shape, np.uint8), broken
-        # Copy-on-write: torch warns of arrays that it may not write to.
-        images = np.load(pixels, mmap_mode="c", allow_pickle=False)
-    except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):
+        with open_regular(pixels) as file:
+            if file.read(len(header := _header(shape[0], size))) != header:
+                return None
+            # Copy-on-write: torch warns of arrays that it may not write to.
+            return np.memmap(file, np.uint8, "c", len(header), shape), broken
+    except PermissionError:
+        raise
+    except (OSError, ValueError, RecursionError):
         return None
-    return (images, broken) if images.shape == shape and images.dtype == np.uint8 else None
 
 
 def _write(pixels: Path, pictures: Pictures, size: int, workers: int) -> None:
     count, row_bytes = len(pictures.files), 3 * size * size
     needed = count * row_bytes
-    artifacts.require_space(pixels.parent, needed, "the cache of decoded pictures", "--cache-dir")
+    require_space(pixels.parent, needed, "the cache of decoded pictures", "--cache-dir")
     print(f"decoding {count:,} pictures of {pictures.split} into {pixels.parent}", file=sys.stderr)
     root = pictures.root.absolute()
     paths = [f"{root}/{name}" for name, _, _ in pictures.files]
     broken: dict[int, str] = {}
-    with artifacts.replacing(pixels) as temporary:
+    with replacing(pixels) as temporary:
         with temporary.open("wb") as file:
-            _write_header(file, count, size)
+            file.write(_header(count, size))
             offset = file.tell()
         decode = partial(_decode_rows, temporary, offset, size)
         chunks = [(first, paths[first : first + _CHUNK]) for first in range(0, count, _CHUNK)]
@@ -117,10 +133,10 @@ def _write(pixels: Path, pictures: Pictures, size: int, workers: int) -> None:
             with temporary.open("r+b") as file:
                 _close_gaps(file, offset, row_bytes, count, broken)
                 file.seek(0)
-                _write_header(file, count - len(broken), size)
+                file.write(_header(count - len(broken), size))
     # Last, because without this file the array does not count as complete.
     named = {pictures.files[row][0]: reason for row, reason in broken.items()}
-    artifacts.write_json(pixels.with_suffix(".json"), named)
+    write_json(pixels.with_suffix(".json"), named)
 
 
 @contextlib.contextmanager
@@ -164,11 +180,12 @@ def _decode_rows(
     return len(paths), broken
 
 
-def _write_header(file: BinaryIO, count: int, size: int) -> None:
-    # NumPy pads the header so that a smaller count takes the same number of bytes.
-    npy.write_array_header_1_0(
-        file, {"descr": "|u1", "fortran_order": False, "shape": (count, 3, size, size)}
-    )
+def _header(count: int, size: int) -> bytes:
+    """NumPy pads it so that a smaller count takes the same number of bytes."""
+    header = io.BytesIO()
+    shape = (count, 3, size, size)
+    npy.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return header.getvalue()
 
 
 def _close_gaps(

@@ -15,6 +15,8 @@ import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from pillow_heif import register_heif_opener
 
+from src.storage.files import open_regular
+
 IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp",
     ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif",
@@ -91,7 +93,7 @@ def load_picture(source: Path | BinaryIO, size: int) -> np.ndarray:
     if not isinstance(source, Path):
         return _load(source, size)
     try:
-        with source.open("rb") as stream:
+        with open_regular(source) as stream:
             return _load(stream, size)
     except OSError as error:
         raise BadPicture((error.strerror or str(error)).lower()) from None

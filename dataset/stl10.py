@@ -5,12 +5,14 @@ a uint8 label from 1 to 10 for each. Only their shapes are checked, not their co
 STL-10 or other images in the same format work as well.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
 
 from src.runtime.cli import UserError
 from src.storage.artifacts import SPLITS
+from src.storage.files import reading
 
 STL10_FOLDER = "stl10_binary"
 STL10_IMAGE_SIZE = 96
@@ -54,7 +56,10 @@ def load_stl10_classes(folder: Path) -> tuple[str, ...]:
         UserError: there are not ten names.
     """
     file = folder / "class_names.txt"
-    names = tuple(file.read_text(encoding="utf-8").split()) if file.exists() else STL10_CLASSES
+    if not file.exists():
+        return STL10_CLASSES
+    with reading(file, _remedy(folder)) as stream:
+        names = tuple(stream.read().decode().split())
     if len(names) != len(STL10_CLASSES):
         raise UserError(f"{file} has {len(names)} names, not {len(STL10_CLASSES)}")
     return names
@@ -62,19 +67,22 @@ def load_stl10_classes(folder: Path) -> tuple[str, ...]:
 
 def _images(file: Path) -> np.ndarray:
     side = STL10_IMAGE_SIZE
-    size, image_bytes = file.stat().st_size, 3 * side * side
-    if size == 0 or size % image_bytes:
-        raise UserError(
-            f"{file} has {size:,} bytes, not a positive multiple of {image_bytes:,} "
-            f"(3 x {side} x {side}): it is incomplete. Get it again, or remove {file.parent} and "
-            "run python dataset/download_dataset.py"
-        )
-    columns_first = np.memmap(file, np.uint8, "r").reshape(-1, 3, side, side)
+    image_bytes = 3 * side * side
+    with reading(file, _remedy(file.parent)) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size == 0 or size % image_bytes:
+            raise UserError(
+                f"{file} has {size:,} bytes, not a positive multiple of {image_bytes:,} "
+                f"(3 x {side} x {side}): it is incomplete. Get it again, or remove {file.parent} "
+                "and run python dataset/download_dataset.py"
+            )
+        columns_first = np.memmap(stream, np.uint8, "r").reshape(-1, 3, side, side)
     return columns_first.transpose(0, 1, 3, 2)
 
 
 def _labels(file: Path, images: int) -> np.ndarray:
-    labels = np.fromfile(file, np.uint8)
+    with reading(file, _remedy(file.parent)) as stream:
+        labels = np.frombuffer(stream.read(), np.uint8)
     if len(labels) != images:
         raise UserError(f"{file} has {len(labels):,} labels for {images:,} images")
     if labels.min() < 1 or labels.max() > len(STL10_CLASSES):
@@ -82,3 +90,7 @@ def _labels(file: Path, images: int) -> np.ndarray:
             f"{file} has labels from {labels.min()} to {labels.max()}; STL-10's are 1 to 10"
         )
     return labels.astype(np.int64) - 1
+
+
+def _remedy(folder: Path) -> str:
+    return f"get it again, or remove {folder} and run python dataset/download_dataset.py"

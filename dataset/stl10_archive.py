@@ -19,7 +19,7 @@ from tqdm.utils import CallbackIOWrapper
 from dataset.stl10 import STL10_FILES, STL10_FOLDER, load_stl10, stl10_splits
 from dataset.transfer import DownloadError, RetryPolicy, fetch, size_of
 from src.runtime.cli import UserError, progress
-from src.storage import artifacts
+from src.storage import files
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def get_stl10(
             raise UserError(f"{folder} is in the way and holds no images: move it away")
         part = data_dir / f"{PurePosixPath(archive.url).name}.part"
         missing = 0 if file else max(0, archive.packed - size_of(part))
-        artifacts.require_space(data_dir, archive.unpacked + missing, "STL-10", "--data-dir")
+        files.require_space(data_dir, archive.unpacked + missing, "STL-10", "--data-dir")
         if file:
             _verify(file, archive.md5)
             _unpack(file, data_dir)
@@ -139,9 +139,9 @@ def _unpack(file: Path, data_dir: Path) -> None:
         if not load_stl10(temporary):
             raise UserError(f"{file} holds no train_X.bin, test_X.bin or unlabeled_X.bin")
         for unpacked in temporary.iterdir():
-            artifacts.sync(unpacked)
+            files.sync(unpacked)
         temporary.rename(data_dir / STL10_FOLDER)
-        artifacts.sync(data_dir)
+        files.sync(data_dir)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -169,5 +169,5 @@ def _open(file: Path, description: str) -> Iterator[BinaryIO]:
     """`file` for reading, with a progress bar."""
     size = file.stat().st_size
     bar = progress(total=size, desc=description, unit="B", unit_scale=True, leave=False)
-    with file.open("rb") as stream, bar:
+    with files.open_regular(file) as stream, bar:
         yield CallbackIOWrapper(bar.update, stream, "read")  # type: ignore[misc]

@@ -37,7 +37,15 @@ from src.evaluation.tables import (
 )
 from src.runtime.cli import UserError, check_seed, run_script
 from src.storage import artifacts
-from src.storage.artifacts import CLUSTERING, EXTRACTION
+from src.storage.artifacts import (
+    CLUSTERING,
+    FEATURES,
+    LABELS,
+    UNTRAINED_FEATURES,
+    ExtractionRecord,
+    Manifest,
+    Stage,
+)
 from src.storage.provenance import git_commit, versions
 from src.tracking.tracker import stage_tracker
 from src.tracking.wandb_run import WandbMode
@@ -79,10 +87,19 @@ class ClusteringConfig:
 
 def main(config: ClusteringConfig) -> None:
     _check(config)
-    directory = config.feature_dir
-    extraction = artifacts.recorded(directory, EXTRACTION)
-    features = load_features(directory, extraction)
-    protocol = choose_protocol(config, features, extraction)
+    with artifacts.writing(config.feature_dir, CLUSTERING) as stage:
+        extraction, metrics = cluster(config, stage)
+    report(metrics)
+    track(config, extraction, metrics)
+    print(f"wrote {config.feature_dir / artifacts.METRICS} and the clusters next to it")
+
+
+def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, dict[str, Any]]:
+    """Compute and write everything; returns what the features come from, and the metrics."""
+    manifest = Manifest(config.feature_dir)
+    extraction = manifest.extraction
+    features = {split: manifest.load(FEATURES, split) for split in extraction["dataset"]["splits"]}
+    protocol = choose_protocol(config, features, manifest)
     fit_on = protocol.fit_on
     counts = candidates(config.clusters, len(protocol.class_names))
     if counts[-1] > len(features[fit_on]):
@@ -93,9 +110,8 @@ def main(config: ClusteringConfig) -> None:
     baselines = {}
     if config.baselines:
         compared = [split for split in features if split in protocol.labels or split == fit_on]
-        baselines = load_baselines(directory, extraction["dataset"], compared)
+        baselines = load_baselines(manifest, compared)
 
-    artifacts.record(directory, CLUSTERING, None)  # unfinished until it is recorded again
     pca, reduced = protocol.reduce(features)
     smoothed_NP = protocol.smooth(reduced)
     metrics: dict[str, Any] = {"splits": {}, "pca": describe_pca(pca, config.components)}
@@ -107,7 +123,6 @@ def main(config: ClusteringConfig) -> None:
         count = metrics["scan"]["picked"]
     found, scores = protocol.cluster_and_score(features, reduced, smoothed_NP, count, config.seed)
     used = found[-1]
-    save(directory, pca, reduced, used)
     named_on = protocol.named_on
     labels = protocol.labels[named_on] if named_on else None
     rows_NP = reduced[named_on or fit_on]
@@ -129,20 +144,20 @@ def main(config: ClusteringConfig) -> None:
         metrics["baselines"] = {
             kind: protocol.score_baseline(x, count, config.seed) for kind, x in baselines.items()
         }
-    artifacts.write_json(directory / artifacts.METRICS, metrics)
-    part = {
-        "features": extraction["id"],
-        "fit_on": fit_on,
-        "clusters": count,
-        "confidence_scale": scale,
-        "config": json.loads(json.dumps(asdict(config), default=str)),
-        "commit": git_commit(),
-        "versions": versions(),
-    }
-    artifacts.record(directory, CLUSTERING, part)
-    report(metrics)
-    track(config, extraction, metrics)
-    print(f"wrote {directory / artifacts.METRICS} and the clusters next to it")
+    save(stage, pca, reduced, used)
+    stage.write_json(artifacts.METRICS, metrics)
+    stage.record(
+        {
+            "features": extraction["id"],
+            "fit_on": fit_on,
+            "clusters": count,
+            "confidence_scale": scale,
+            "config": json.loads(json.dumps(asdict(config), default=str)),
+            "commit": git_commit(),
+            "versions": versions(),
+        }
+    )
+    return extraction, metrics
 
 
 def _check(config: ClusteringConfig) -> None:
@@ -160,70 +175,41 @@ def _check(config: ClusteringConfig) -> None:
     candidates(config.clusters, classes=0)  # raises if --clusters cannot be parsed
 
 
-def load_features(directory: Path, extraction: dict[str, Any]) -> Splits:
-    """The features (N, D) of every split that the extraction wrote, memory-mapped."""
-    features = {
-        split: artifacts.load(artifacts.FEATURES, directory, split, images)
-        for split, images in extraction["dataset"]["splits"].items()
-    }
-    if len({x.shape[1] for x in features.values()}) > 1:
-        raise UserError(
-            f"the splits in {directory} have features of different lengths: run python "
-            f"{EXTRACTION} again"
-        )
-    return features
-
-
-def load_labels(directory: Path, features: Splits, class_names: list[str]) -> Splits:
+def load_labels(manifest: Manifest) -> Splits:
     """The labels (N,) of the splits that have any; -1 stands for an unknown class."""
     all_labels = {}
-    for split, x in features.items():
-        file = artifacts.path(artifacts.LABELS, directory, split)
-        if not file.exists():
+    for split in manifest.extraction["dataset"]["splits"]:
+        if not manifest.has(LABELS, split):
             continue
-        labels = artifacts.load(artifacts.LABELS, directory, split, len(x))
-        if labels.min() < -1 or labels.max() >= len(class_names):
-            raise UserError(
-                f"{file} has labels from {labels.min()} to {labels.max()} for "
-                f"{len(class_names)} classes: run python {EXTRACTION} again"
-            )
+        labels = manifest.load(LABELS, split)
         if unknown := int((labels < 0).sum()):
+            file = artifacts.path(LABELS, manifest.directory, split)
             print(f"note: {file} has {unknown:,} labels of -1; these images are not scored")
         if unknown < len(labels):
             all_labels[split] = labels
     return all_labels
 
 
-def load_baselines(
-    directory: Path, recorded: dict[str, Any], splits: list[str]
-) -> dict[str, Splits]:
+def load_baselines(manifest: Manifest, splits: list[str]) -> dict[str, Splits]:
     """Raw pixels, uint8, and the untrained network's features of `splits`, each (N, D)."""
-    untrained = {
-        split: artifacts.load(
-            artifacts.UNTRAINED_FEATURES, directory, split, recorded["splits"][split]
-        )
-        for split in splits
-    }
-    dataset = reload_dataset(recorded)
+    untrained = {split: manifest.load(UNTRAINED_FEATURES, split) for split in splits}
+    dataset = reload_dataset(manifest.extraction["dataset"])
     images = {split: dataset.splits[split].images for split in splits}
     pixels = {split: np.ascontiguousarray(x).reshape(len(x), -1) for split, x in images.items()}
     return {"raw_pixels": pixels, "untrained": untrained}
 
 
-def choose_protocol(
-    config: ClusteringConfig, features: Splits, extraction: dict[str, Any]
-) -> Protocol:
+def choose_protocol(config: ClusteringConfig, features: Splits, manifest: Manifest) -> Protocol:
     fit_on = config.fit_on
     if fit_on not in features:
         if fit_on != "train":
             raise UserError(f"--fit-on {fit_on}: the extraction wrote only {', '.join(features)}")
         fit_on = max(features, key=lambda split: len(features[split]))
         print(f"note: no train split; PCA and K-means are fitted on {fit_on}")
-    class_names = extraction["dataset"]["class_names"]
     return Protocol(
         fit_on=fit_on,
-        labels=load_labels(config.feature_dir, features, class_names),
-        class_names=class_names,
+        labels=load_labels(manifest),
+        class_names=manifest.extraction["dataset"]["class_names"],
         l2_normalize=config.l2_normalize,
         components=config.components,
         restarts=config.restarts,
@@ -253,30 +239,21 @@ def describe_pca(pca: PCA, wanted: int) -> dict[str, Any]:
     }
 
 
-def save(directory: Path, pca: PCA, reduced: Splits, used: Clustering) -> None:
-    """Write every array that later stages read; remove those of splits that no longer exist."""
-    for artifact, array in (
-        (artifacts.PCA_MEAN, pca.mean_D),
-        (artifacts.PCA_COMPONENTS, pca.components_PD),
-        (artifacts.PCA_VARIANCE_RATIO, pca.variance_ratio_P),
-        (artifacts.CENTROIDS, used.centroids_KP),
-        (artifacts.HEAD_WEIGHTS, used.head.weights_KP),
-        (artifacts.HEAD_BIAS, used.head.bias_K),
-        (artifacts.CLUSTER_TO_CLASS, used.class_K),
-    ):
-        artifacts.save(artifact, directory, array)
-    for split in artifacts.SPLITS:
-        for artifact, arrays in (
-            (artifacts.REDUCED, reduced),
-            (artifacts.ASSIGNMENTS, used.clusters),
-        ):
-            if split in arrays:
-                artifacts.save(artifact, directory, arrays[split], split)
-            else:
-                artifacts.path(artifact, directory, split).unlink(missing_ok=True)
+def save(stage: Stage, pca: PCA, reduced: Splits, used: Clustering) -> None:
+    """Write every array that later stages read."""
+    stage.save(artifacts.PCA_MEAN, pca.mean_D)
+    stage.save(artifacts.PCA_COMPONENTS, pca.components_PD)
+    stage.save(artifacts.PCA_VARIANCE_RATIO, pca.variance_ratio_P)
+    stage.save(artifacts.CENTROIDS, used.centroids_KP)
+    stage.save(artifacts.HEAD_WEIGHTS, used.head.weights_KP)
+    stage.save(artifacts.HEAD_BIAS, used.head.bias_K)
+    stage.save(artifacts.CLUSTER_TO_CLASS, used.class_K)
+    for split in reduced:
+        stage.save(artifacts.REDUCED, reduced[split], split)
+        stage.save(artifacts.ASSIGNMENTS, used.clusters[split], split)
 
 
-def track(config: ClusteringConfig, extraction: dict[str, Any], metrics: dict[str, Any]) -> None:
+def track(config: ClusteringConfig, extraction: ExtractionRecord, metrics: dict[str, Any]) -> None:
     """Log the metrics to W&B, in the group of the training that the features come from."""
     if config.wandb == "disabled":
         return

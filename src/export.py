@@ -151,7 +151,7 @@ def _compare(file: Path, predictor: Predictor, config: ExportConfig) -> str:
             f"ONNX Runtime {onnxruntime.__version__} puts only {same} of {len(rows)} images into "
             f"the cluster that PyTorch {torch.__version__} does: no file was written"
         )
-    assigned = artifacts.load(artifacts.ASSIGNMENTS, config.feature_dir, split)[rows]
+    assigned = predictor.manifest.load(artifacts.ASSIGNMENTS, split)[rows]
     return (
         f"of {len(rows)} {split} images ONNX Runtime puts {same} into the cluster that PyTorch "
         f"does in float32, {(clusters == assigned).sum()} into that of the clustering "

@@ -6,8 +6,8 @@ Reads checkpoints/ and the images. Writes features/{split}_features.npy and _lab
 part of features/manifest.json. The checkpoint determines dataset and architecture.
 """
 
-import contextlib
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from src.runtime import distributed
 from src.runtime.cli import UserError, progress, run_script
 from src.runtime.device import DeviceName, PrecisionName, select_device, select_precision
 from src.storage import artifacts, checkpoint
-from src.storage.artifacts import FEATURES, LABELS, UNTRAINED_FEATURES, Artifact
+from src.storage.artifacts import EXTRACTION, FEATURES, LABELS, UNTRAINED_FEATURES, Artifact, Stage
+from src.storage.files import json_digest
 from src.storage.provenance import git_commit, versions
 
 
@@ -65,27 +66,18 @@ def extract_all(config: ExtractionConfig) -> None:
     if dataset.fingerprint != trained.dataset["fingerprint"]:
         print(f"note: {trained.file} was trained on other images than those in {data_dir}")
 
-    directory = config.feature_dir
-    if distributed.is_main():
-        artifacts.record(directory, artifacts.EXTRACTION, None)  # unfinished until the end
-        save_labels(dataset, directory)
-    extract(trained, dataset.splits, FEATURES, config, dtype)
-    if config.untrained:
-        file = trained.file.with_name(checkpoint.file_name(0))
-        untrained = TrainedBackbone.load(file, config.checkpoint_dir, device)
-        extract(untrained, dataset.splits, UNTRAINED_FEATURES, config, dtype)
-    if distributed.is_main():
-        part = manifest_part(trained, dataset, data_dir, cache_dir, dtype)
-        artifacts.record(directory, artifacts.EXTRACTION, part)
-
-
-def save_labels(dataset: Dataset, directory: Path) -> None:
-    for name in artifacts.SPLITS:
-        split = dataset.splits.get(name)
-        if split is not None and split.labels is not None:
-            artifacts.save(LABELS, directory, split.labels, name)
-        else:  # labels of an earlier extraction would belong to other images
-            artifacts.path(LABELS, directory, name).unlink(missing_ok=True)
+    is_main = distributed.is_main()
+    with artifacts.writing(config.feature_dir, EXTRACTION) if is_main else nullcontext() as stage:
+        extract(trained, dataset.splits, FEATURES, stage, config, dtype)
+        if config.untrained:
+            file = trained.file.with_name(checkpoint.file_name(0))
+            untrained = TrainedBackbone.load(file, config.checkpoint_dir, device)
+            extract(untrained, dataset.splits, UNTRAINED_FEATURES, stage, config, dtype)
+        if stage:
+            for name, split in dataset.splits.items():
+                if split.labels is not None:
+                    stage.save(LABELS, split.labels, name)
+            stage.record(manifest_part(trained, dataset, data_dir, cache_dir, dtype))
 
 
 def manifest_part(
@@ -98,7 +90,7 @@ def manifest_part(
     part = {
         "checkpoint": {
             "file": str(trained.file),
-            "digest": checkpoint.file_digest(trained.file),
+            "digest": trained.digest,
             "epoch": trained.epoch,
             "config": trained.config,
         },
@@ -115,7 +107,7 @@ def manifest_part(
         "tracking": trained.tracking,
     }
     identity = [part["checkpoint"]["digest"], part["dataset"], part["precision"]]
-    part["id"] = artifacts.json_digest(identity)
+    part["id"] = json_digest(identity)
     return part | {"commit": git_commit(), "versions": versions()}
 
 
@@ -123,15 +115,15 @@ def extract(
     trained: TrainedBackbone,
     splits: dict[str, Split],
     artifact: Artifact,
+    stage: Stage | None,
     config: ExtractionConfig,
     dtype: torch.dtype,
 ) -> None:
-    """Write the features of every split directly into its file."""
+    """Write the features of every split directly into its file; `stage` is the main process's."""
     for name, split in splits.items():
         shape = (len(split.images), trained.backbone.feature_dim)
         started = time.monotonic()
-        file = artifacts.create(artifact, config.feature_dir, shape, name)
-        with file if distributed.is_main() else contextlib.nullcontext() as out:
+        with stage.create(artifact, shape, name) if stage else nullcontext() as out:
             bar = progress(total=shape[0], desc=name, unit="image")
             for count in encode_into(
                 out, trained.backbone, split.images, dtype, config.batch_size, shared=True

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -41,6 +41,7 @@ from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError, progress, run_script
 from src.runtime.device import DeviceName, PrecisionName
 from src.storage import artifacts
+from src.storage.artifacts import ExtractionRecord
 from src.tracking.tracker import stage_tracker
 from src.tracking.wandb_run import WandbMode
 
@@ -136,7 +137,7 @@ def main(config: InferenceConfig) -> int:
     return 3 if unreadable or unsorted else 0
 
 
-def track(config: InferenceConfig, extraction: dict[str, Any], examples: Montage) -> None:
+def track(config: InferenceConfig, extraction: ExtractionRecord, examples: Montage) -> None:
     """Log a table of example pictures to W&B; a user's own pictures only with --wandb."""
     mode = config.wandb or ("disabled" if config.paths else "auto")
     if mode == "disabled" or not examples.tiles:

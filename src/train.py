@@ -169,7 +169,7 @@ def report(record: dict[str, Any], config: TrainConfig, projection_dim: int) -> 
 def train_as_main(setup: Setup, stop: StopSignal) -> int:
     """Train in the process that writes: the only one, or the first under torchrun."""
     config, directory = setup.config, setup.config.checkpoint_dir
-    with checkpoint.locked(directory):
+    with checkpoint.training_in(directory):
         fresh = config.fresh and not distributed.restarts()
         if fresh and (aside := checkpoint.set_aside(directory)):
             print(f"the files of the earlier training are now in {aside}")

@@ -8,6 +8,7 @@ import numpy as np
 from dataset.load_dataset import load_dataset
 from src import clustering
 from src.clustering import ClusteringConfig
+from src.clusters.head import LinearHead
 from src.storage import artifacts
 
 
@@ -16,10 +17,6 @@ def pixel_run(
 ) -> None:
     """Write features of the images and cluster them with `src/clustering.py`."""
     dataset = load_dataset(name, data_dir)  # type: ignore[arg-type]
-    for split, part in dataset.splits.items():
-        artifacts.save(artifacts.FEATURES, directory, pixels(part.images), split)
-        if labeled and part.labels is not None:
-            artifacts.save(artifacts.LABELS, directory, part.labels, split)
     described = {
         "name": dataset.name,
         "data_dir": str(data_dir),
@@ -29,17 +26,25 @@ def pixel_run(
         "class_names": list(dataset.class_names),
         "splits": {split: len(part.images) for split, part in dataset.splits.items()},
     }
-    checkpoint = {
-        "file": "trained/none.pt",
-        "digest": "0",
-        "epoch": 0,
-        "config": {"arch": "x"},
-    }
-    part = {"id": "pixels", "dataset": described, "checkpoint": checkpoint, "commit": "abc"}
-    part |= {"versions": {}, "tracking": {"group": "a group", "run_id": None}}
-    artifacts.record(directory, artifacts.EXTRACTION, part)
+    with artifacts.writing(directory, artifacts.EXTRACTION) as stage:
+        for split, part in dataset.splits.items():
+            stage.save(artifacts.FEATURES, pixels(part.images), split)
+            if labeled and part.labels is not None:
+                stage.save(artifacts.LABELS, part.labels, split)
+        stage.record(extraction_part("pixels", **described))
     flags = {"components": 20, "restarts": 2, "wandb": "disabled"} | clustering_flags
     clustering.main(ClusteringConfig(feature_dir=directory, **flags))  # type: ignore[arg-type]
+
+
+def extraction_part(features_id: str, **dataset: object) -> dict[str, object]:
+    """What an extraction records about features that come from no checkpoint."""
+    unknown = {"name": "digits", "data_dir": ".", "cache_dir": None, "image_size": 32}
+    checkpoint = {"file": "trained/none.pt", "digest": "0", "epoch": 0, "config": {"arch": "x"}}
+    return {
+        "id": features_id, "dataset": {**unknown, "fingerprint": "?", **dataset},
+        "checkpoint": checkpoint, "precision": "float32", "commit": "abc", "versions": {},
+        "tracking": {"group": "a group", "run_id": None},
+    }  # fmt: skip
 
 
 def pixels(images: np.ndarray, side: int = 8) -> np.ndarray:
@@ -67,21 +72,21 @@ class Arrays:
 def load_arrays(directory: Path) -> Arrays:
     """Of a run on a dataset that has a train and a test split."""
 
+    manifest = artifacts.Manifest(directory)
+
     def both(artifact: artifacts.Artifact) -> np.ndarray:
-        return np.concatenate([artifacts.load(artifact, directory, s) for s in ("train", "test")])
+        return np.concatenate([manifest.load(artifact, split) for split in ("train", "test")])
 
     x = both(artifacts.REDUCED).astype(np.float64)
-    centroids, weights, bias = (
-        artifacts.load(artifact, directory).astype(np.float64)
-        for artifact in (artifacts.CENTROIDS, artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS)
-    )
-    scale = artifacts.recorded(directory, artifacts.CLUSTERING)["confidence_scale"]
-    *_, second, first = np.sort((x @ weights.T + bias) / scale, axis=1).T
+    centroids = manifest.load(artifacts.CENTROIDS).astype(np.float64)
+    weights, bias = (array.astype(np.float64) for array in LinearHead.load(manifest))
+    scores = (x @ weights.T + bias) / manifest.clustering["confidence_scale"]
+    *_, second, first = np.sort(scores, axis=1).T
     return Arrays(
         x=x,
         clusters=both(artifacts.ASSIGNMENTS),
         labels=both(artifacts.LABELS),
-        class_of_cluster=artifacts.load(artifacts.CLUSTER_TO_CLASS, directory),
+        class_of_cluster=manifest.load(artifacts.CLUSTER_TO_CLASS),
         distances=np.linalg.norm(x[:, None] - centroids, axis=2),
         margins=1 - np.exp(second - first),
     )

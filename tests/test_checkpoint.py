@@ -11,7 +11,16 @@ from src.runtime.cli import RunError, UserError
 from src.storage import checkpoint
 from src.storage.checkpoint import BadCheckpoint
 
-STATE = {"epoch": 3, "step": 30, "model": {"w": torch.arange(5000.0)}, "config": {"a": [1, "b"]}}
+FLAGS = {"arch": "resnet18", "bn": "frozen", "weights": "none", "dataset": "digits"}
+STATE = {
+    "epoch": 3, "step": 30, "model": {"w": torch.arange(5000.0)},
+    "config": FLAGS | {"data_dir": ".", "cache_dir": None, "a": [1, "b"]},
+    "dataset": {"fingerprint": "?", "image_size": 32}, "tracking": {"group": "", "run_id": None},
+}  # fmt: skip
+
+
+def found(file: Path, state: dict) -> tuple[Path, dict]:
+    return file, state
 
 
 @pytest.fixture
@@ -80,17 +89,17 @@ def test_newest_whole_one_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [p.name for p in checkpoint.listed(tmp_path)] == names
     (tmp_path / names[3]).write_bytes(b"")
     (tmp_path / "simclr_epoch_latest.pt").write_text("not ours to look at")
-    newest = checkpoint.newest(tmp_path)
+    newest = checkpoint.newest(tmp_path, found)
     assert newest is not None
     assert newest[1]["step"] == 2
     assert names[3] in capsys.readouterr().err
 
 
 def test_none_usable_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path) is None
+    assert checkpoint.newest(tmp_path, found) is None
     (tmp_path / checkpoint.file_name(4)).write_bytes(b"PK")
     with pytest.raises(UserError, match="--fresh"):
-        checkpoint.newest(tmp_path)
+        checkpoint.newest(tmp_path, found)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), torch.tensor([1.0, float("inf")])])

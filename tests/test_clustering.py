@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Script
+from pixel_run import extraction_part
 from sklearn.decomposition import PCA
 
 from dataset.load_dataset import load_dataset
@@ -15,7 +16,7 @@ from src.clusters.head import LinearHead
 from src.clusters.protocol import Protocol
 from src.runtime.cli import UserError
 from src.storage import artifacts
-from src.storage.artifacts import EXTRACTION
+from src.storage.artifacts import EXTRACTION, LABELS, Manifest
 
 NAMES = ["ant", "bee", "cat"]
 
@@ -32,13 +33,13 @@ def blobs(count: int, seed: int, dim: int = 20) -> tuple[np.ndarray, np.ndarray]
 
 def write(directory: Path, names: list[str] = NAMES, **splits: tuple) -> ClusteringConfig:
     """A directory as the extraction leaves it, and a quick configuration for it."""
-    for split, (x, labels) in splits.items():
-        artifacts.save(artifacts.FEATURES, directory, x, split)
-        if labels is not None:
-            artifacts.save(artifacts.LABELS, directory, labels, split)
-    sizes = {split: len(x) for split, (x, _) in splits.items()}
-    part = {"id": "abc", "dataset": {"class_names": names, "splits": sizes}}
-    artifacts.record(directory, EXTRACTION, part)
+    with artifacts.writing(directory, EXTRACTION) as stage:
+        for split, (x, labels) in splits.items():
+            stage.save(artifacts.FEATURES, x, split)
+            if labels is not None:
+                stage.save(artifacts.LABELS, labels, split)
+        sizes = {split: len(x) for split, (x, _) in splits.items()}
+        stage.record(extraction_part("abc", class_names=names, splits=sizes))
     return ClusteringConfig(directory, components=5, restarts=2, wandb="disabled")
 
 
@@ -64,16 +65,16 @@ def test_three_splits_give_every_file_and_metric(tmp_path: Path) -> None:
     assert result["splits"]["unlabeled"]["cluster_sizes"] == [30, 30, 30]
     assert result["pca"]["components"] == len(result["pca"]["cumulative"]) == 5
     assert result["kmeans"]["fit_on"] == "train"
-    part = artifacts.recorded(tmp_path, artifacts.CLUSTERING)
+    part = Manifest(tmp_path).clustering
     assert (part["features"], part["clusters"]) == ("abc", 3)
 
 
 def test_only_the_fit_split_moves_pca_and_centroids(tmp_path: Path) -> None:
     main(write(tmp_path, train=blobs(60, 1), test=blobs(30, 2)))
     fitted = artifacts.PCA_MEAN, artifacts.PCA_COMPONENTS, artifacts.CENTROIDS
-    before = [artifacts.load(a, tmp_path).copy() for a in fitted]
+    before = [Manifest(tmp_path).load(a).copy() for a in fitted]
     main(write(tmp_path, train=blobs(60, 1), unlabeled=blobs(33, 3)))
-    after = [artifacts.load(a, tmp_path) for a in fitted]
+    after = [Manifest(tmp_path).load(a) for a in fitted]
     assert all((a == b).all() for a, b in zip(before, after, strict=True))
     assert not artifacts.path(artifacts.REDUCED, tmp_path, "test").exists()
     assert not artifacts.path(artifacts.ASSIGNMENTS, tmp_path, "test").exists()
@@ -106,14 +107,13 @@ def test_which_split_names_the_clusters(
         splits[split] = x, (labels + shift[split]) % 3 if split in labeled else None
     result = metrics(replace(write(tmp_path, **splits), fit_on=fit_on))  # type: ignore[arg-type]
     assert result["kmeans"]["named_on"] == named_on
-    names = artifacts.load(artifacts.CLUSTER_TO_CLASS, tmp_path)
-    clusters = artifacts.load(artifacts.ASSIGNMENTS, tmp_path, "test")
+    manifest = Manifest(tmp_path)
+    names = manifest.load(artifacts.CLUSTER_TO_CLASS)
+    clusters = manifest.load(artifacts.ASSIGNMENTS, "test")
     assert (names[clusters] == (blobs(30, 2)[1] + shift[named_on]) % 3).all()
-    reduced = artifacts.load(artifacts.REDUCED, tmp_path, named_on)
-    labels = artifacts.load(artifacts.LABELS, tmp_path, named_on)
-    head = (artifacts.load(a, tmp_path) for a in (artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS))
-    scale = fit_scale(reduced, LinearHead(*head), names, labels, start=1.0)
-    assert artifacts.recorded(tmp_path, artifacts.CLUSTERING)["confidence_scale"] == scale
+    reduced, labels = manifest.load(artifacts.REDUCED, named_on), manifest.load(LABELS, named_on)
+    scale = fit_scale(reduced, LinearHead.load(manifest), names, labels, start=1.0)
+    assert manifest.clustering["confidence_scale"] == scale
 
 
 def test_an_image_is_not_its_own_neighbor(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_no_label_at_all(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert result["kmeans"] | {"inertia": 0} == {
         "clusters": 10, "fit_on": "unlabeled", "named_on": None, "inertia": 0, "restarts": 2
     }  # fmt: skip
-    assert artifacts.load(artifacts.CLUSTER_TO_CLASS, tmp_path).tolist() == [-1] * 10
+    assert Manifest(tmp_path).load(artifacts.CLUSTER_TO_CLASS).tolist() == [-1] * 10
     assert "no train split; PCA and K-means are fitted on unlabeled" in capsys.readouterr().out
 
 
@@ -217,32 +217,32 @@ def test_flags_that_cannot_be_met(tmp_path: Path, change: dict, message: str) ->
         main(replace(config, **change))
 
 
-def test_features_that_cannot_be_clustered(tmp_path: Path) -> None:
-    x, labels = blobs(60, 1)
-    x[3, 4] = np.nan
-    x[5, :2] = np.inf
-    train = blobs(60, 1)
-    for message, names, splits in (
-        (r"train_features\.npy holds 3 numbers that are NaN or inf", NAMES, {"train": (x, labels)}),
-        ("all 60 rows are equal", NAMES, {"train": (np.full((60, 20), 0.3), labels)}),
-        ("different lengths", NAMES, {"train": train, "test": blobs(60, 1, dim=21)}),
-        ("labels from 0 to 2 for 2 classes", ["a", "b"], {"train": train}),
-        (r"train_labels\.npy has 59 rows for 60 images", NAMES, {"train": (train[0], labels[1:])}),
-    ):
-        with pytest.raises(UserError, match=message):
-            main(write(tmp_path / str(len(list(tmp_path.iterdir()))), names, **splits))
-    config = write(tmp_path, train=train)
-    artifacts.save(artifacts.FEATURES, tmp_path, train[0][:50], "train")
-    with pytest.raises(UserError, match="has 50 rows for 60 images"):
-        main(config)
+def test_features_that_are_all_equal(tmp_path: Path) -> None:
+    _, labels = blobs(60, 1)
+    with pytest.raises(UserError, match="all 60 rows are equal"):
+        main(write(tmp_path, train=(np.full((60, 20), 0.3), labels)))
 
 
-def test_a_failed_run_leaves_no_finished_clusters(tmp_path: Path) -> None:
-    main(write(tmp_path, train=blobs(60, 1)))
-    with pytest.raises(UserError):
-        main(write(tmp_path, train=(np.ones((60, 20)), None)))
+def test_a_failed_run_leaves_the_earlier_clusters_whole_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write(tmp_path, train=blobs(60, 1))
+    main(config)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(Protocol, "cluster_and_score", fail)
+    with pytest.raises(OSError, match="gone"):
+        main(replace(config, clusters="2"))
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    monkeypatch.undo()
+    monkeypatch.setattr(artifacts.Stage, "write_json", fail)
+    with pytest.raises(OSError, match="gone"):
+        main(replace(config, clusters="2"))
     with pytest.raises(UserError, match=r"no finished results of src/clustering\.py"):
-        artifacts.recorded(tmp_path, artifacts.CLUSTERING)
+        _ = Manifest(tmp_path).clustering
 
 
 def test_candidates() -> None:
@@ -289,23 +289,24 @@ def test_baselines_follow_the_same_protocol(tmp_path: Path) -> None:
         for name, split in digits.splits.items()
     }
     config = replace(write(tmp_path, list(digits.class_names), **splits), baselines=True)
-    part = artifacts.recorded(tmp_path, EXTRACTION)
-    part["dataset"] |= {
-        "name": "digits", "data_dir": ".", "cache_dir": None, "image_size": 32,
-        "fingerprint": digits.fingerprint
-    }  # fmt: skip
-    artifacts.record(tmp_path, EXTRACTION, part)
     with pytest.raises(UserError, match=r"run python src/feature_extraction\.py --untrained first"):
         main(config)
-    for name, (x, _) in splits.items():
-        noise = np.random.default_rng(0).normal(size=(len(x), 30))
-        artifacts.save(artifacts.UNTRAINED_FEATURES, tmp_path, noise, name)
+    part = dict(Manifest(tmp_path).extraction)
+    with artifacts.writing(tmp_path, EXTRACTION) as stage:
+        for name, (x, labels) in splits.items():
+            noise = np.random.default_rng(0).normal(size=(len(x), 30))
+            stage.save(artifacts.FEATURES, x, name)
+            stage.save(LABELS, labels, name)
+            stage.save(artifacts.UNTRAINED_FEATURES, noise, name)
+        part["dataset"]["fingerprint"] = digits.fingerprint
+        stage.record(part)
     result = metrics(config)
     # The "learned" features are raw pixels as well here, so the figures must be the same.
     assert result["baselines"]["raw_pixels"]["splits"] == result["splits"]
     assert result["splits"]["test"]["nmi"] > 0.5
     assert result["baselines"]["untrained"]["splits"]["test"]["nmi"] < 0.2
 
+    part = dict(Manifest(tmp_path).extraction)
     part["dataset"]["fingerprint"] = "other"
     artifacts.record(tmp_path, EXTRACTION, part)
     with pytest.raises(UserError, match="other images than those that the features were"):

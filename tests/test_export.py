@@ -21,6 +21,7 @@ from src.export import ExportConfig, main
 from src.prediction.predictor import Predictor
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
+from src.storage.artifacts import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +68,10 @@ def test_one_clean_file_with_its_metadata(features: Path, file: Path) -> None:
     ]
     metadata = runtime.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == [str(i) for i in range(10)]
-    to_class = artifacts.load(artifacts.CLUSTER_TO_CLASS, features)
+    to_class = Manifest(features).load(artifacts.CLUSTER_TO_CLASS)
     assert json.loads(metadata["cluster_to_class"]) == to_class.tolist()
     assert (metadata["image_size"], metadata["opset"]) == ("32", "18")
-    assert metadata["features"] == artifacts.recorded(features, artifacts.EXTRACTION)["id"]
+    assert metadata["features"] == Manifest(features).extraction["id"]
 
     assert not [p.name for p in file.parent.iterdir() if "onnx" in p.name and p != file]
     assert str(ROOT).encode() not in file.read_bytes()
@@ -108,7 +109,7 @@ def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_pat
     runtime = session(tmp_path / artifacts.MODEL)
     cluster, _, distances = runtime.run(None, {"images": images})
     predictor = Predictor.load(tmp_path, device="cpu")
-    assigned = artifacts.load(artifacts.ASSIGNMENTS, tmp_path, "test")
+    assigned = predictor.manifest.load(artifacts.ASSIGNMENTS, "test")
     np.testing.assert_array_equal(predictor.predict(images).clusters, assigned)
     assert np.mean(cluster == assigned) > 0.97  # float32 against the precision of the features
     assert np.asarray(distances).shape == (len(images), 13)
@@ -131,11 +132,9 @@ def test_a_model_that_disagrees_is_not_written(
 
 
 def test_images_that_are_gone_are_named(features: Path, tmp_path: Path) -> None:
-    manifest = artifacts.read_json(features / artifacts.MANIFEST, "")
-    manifest[artifacts.EXTRACTION]["dataset"]["name"] = "stl10"
-    for source in features.iterdir():
-        if source.name != artifacts.MANIFEST:
-            (tmp_path / source.name).symlink_to(source)
-    artifacts.write_json(tmp_path / artifacts.MANIFEST, manifest)
+    shutil.copytree(features, tmp_path, dirs_exist_ok=True)
+    part = dict(Manifest(features).extraction)
+    part["dataset"]["name"] = "stl10"
+    artifacts.record(tmp_path, artifacts.EXTRACTION, part)
     with pytest.raises(UserError, match="--check-images 0"):
         main(ExportConfig(tmp_path, data_dir=tmp_path))

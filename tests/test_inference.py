@@ -27,6 +27,7 @@ from src.prediction.picture_stream import decode, find
 from src.prediction.predictor import Predictions, Predictor
 from src.runtime.cli import UserError
 from src.storage import artifacts
+from src.storage.artifacts import CLUSTERING, Manifest
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +78,23 @@ def test_images_written_as_png_get_the_clusters_of_the_clustering(
     output = tmp_path / "predictions.json"
     assert infer(tmp_path / "train", tmp_path / "test", output=output) == 0
     clusters = [row["cluster"] for row in rows_of(output)]
-    expected = [artifacts.load(artifacts.ASSIGNMENTS, features, s) for s in ("train", "test")]
+    manifest = Manifest(features)
+    expected = [manifest.load(artifacts.ASSIGNMENTS, s) for s in ("train", "test")]
     assert clusters == np.concatenate(expected).tolist()
     assert len(set(clusters)) == 10
 
 
 def test_head_is_l2_then_pca_then_linear(predictor: Predictor, features: Path) -> None:
+    manifest = Manifest(features)
     mean, components, centroids, weights, bias = (
-        artifacts.load(a, features).astype(np.float64)
-        for a in (artifacts.PCA_MEAN, artifacts.PCA_COMPONENTS, artifacts.CENTROIDS,
-                  artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS)
-    )  # fmt: skip
+        array.astype(np.float64)
+        for array in (
+            *map(
+                manifest.load, (artifacts.PCA_MEAN, artifacts.PCA_COMPONENTS, artifacts.CENTROIDS)
+            ),
+            *LinearHead.load(manifest),
+        )
+    )
     x = np.random.default_rng(0).normal(size=(50, len(mean)))
     cluster, sure, distances = (t.numpy() for t in predictor.head(torch.tensor(x).float()))
     for i in range(len(x)):
@@ -104,8 +111,7 @@ def test_without_smoothing_the_head_is_the_nearest_centroid(tmp_path: Path) -> N
     pixel_run(tmp_path, "digits", Path(), smooth=False)
     run = load_arrays(tmp_path)
     assert (run.clusters == run.distances.argmin(axis=1)).all()
-    head = (artifacts.load(a, tmp_path) for a in (artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS))
-    scores = LinearHead(*head).scores(run.x.astype(np.float32))
+    scores = LinearHead.load(Manifest(tmp_path)).scores(run.x.astype(np.float32))
     squared = torch.tensor(run.distances).square()
     torch.testing.assert_close(
         confidence(scores, 0.1), confidence(-squared, 0.1), check_dtype=False, atol=1e-4, rtol=0
@@ -458,17 +464,17 @@ def copied(tmp_path: Path, features: Path) -> Path:
 
 
 def test_confidence_scale_is_fitted_to_the_labels_and_stored(copied: Path) -> None:
-    x, labels = (artifacts.load(a, copied, "train") for a in (artifacts.REDUCED, artifacts.LABELS))
-    head = (artifacts.load(a, copied) for a in (artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS))
-    names = artifacts.load(artifacts.CLUSTER_TO_CLASS, copied)
-    part = artifacts.recorded(copied, artifacts.CLUSTERING)
-    assert part["confidence_scale"] == fit_scale(x, LinearHead(*head), names, labels, start=1.0)
+    manifest = Manifest(copied)
+    x, labels = (manifest.load(a, "train") for a in (artifacts.REDUCED, artifacts.LABELS))
+    names, head = manifest.load(artifacts.CLUSTER_TO_CLASS), LinearHead.load(manifest)
+    part = dict(manifest.clustering)
+    assert part["confidence_scale"] == fit_scale(x, head, names, labels, start=1.0)
     artifacts.record(copied, artifacts.CLUSTERING, part | {"confidence_scale": 0.25})
     assert Predictor.load(copied, device="cpu").head.confidence_scale == 0.25
 
 
 def test_another_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
-    recorded = Path(artifacts.recorded(copied, artifacts.EXTRACTION)["checkpoint"]["file"])
+    recorded = Path(Manifest(copied).extraction["checkpoint"]["file"])
     moved = tmp_path / "moved.pt"
     moved.symlink_to(recorded)
     Predictor.load(copied, moved, "cpu")
@@ -481,10 +487,14 @@ def test_another_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
 
 
 def test_clusters_of_other_features_or_another_pca_are_refused(copied: Path) -> None:
-    part = artifacts.recorded(copied, artifacts.CLUSTERING)
-    artifacts.save(artifacts.CENTROIDS, copied, np.zeros((10, 19)))
-    with pytest.raises(UserError, match=r"do not fit together.*clustering\.py"):
+    part = dict(Manifest(copied).clustering)
+    with artifacts.writing(copied, CLUSTERING) as stage:
+        stage.save(artifacts.CENTROIDS, np.zeros((10, 20)))
+    with pytest.raises(UserError, match=r"no finished results of src/clustering\.py"):
         Predictor.load(copied, device="cpu")
-    artifacts.record(copied, artifacts.CLUSTERING, part | {"features": "others"})
+    artifacts.record(copied, CLUSTERING, part)
+    with pytest.raises(UserError, match=r"centroids\.npy is .* of another run"):
+        Predictor.load(copied, device="cpu")
+    artifacts.record(copied, CLUSTERING, part | {"features": "others"})
     with pytest.raises(UserError, match=r"belong to other features.*clustering\.py"):
         Predictor.load(copied, device="cpu")

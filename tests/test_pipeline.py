@@ -84,20 +84,6 @@ def test_wrong_input_gets_one_line(script: Script, command: tuple, names: str) -
     assert len(lines) == 1, run.stderr
 
 
-def test_a_damaged_file_is_named_with_the_command_that_mends_it(
-    script: Script, tmp_path: Path
-) -> None:
-    features = tmp_path / "features"
-    features.mkdir()
-    part = {"id": "x", "dataset": {"splits": {"train": 3}, "class_names": []}}
-    (features / "manifest.json").write_text(json.dumps({"src/feature_extraction.py": part}))
-    (features / "train_features.npy").write_bytes(b"\x93NUMPY junk")
-    run = script("src/clustering.py")
-    assert run.returncode == 2
-    assert "train_features.npy" in run.stderr
-    assert "python src/feature_extraction.py" in run.stderr
-
-
 SCRIPTS = sorted(
     str(file.relative_to(ROOT))
     for file in (*ROOT.glob("*.py"), *ROOT.glob("src/*.py"), *ROOT.glob("dataset/*.py"))

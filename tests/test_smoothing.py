@@ -18,6 +18,7 @@ from src.evaluation.metrics import hungarian_accuracy
 from src.evaluation.neighbors import nearest_neighbors
 from src.runtime.cli import UserError
 from src.storage import artifacts
+from src.storage.artifacts import Manifest
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_smoothed_clusters_of_digits_are_better_and_used(tmp_path: Path) -> None
     assert smoothed["knn_accuracy"] == plain["knn_accuracy"]
     assert result["smoothed"]["head_agreement"] > 0.95
     assert result["seeds"]["smoothed"]["train"]["nmi"]["mean"] > plain["nmi"] + 0.05
-    clusters = artifacts.load(artifacts.ASSIGNMENTS, tmp_path, "train")
+    clusters = Manifest(tmp_path).load(artifacts.ASSIGNMENTS, "train")
     assert hungarian_accuracy(labels, clusters) == smoothed["hungarian_accuracy"]
 
 
@@ -113,9 +114,9 @@ def test_both_are_scored_in_the_space_of_the_components(tmp_path: Path) -> None:
         plain, smoothed = (part["splits"][split] for part in (result, result["smoothed"]))
         for name in ("silhouette", "davies_bouldin"):
             assert smoothed[name] == pytest.approx(plain[name], abs=1e-9)
-    centroids = artifacts.load(artifacts.CENTROIDS, tmp_path)
-    reduced = artifacts.load(artifacts.REDUCED, tmp_path, "train")
-    clusters = artifacts.load(artifacts.ASSIGNMENTS, tmp_path, "train")
+    centroids = Manifest(tmp_path).load(artifacts.CENTROIDS)
+    reduced = Manifest(tmp_path).load(artifacts.REDUCED, "train")
+    clusters = Manifest(tmp_path).load(artifacts.ASSIGNMENTS, "train")
     means = [reduced[clusters == k].mean(axis=0) for k in range(3)]
     np.testing.assert_allclose(centroids, means, atol=1e-6)
 

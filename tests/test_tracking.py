@@ -32,7 +32,7 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "metrics.jsonl"
     with MetricsLog(file, 0) as log:
         for step in (1, 2, 3):
-            log.write({"kind": "step", "step": step, "loss": 1.5})
+            log.write({"kind": "step", "step": step, "epoch": 0.5, "loss": 1.5})
     with file.open("a") as torn:
         torn.write('{"kind": "step", "st')
     with MetricsLog(file, 2) as resumed:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from conftest import ROOT, Process, run_python, wait_for_steps
 
-from src.storage import artifacts, checkpoint
+from src.storage import checkpoint, files
 
 EPOCHS = 4
 
@@ -34,7 +34,7 @@ def wait_for_writing(directory: Path, epoch: int, process: Process) -> Path:
     wait_for_steps(directory, epoch, process)
     deadline = time.monotonic() + 60
     final = directory / checkpoint.file_name(epoch)
-    temporary = artifacts.temporary_path(final)
+    temporary = files.temporary_path(final)
     while not (temporary.exists() or final.exists()) and time.monotonic() < deadline:
         time.sleep(0.001)
     return temporary

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from src.storage.artifacts import HEAD_BIAS, HEAD_WEIGHTS, Manifest
+
 NEVER = -1e9
 """The score of a cluster without images."""
 
@@ -27,6 +29,10 @@ class LinearHead(NamedTuple):
     """float32."""
     bias_K: np.ndarray
     """float32."""
+
+    @classmethod
+    def load(cls, manifest: Manifest) -> "LinearHead":
+        return cls(*(np.array(manifest.load(artifact)) for artifact in (HEAD_WEIGHTS, HEAD_BIAS)))
 
     def scores(self, reduced_NP: np.ndarray) -> Tensor:
         """float32 (N, K)."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from src.models.batch_norm import fold_batch_norm
 from src.models.preprocessing import preprocess
-from src.models.simclr import Backbone, SimCLR
+from src.models.simclr import ARCHITECTURES, Backbone, SimCLR
 from src.runtime import distributed
 from src.runtime.cli import UserError
 from src.runtime.device import autocast
 from src.runtime.prefetch import prefetch
 from src.storage import checkpoint
+from src.storage.artifacts import Tracking
+from src.storage.checkpoint import BadCheckpoint, Flags, TrainedOn
 
 
 @torch.inference_mode()
@@ -85,12 +88,12 @@ class TrainedBackbone:
 
     file: Path
     backbone: Backbone
+    digest: str
+    """Of the file."""
     epoch: int
-    config: dict[str, Any]
-    """The flags of the training run."""
-    dataset: dict[str, Any]
-    """Fingerprint and `image_size` (side in pixels) of the training images."""
-    tracking: dict[str, str | None]
+    config: Flags
+    dataset: TrainedOn
+    tracking: Tracking
 
     @property
     def cache_dir(self) -> Path | None:
@@ -104,14 +107,23 @@ class TrainedBackbone:
         Raises:
             UserError: there is none, or it cannot be used.
         """
-        newest = (file, checkpoint.load(file)) if file else checkpoint.newest(directory)
-        if newest is None:
+        if file:
+            return cls._restored(file, checkpoint.load(file), device)
+        use = partial(cls._restored, device=device)
+        if (newest := checkpoint.newest(directory, use)) is None:
             raise UserError(f"no checkpoint in {directory}: run python src/train.py first")
-        file, saved = newest
+        return newest
+
+    @classmethod
+    def _restored(
+        cls, file: Path, saved: dict[str, Any], device: torch.device
+    ) -> "TrainedBackbone":
         config = saved["config"]
+        if config["arch"] not in ARCHITECTURES:
+            raise BadCheckpoint(f"{file} holds an unknown network, {config['arch']}")
         model = SimCLR(config["arch"], bn=config["bn"], pretrained=config["weights"] != "none")
-        model.load_state_dict(saved["model"])
+        checkpoint.load_into(model, saved["model"], file)
         backbone = model.backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         fold_batch_norm(backbone)
-        described = {key: saved[key] for key in ("epoch", "config", "dataset", "tracking")}
-        return cls(file, backbone, **described)
+        described = ("digest", "epoch", "config", "dataset", "tracking")
+        return cls(file, backbone, **{key: saved[key] for key in described})

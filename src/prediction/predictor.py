@@ -23,8 +23,18 @@ from src.models.simclr import Backbone
 from src.prediction.picture_stream import decode
 from src.runtime.cli import UserError
 from src.runtime.device import DeviceName, PrecisionName, select_device, select_precision
-from src.storage import artifacts, checkpoint
-from src.storage.artifacts import CLUSTER_TO_CLASS, CLUSTERING, EXTRACTION
+from src.storage import checkpoint
+from src.storage.artifacts import (
+    CENTROIDS,
+    CLUSTER_TO_CLASS,
+    CLUSTERING,
+    EXTRACTION,
+    PCA_COMPONENTS,
+    PCA_MEAN,
+    CheckpointRecord,
+    ExtractionRecord,
+    Manifest,
+)
 
 
 class Predictions(NamedTuple):
@@ -89,8 +99,12 @@ class Predictor:
     class_names: tuple[str, ...]
     cluster_to_class: np.ndarray
     """int64 (K,), an index into `class_names`; -1 where no class was matched."""
-    extraction: dict
-    """The extraction's part of the manifest: checkpoint, dataset, precision."""
+    manifest: Manifest
+
+    @property
+    def extraction(self) -> ExtractionRecord:
+        """The extraction's part of the manifest: checkpoint, dataset, precision."""
+        return self.manifest.extraction
 
     @classmethod
     def load(
@@ -110,11 +124,18 @@ class Predictor:
             UserError: a file is missing or damaged, or they do not belong together.
         """
         directory = Path(feature_dir)
-        clustering = artifacts.recorded(directory, CLUSTERING)
-        extraction = artifacts.recorded(directory, EXTRACTION)
+        manifest = Manifest(directory)
+        clustering, extraction = manifest.clustering, manifest.extraction
         chosen = select_device(device)
         trained = _load_backbone(directory, checkpoint_file, extraction["checkpoint"], chosen)
-        head = _load_head(directory, clustering, trained.backbone.feature_dim)
+        head = ClusterHead(
+            np.array(manifest.load(PCA_MEAN)),
+            np.array(manifest.load(PCA_COMPONENTS)),
+            np.array(manifest.load(CENTROIDS)),
+            LinearHead.load(manifest),
+            clustering["config"]["l2_normalize"],
+            clustering["confidence_scale"],
+        )
         return cls(
             trained.backbone,
             head,
@@ -123,8 +144,8 @@ class Predictor:
             else select_precision(precision, chosen),
             trained.dataset["image_size"],
             tuple(extraction["dataset"]["class_names"]),
-            np.array(artifacts.load(CLUSTER_TO_CLASS, directory)),
-            extraction,
+            np.array(manifest.load(CLUSTER_TO_CLASS)),
+            manifest,
         )
 
     def predict(
@@ -180,7 +201,10 @@ def _decoded(paths: Sequence[str | Path], side: int, batch_size: int) -> Iterato
 
 
 def _load_backbone(
-    directory: Path, moved_to: str | Path | None, recorded: dict, device: torch.device
+    directory: Path,
+    moved_to: str | Path | None,
+    recorded: CheckpointRecord,
+    device: torch.device,
 ) -> TrainedBackbone:
     """The backbone that made the features in `directory`; raises UserError for any other."""
     file = Path(moved_to or recorded["file"])
@@ -189,39 +213,12 @@ def _load_backbone(
             f"{file} is missing: point --checkpoint at the checkpoint that the features in "
             f"{directory} were made with, or run python {EXTRACTION} and python {CLUSTERING} again"
         )
-    if checkpoint.file_digest(file) != recorded["digest"]:
-        raise UserError(
-            f"{file} is not the checkpoint that the features in {directory} were made with "
-            f"({recorded['file']}): run python {EXTRACTION} --checkpoint {file} and python "
-            f"{CLUSTERING} again, or point --checkpoint at the right one"
-        )
-    return TrainedBackbone.load(file, file.parent, device)
-
-
-def _load_head(directory: Path, clustering: dict, feature_dim: int) -> ClusterHead:
-    mean, components, centroids, weights, bias = (
-        np.array(artifacts.load(artifact, directory))
-        for artifact in (
-            artifacts.PCA_MEAN,
-            artifacts.PCA_COMPONENTS,
-            artifacts.CENTROIDS,
-            artifacts.HEAD_WEIGHTS,
-            artifacts.HEAD_BIAS,
-        )
-    )
-    clusters = len(artifacts.load(CLUSTER_TO_CLASS, directory))
-    shapes = mean.shape, components.shape, centroids.shape, weights.shape, bias.shape
-    dims = feature_dim, len(components), clusters
-    d, p, k = dims
-    if shapes != ((d,), (p, d), (k, p), (k, p), (k,)):
-        raise UserError(
-            f"the PCA and the clusters in {directory} do not fit together: run python {CLUSTERING}"
-        )
-    return ClusterHead(
-        mean,
-        components,
-        centroids,
-        LinearHead(weights, bias),
-        clustering["config"]["l2_normalize"],
-        clustering["confidence_scale"],
+    if checkpoint.file_digest(file) == recorded["digest"]:
+        trained = TrainedBackbone.load(file, file.parent, device)
+        if trained.digest == recorded["digest"]:  # nobody replaced the file in between
+            return trained
+    raise UserError(
+        f"{file} is not the checkpoint that the features in {directory} were made with "
+        f"({recorded['file']}): run python {EXTRACTION} --checkpoint {file} and python "
+        f"{CLUSTERING} again, or point --checkpoint at the right one"
     )

@@ -1,25 +1,40 @@
-"""The contract between the stages: every file in `features/`, its checked load and atomic save.
+"""The contract between the stages: every file in `features/`, written by one stage and checked by
+every reader.
 
 Shape letters: N images, D features, P principal components, K clusters.
 
-No other module spells one of these file names. A stage that is killed leaves the old file or the
-new one under a final name, never half a file.
+No other module spells one of these file names. A stage records in the manifest what it wrote, with
+a digest of every file. Whoever reads a file compares it with that record, so a damaged file, one of
+another run, and one that is replaced meanwhile are refused.
 """
 
 import contextlib
-import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from numpy.lib import format as npy
+from typing_extensions import TypedDict
 
-from src.runtime.cli import UserError
+from src.runtime.cli import RunError, UserError
+from src.storage.files import (
+    digest,
+    json_digest,
+    locked,
+    misfit,
+    read_json,
+    reading,
+    replacing,
+    to_json,
+    write_json,
+)
 
+DatasetName = Literal["stl10", "digits", "folder"]
 SPLITS = ("unlabeled", "train", "test")
 
 EXTRACTION = "src/feature_extraction.py"
@@ -36,6 +51,11 @@ class Artifact:
     """Shape letters, such as "ND"."""
     writer: str
     """The command that writes the file."""
+
+    @property
+    def stage(self) -> str:
+        """The script that writes the file."""
+        return self.writer.split()[0]
 
 
 FEATURES = Artifact("{split}_features.npy", np.float32, "ND", EXTRACTION)
@@ -54,6 +74,8 @@ HEAD_WEIGHTS = Artifact("head_weights.npy", np.float32, "KP", CLUSTERING)
 HEAD_BIAS = Artifact("head_bias.npy", np.float32, "K", CLUSTERING)
 CLUSTER_TO_CLASS = Artifact("cluster_to_class.npy", np.int64, "K", CLUSTERING)
 
+OF_SPLITS = (FEATURES, UNTRAINED_FEATURES, LABELS, REDUCED, ASSIGNMENTS)
+
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
 FIGURES = "figures"
@@ -61,156 +83,248 @@ REPORT = "report.html"
 MODEL = "model.onnx"
 
 
+class CheckpointRecord(TypedDict):
+    file: str
+    digest: str
+    epoch: int
+    config: dict[str, Any]
+    """The flags of the training."""
+
+
+class DatasetRecord(TypedDict):
+    name: DatasetName
+    data_dir: str
+    cache_dir: str | None
+    image_size: int
+    fingerprint: str
+    class_names: list[str]
+    splits: dict[str, int]
+    """Number of images."""
+
+
+class Tracking(TypedDict):
+    group: str
+    run_id: str | None
+
+
+class StageRecord(TypedDict):
+    """What every stage records in its part of the manifest."""
+
+    commit: str | None
+    versions: dict[str, str]
+    files: dict[str, str]
+    """Name and digest of every file that the stage wrote."""
+    digest: str
+    """Of this part."""
+
+
+class ExtractionRecord(StageRecord):
+    id: str
+    checkpoint: CheckpointRecord
+    dataset: DatasetRecord
+    precision: str
+    tracking: Tracking
+
+
+class ClusteringRecord(StageRecord):
+    features: str
+    """The extraction's `id`."""
+    fit_on: str
+    clusters: int
+    confidence_scale: float
+    config: dict[str, Any]
+    """The flags of the clustering."""
+
+
+Record = TypeVar("Record", bound=StageRecord)
+
+
 def path(artifact: Artifact, directory: Path, split: str = "") -> Path:
     return directory / artifact.file.format(split=split)
 
 
-def load(
-    artifact: Artifact, directory: Path, split: str = "", rows: int | None = None
-) -> np.ndarray:
-    """The array, memory-mapped and read-only.
+# --- reading ----------------------------------------------------------------------------------
 
-    Args:
-        rows: how many it must have; None accepts any number.
+
+class Manifest:
+    """What the finished stages in a directory recorded, read once, and the files they wrote.
 
     Raises:
-        UserError: the file is missing, damaged, of another dtype, number of dimensions or of
-            rows, or holds numbers that are not finite; names the command that writes it.
+        UserError: in the constructor and on access: a stage did not finish, or a file is missing,
+            damaged, or not the one that was recorded.
     """
-    file = path(artifact, directory, split)
-    remedy = f"run python {artifact.writer} to write it again"
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: run python {artifact.writer} first") from None
-    except PermissionError:
-        raise
-    except (ValueError, EOFError, OSError) as error:
-        reason = "not an array of numbers" if "pickle" in str(error) else str(error)
-        raise UserError(f"{file} is damaged ({reason}): {remedy}") from None
-    if array.dtype != artifact.dtype or array.ndim != len(artifact.shape):
-        raise UserError(
-            f"{file} holds {array.dtype} of shape {array.shape}, expected "
-            f"{np.dtype(artifact.dtype)} ({', '.join(artifact.shape)}): {remedy}"
-        )
-    if rows not in (None, len(array)):
-        raise UserError(f"{file} has {len(array):,} rows for {rows:,} images: {remedy}")
-    blocks = (array[i : i + 8192] for i in range(0, len(array), 8192))  # little memory at a time
-    if not_finite := sum(int(x.size - np.isfinite(x).sum()) for x in blocks):
-        raise UserError(f"{file} holds {not_finite} numbers that are NaN or infinite: {remedy}")
-    return array
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._parts = read_json(directory / MANIFEST, f"run python {EXTRACTION} first")
+
+    @cached_property
+    def extraction(self) -> ExtractionRecord:
+        return self._part(EXTRACTION, ExtractionRecord)
+
+    @cached_property
+    def clustering(self) -> ClusteringRecord:
+        part = self._part(CLUSTERING, ClusteringRecord)
+        if part["features"] != self.extraction["id"]:
+            raise UserError(
+                f"the clusters in {self.directory} belong to other features: run python "
+                f"{CLUSTERING} again"
+            )
+        return part
+
+    def load(self, artifact: Artifact, split: str = "") -> np.ndarray:
+        """The array, memory-mapped and read-only."""
+        file = path(artifact, self.directory, split)
+        if not self.has(artifact, split):
+            raise UserError(f"{file} is missing: run python {artifact.writer} first")
+        with self._checked(file, artifact.stage, artifact.writer) as stream:
+            assert npy.read_magic(stream) == (1, 0)
+            shape, _, dtype = npy.read_array_header_1_0(stream)
+            return np.memmap(stream, dtype, "r", stream.tell(), shape)
+
+    def has(self, artifact: Artifact, split: str = "") -> bool:
+        """Whether the stage wrote it, as with labels that not every split has."""
+        return path(artifact, self.directory, split).name in self._files(artifact.stage)
+
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json."""
+        with self._checked(self.directory / METRICS, CLUSTERING, CLUSTERING) as stream:
+            return json.loads(stream.read())
+
+    def _files(self, stage: str) -> dict[str, str]:
+        return (self.extraction if stage == EXTRACTION else self.clustering)["files"]
+
+    @contextlib.contextmanager
+    def _checked(self, file: Path, stage: str, command: str) -> Iterator[Any]:
+        """`file`, open at its start, once its digest is that which `stage` recorded."""
+        recorded = self._files(stage).get(file.name)
+        with reading(file, f"run python {command} to write it again") as stream:
+            if digest(stream) != recorded:
+                raise UserError(
+                    f"{file} is damaged, of another run, or was replaced while it was read: run "
+                    f"the same command again, or python {command} to write the file again"
+                )
+            stream.seek(0)
+            yield stream
+
+    def _part(self, stage: str, description: type[Record]) -> Record:
+        file, remedy = self.directory / MANIFEST, f"run python {stage} again"
+        if stage not in self._parts:
+            raise UserError(
+                f"{self.directory} holds no finished results of {stage}: run python {stage}"
+            )
+        part = self._parts[stage]
+        if problem := misfit(part, description):
+            raise UserError(f"{file} is damaged, or of another version ({problem}): {remedy}")
+        if part["digest"] != _part_digest(part):
+            raise UserError(f"{file} was changed after {stage} wrote it: {remedy}")
+        return part
 
 
-def save(artifact: Artifact, directory: Path, array: np.ndarray, split: str = "") -> None:
-    """Write `array`, converted to the artifact's dtype."""
-    with create(artifact, directory, array.shape, split) as out:
-        out[...] = array
+# --- writing ----------------------------------------------------------------------------------
+
+
+class Stage:
+    """Writes the files of one stage, and records them when all are there.
+
+    From its first file on until `record`, the manifest does not know the stage as finished.
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory, self.name = directory, name
+        self.files: dict[str, str] = {}
+
+    def save(self, artifact: Artifact, array: np.ndarray, split: str = "") -> None:
+        """Write `array`, converted to the artifact's dtype."""
+        with self.create(artifact, array.shape, split) as out:
+            out[...] = array
+
+    @contextlib.contextmanager
+    def create(
+        self, artifact: Artifact, shape: tuple[int, ...], split: str = ""
+    ) -> Iterator[np.ndarray]:
+        """A writable memory map of `shape`; it takes its final name unless the block raises.
+
+        Raises:
+            RunError: it holds NaN or infinite numbers.
+        """
+        assert len(shape) == len(artifact.shape), f"{artifact.file} has the shape {artifact.shape}"
+        file = path(artifact, self.directory, split)
+        with self._replacing(file) as temporary:
+            array = npy.open_memmap(temporary, mode="w+", dtype=artifact.dtype, shape=shape)
+            # Writing to a map on a full disk kills the process with SIGBUS: reserve the blocks.
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                with temporary.open("r+b") as out:
+                    os.posix_fallocate(out.fileno(), 0, temporary.stat().st_size)
+            yield array
+            if not_finite := _count_not_finite(array):
+                raise RunError(
+                    f"{not_finite:,} of {array.size:,} numbers for {file} are not finite, so it "
+                    "was not written: try other weights, or --precision fp32"
+                )
+            array.flush()
+
+    def write_json(self, name: str, content: Any) -> None:
+        with self._replacing(self.directory / name) as temporary:
+            temporary.write_text(to_json(content), encoding="utf-8")
+
+    def record(self, part: dict[str, Any]) -> None:
+        """Finish: record `part` and the files, and delete files that an earlier run left."""
+        for artifact in OF_SPLITS:
+            for file in (path(artifact, self.directory, split) for split in SPLITS):
+                if artifact.stage == self.name and file.name not in self.files:
+                    file.unlink(missing_ok=True)
+        record(self.directory, self.name, part | {"files": self.files})
+
+    @contextlib.contextmanager
+    def _replacing(self, file: Path) -> Iterator[Path]:
+        with replacing(file) as temporary:
+            yield temporary
+            with temporary.open("rb") as stream:
+                written = digest(stream)
+            if not self.files:
+                record(self.directory, self.name, None)
+            self.files[file.name] = written
 
 
 @contextlib.contextmanager
-def create(
-    artifact: Artifact, directory: Path, shape: tuple[int, ...], split: str = ""
-) -> Iterator[np.ndarray]:
-    """A writable memory map of `shape`; it takes its final name unless the block raises."""
-    assert len(shape) == len(artifact.shape), f"{artifact.file} has the shape {artifact.shape}"
-    with replacing(path(artifact, directory, split)) as temporary:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=artifact.dtype, shape=shape)
-        # Writing to a map on a full disk kills the process with SIGBUS: reserve the blocks first.
-        if hasattr(os, "posix_fallocate"):  # not on macOS
-            with temporary.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-        yield array
-        array.flush()
+def writing(directory: Path, stage: str) -> Iterator[Stage]:
+    """Write the files of `stage`, the only writer in `directory` for the duration of the block."""
+    if stage == EXTRACTION:
+        directory.mkdir(parents=True, exist_ok=True)
+    with only_writer(directory):
+        yield Stage(directory, stage)
 
 
 @contextlib.contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """A temporary path next to `file`, flushed to disk and renamed to `file` after the block.
-
-    If the block raises, the temporary file is removed and `file` stays. A symbolic link stays a
-    link, and its target is replaced.
-    """
-    file = file.resolve()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(file)
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(file)
-        sync(file.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+def only_writer(directory: Path) -> Iterator[None]:
+    """Raises UserError if another process is in such a block, or `directory` does not exist."""
+    if not directory.is_dir():
+        raise UserError(f"there is no {directory}: run python {EXTRACTION} first")
+    with locked(
+        directory,
+        f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
+    ):
+        yield
 
 
-def temporary_path(file: Path) -> Path:
-    """Where `file` is written first; a killed process leaves it there."""
-    return file.with_name(f".{file.name}.tmp")
-
-
-def sync(file: Path) -> None:
-    """Flush a file, or a directory's entries, to disk."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def require_space(folder: Path, needed: int, what: str, flag: str) -> None:
-    """Raises UserError if `folder` has no room for `needed` bytes of `what`."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"{what} needs {needed / 1e9:.1f} GB more in {folder}, which has {free / 1e9:.1f} GB "
-            f"free: make room, or name another directory with {flag}"
-        )
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write `content` to `file`; raises ValueError for NaN, which JSON does not have."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    with replacing(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(file: Path, writer: str) -> dict[str, Any]:
-    """The object in `file`; raises UserError naming `writer` where it is missing or damaged."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: run python {writer} first") from None
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}): run python {writer} again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} does not hold a JSON object: run python {writer} again")
-    return content
-
-
-def json_digest(content: Any) -> str:
-    """The first 16 hex digits of the SHA-256 of `content`, any JSON value."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def record(directory: Path, writer: str, part: dict[str, Any] | None) -> None:
-    """Set the part of the manifest that `writer` owns; None removes it while its files change."""
+def record(directory: Path, stage: str, part: dict[str, Any] | None) -> None:
+    """Set the part of the manifest that `stage` owns; None removes it while its files change."""
     file = directory / MANIFEST
-    manifest = read_json(file, EXTRACTION) if file.exists() else {}
-    manifest.pop(writer, None)
-    write_json(file, manifest | ({writer: part} if part is not None else {}))
+    try:
+        parts = read_json(file, "")
+    except UserError:  # missing or damaged: whatever was finished has to run again
+        parts = {}
+    parts.pop(stage, None)
+    if part is not None:
+        parts[stage] = part | {"digest": _part_digest(part)}
+    write_json(file, parts)
 
 
-def recorded(directory: Path, writer: str) -> dict[str, Any]:
-    """The part of the manifest that `writer` recorded.
+def _part_digest(part: Any) -> str:
+    return json_digest(part | {"digest": None})
 
-    Raises:
-        UserError: `writer` did not finish, or an earlier stage ran again after it.
-    """
-    manifest = read_json(directory / MANIFEST, EXTRACTION)
-    if writer not in manifest:
-        raise UserError(f"{directory} holds no finished results of {writer}: run python {writer}")
-    part = manifest[writer]
-    if writer == CLUSTERING and part["features"] != recorded(directory, EXTRACTION)["id"]:
-        raise UserError(
-            f"the clusters in {directory} belong to other features: run python {CLUSTERING} again"
-        )
-    return part
+
+def _count_not_finite(array: np.ndarray) -> int:
+    blocks = (array[i : i + 512] for i in range(0, len(array), 512))  # little memory at a time
+    return sum(int(x.size - np.isfinite(x).sum()) for x in blocks if not np.isfinite(x).all())

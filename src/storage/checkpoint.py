@@ -6,26 +6,65 @@ from a stranger can hold wrong numbers but cannot run code.
 """
 
 import contextlib
-import hashlib
 import pickle
 import re
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import torch
-from filelock import FileLock, Timeout
+from pydantic import InstanceOf, NonNegativeInt, PositiveInt
+from torch import nn
+from typing_extensions import TypedDict
 
 from src.runtime.cli import RunError, UserError
-from src.storage.artifacts import replacing, temporary_path
+from src.storage.artifacts import DatasetName, Tracking
+from src.storage.files import (
+    digest,
+    locked,
+    misfit,
+    open_regular,
+    replacing,
+    temporary_path,
+)
 
 FORMAT = "simclr checkpoint, version 1"
 METRICS_LOG = "metrics.jsonl"
 
 _NAME = re.compile(r"simclr_epoch_(\d{4,})(?:_step_(\d+))?\.pt")
+
+
+Result = TypeVar("Result")
+
+
+class TrainedOn(TypedDict):
+    fingerprint: str
+    image_size: PositiveInt
+    """Side in pixels."""
+
+
+class Flags(TypedDict):
+    """The flags of the training that later stages need; the others are there as well."""
+
+    arch: str
+    bn: Literal["frozen", "train"]
+    weights: str
+    dataset: DatasetName
+    data_dir: str
+    cache_dir: str | None
+
+
+class SavedState(TypedDict):
+    """What every stage needs of a checkpoint; `src/training/state.py` adds what resuming needs."""
+
+    model: dict[str, InstanceOf[torch.Tensor]]
+    epoch: NonNegativeInt
+    config: Flags
+    dataset: TrainedOn
+    tracking: Tracking
 
 
 class BadCheckpoint(UserError):
@@ -49,8 +88,6 @@ def save(file: Path, state: dict[str, Any]) -> None:
     Raises:
         RunError: a number is not finite, or the file cannot be written; `file` is unchanged.
     """
-    if bad := _not_finite(state):
-        raise RunError(f"{bad} is not finite: no checkpoint was written")
     try:
         with replacing(file) as temporary:
             torch.save({"format": FORMAT, **state}, temporary)
@@ -62,48 +99,76 @@ def save(file: Path, state: dict[str, Any]) -> None:
 
 
 def load(file: Path) -> dict[str, Any]:
-    """The state that `save` wrote, on the CPU.
+    """The state that `save` wrote, on the CPU, and the `digest` of the file.
 
     Raises:
         BadCheckpoint: the file is missing, truncated, damaged, of another kind, or holds more
-            than tensors and built-in types.
+            than tensors and built-in types, or other content than `SavedState` says.
     """
-    if not file.exists():
-        raise BadCheckpoint(f"{file} is missing: run python src/train.py first")
+    try:
+        with open_regular(file) as stream:
+            state = _checked(file, stream)
+            stream.seek(0)
+            return state | {"digest": digest(stream)}
+    except PermissionError:
+        raise
+    except FileNotFoundError:
+        raise BadCheckpoint(f"{file} is missing: run python src/train.py first") from None
+    except OSError as error:
+        raise BadCheckpoint(f"{file} cannot be read ({error.strerror})") from None
+
+
+def _checked(file: Path, stream: BinaryIO) -> dict[str, Any]:
+    if not stream.read(1):
+        raise BadCheckpoint(f"{file} is empty")
     try:  # torch.load ignores the archive's checksums: only they reveal a flipped bit in a tensor
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(stream) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
-        size = file.stat().st_size
-        reason = "is empty" if size == 0 else f"is damaged or truncated ({_reason(error)})"
-        raise BadCheckpoint(f"{file} {reason}") from None
+    except Exception as error:  # of many kinds, as for torch.load
+        raise BadCheckpoint(f"{file} is damaged or truncated ({_reason(error)})") from None
     if damaged is not None:
         raise BadCheckpoint(f"{file} is damaged: the checksum of {damaged} does not match")
+    stream.seek(0)
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(stream, map_location="cpu", weights_only=True)
+        not_finite = _not_finite(state)
     except pickle.UnpicklingError:
         raise BadCheckpoint(
             f"{file} holds more than tensors and built-in types: refused, as it could run code"
         ) from None
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # of many kinds: what the file holds decides what is called
         raise BadCheckpoint(f"{file} is damaged: {_reason(error)}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise BadCheckpoint(f"{file} is not a checkpoint of this project")
+    if not_finite:
+        raise BadCheckpoint(f"{file} holds numbers that are not finite: {not_finite}")
+    if problem := misfit(state, SavedState):
+        raise BadCheckpoint(f"{file} is damaged, or of another version: {problem}")
     return state
 
 
-def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest intact checkpoint; None if the directory holds no checkpoint at all.
+def load_into(model: nn.Module, weights: dict[str, torch.Tensor], file: Path) -> None:
+    """Load the weights that `file` holds; raises BadCheckpoint if they are another network's."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadCheckpoint(f"{file} holds another network: {reason}") from None
 
-    Each damaged one is named on standard error and skipped.
+
+def newest(directory: Path, use: Callable[[Path, dict[str, Any]], Result]) -> Result | None:
+    """What `use` makes of the newest checkpoint that is intact and that `use` does not refuse with
+    BadCheckpoint; None if the directory holds no checkpoint at all.
+
+    Each one that cannot be used is named on standard error and skipped.
 
     Raises:
-        UserError: all checkpoints are damaged.
+        UserError: no checkpoint can be used.
     """
     files = listed(directory)
     for file in reversed(files):
         try:
-            return file, load(file)
+            return use(file, load(file))
         except BadCheckpoint as error:
             print(f"warning: skipped: {error}", file=sys.stderr)
     if files:
@@ -138,30 +203,22 @@ def set_aside(directory: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Lock the directory for one training run, and delete half-written files of a killed one. The
-    operating system releases the lock when the process dies."""
+def training_in(directory: Path) -> Iterator[None]:
+    """Lock the directory for one training run, and delete half-written files of a killed one."""
     directory.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(directory / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another training run is using {directory}: wait for it, or choose another "
-            "--checkpoint-dir"
-        ) from None
-    with lock:
+    with locked(
+        directory,
+        f"another training run is using {directory}: wait for it, or choose another "
+        "--checkpoint-dir",
+    ):
         for half_written in directory.glob(temporary_path(Path("simclr_epoch_*.pt")).name):
             half_written.unlink()
         yield
 
 
 def file_digest(file: Path) -> str:
-    """The first 16 hexadecimal digits of the file's SHA-256."""
-    sha = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            sha.update(block)
-    return sha.hexdigest()[:16]
+    with open_regular(file) as stream:
+        return digest(stream)
 
 
 def _not_finite(value: Any, name: str = "checkpoint") -> str | None:

@@ -2,12 +2,39 @@
 
 import json
 import math
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from src.storage.artifacts import replacing
+from pydantic import Field, FiniteFloat, NonNegativeInt
+from typing_extensions import NotRequired, TypedDict
 
-Record = dict[str, Any]
+from src.storage.files import misfit, open_regular, replacing
+
+Number = FiniteFloat | None
+"""None stands for NaN and infinity."""
+
+
+class Record(TypedDict):
+    """A line: a step, or the end of an epoch with what `src/training/health.py` measures."""
+
+    kind: Literal["step", "epoch"]
+    step: NonNegativeInt
+    epoch: Annotated[FiniteFloat, Field(ge=0)]
+    learning_rate: NotRequired[Number]
+    progress: NotRequired[Number]
+    loss: NotRequired[Number]
+    gpu_utilization: NotRequired[Number]
+    gradient_norm: NotRequired[Number]
+    skipped_steps: NotRequired[Number]
+    activation_rms: NotRequired[Number]
+    projection_std: NotRequired[Number]
+    projection_rank: NotRequired[Number]
+    knn_accuracy: NotRequired[Number]
+    kmeans_accuracy: NotRequired[Number]
+    images_per_second: NotRequired[Number]
+    seconds_left: NotRequired[Number]
 
 
 class MetricsLog:
@@ -26,7 +53,7 @@ class MetricsLog:
             temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
         self._file = file.open("a", encoding="utf-8")
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Mapping[str, Any]) -> None:
         """Append `record`; NaN and infinite numbers become null."""
         self._file.write(_line(record))
         self._file.flush()
@@ -39,19 +66,32 @@ class MetricsLog:
 
 
 def read_metrics(file: Path) -> list[Record]:
-    """The records in `file`, if it exists, without a line that a kill left incomplete."""
-    if not file.exists():
+    """The records in `file`, if it exists. Whatever is no record is left out with a note, but for
+    a last line that a kill left incomplete."""
+    try:
+        with open_regular(file) as stream:
+            lines = stream.read().splitlines(keepends=True)
+    except FileNotFoundError:
         return []
-    records = []
-    for line in file.read_bytes().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return [record for record in records if isinstance(record, dict) and "step" in record]
+    except OSError as error:
+        print(f"note: {file} is left out: {error.strerror}", file=sys.stderr)
+        return []
+    records = [record for line in lines if (record := _record(line))]
+    damaged = len(lines) - len(records) - bool(lines and not lines[-1].endswith(b"\n"))
+    if damaged > 0:
+        print(f"note: {damaged:,} damaged lines of {file} are left out", file=sys.stderr)
+    return records
 
 
-def _line(record: Record) -> str:
+def _record(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return None if misfit(record, Record) else record
+
+
+def _line(record: Mapping[str, Any]) -> str:
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from src.storage.artifacts import ExtractionRecord
 from src.tracking import wandb_run
 from src.tracking.wandb_run import WandbMode
 
@@ -90,7 +91,7 @@ class Tracker(contextlib.AbstractContextManager["Tracker"]):
 
 
 def stage_tracker(
-    mode: WandbMode, directory: Path, job_type: str, config: Any, extraction: dict[str, Any]
+    mode: WandbMode, directory: Path, job_type: str, config: Any, extraction: ExtractionRecord
 ) -> Tracker:
     """The run of a stage with the flags `config`, in one group with the training that
     `extraction`, the record of the extraction, belongs to."""

@@ -4,11 +4,13 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, InstanceOf, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+from typing_extensions import TypedDict
 
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.stl10_archive import get_stl10
@@ -19,6 +21,8 @@ from src.runtime import distributed
 from src.runtime.cli import UserError, progress
 from src.runtime.device import DTYPES, autocast, select_device, select_precision
 from src.storage import checkpoint
+from src.storage.checkpoint import BadCheckpoint, SavedState
+from src.storage.files import misfit
 from src.storage.provenance import git_commit, versions
 from src.training import health
 from src.training.batches import ImageStore, TrainingBatches
@@ -58,6 +62,29 @@ class TrainState:
     """Mean over the last complete epoch."""
     tracking: dict[str, str | None] = field(default_factory=dict)
     """Group and id of the W&B run; empty before the first checkpoint."""
+
+
+class OptimizerState(TypedDict):
+    state: dict[int, dict[str, InstanceOf[torch.Tensor]]]
+    """The moments of every parameter, by its number."""
+
+
+class ScalerState(TypedDict):
+    scale: PositiveFloat
+    growth_factor: PositiveFloat
+    backoff_factor: PositiveFloat
+    growth_interval: PositiveInt
+    _growth_tracker: NonNegativeInt
+
+
+class ResumableState(SavedState):
+    """What resuming needs of a checkpoint."""
+
+    step: NonNegativeInt
+    loss: float | None
+    optimizer: OptimizerState
+    scaler: ScalerState
+    totals: Annotated[list[float], Field(min_length=5, max_length=5)]
 
 
 def prepare(config: TrainConfig) -> Setup:
@@ -125,9 +152,16 @@ def restore_or_initialize(setup: Setup) -> TrainState:
     """The state of the newest checkpoint, or of a training that has not begun: with pretrained
     weights, or random ones and their batch-norm statistics."""
     state, config = random_state(setup), setup.config
-    found = checkpoint.newest(config.checkpoint_dir) if distributed.is_main() else None
+
+    def use(file: Path, saved: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+        restore(state, setup, file, saved)
+        return file, saved
+
+    found = checkpoint.newest(config.checkpoint_dir, use) if distributed.is_main() else None
     if newest := distributed.from_main(found):
-        restore(state, setup, *newest)
+        if not distributed.is_main():
+            use(*newest)
+        print(f"resuming from {newest[0]}: {state.step:,} of {setup.steps:,} steps are done")
     elif config.pretrained:
         with distributed.local_main_first():  # downloads for the others
             load_weights(state.model.backbone, config.arch, config.weights)
@@ -180,7 +214,10 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
 
     Raises:
         UserError: the flags or the images would make it another training.
+        BadCheckpoint: it holds something else than `save_checkpoint` wrote.
     """
+    if problem := misfit(saved, ResumableState):
+        raise BadCheckpoint(f"{file} is damaged, or of another version: {problem}")
     flags = flag_values(setup.config)
     different = [
         f"--{name.replace('_', '-')} {value} (now {flags[name]})"
@@ -194,8 +231,17 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
             f"{file} was trained with {', '.join(different)}: use the same settings to resume, "
             "--fresh to start over (it keeps the old files), or another --checkpoint-dir"
         )
-    state.model.load_state_dict(saved["model"])
-    state.optimizer.load_state_dict(saved["optimizer"])
+    checkpoint.load_into(state.model, saved["model"], file)
+    moments, own = saved["optimizer"]["state"], state.optimizer.state_dict()
+    expected = {
+        i: {"step": (), "exp_avg": p.shape, "exp_avg_sq": p.shape}
+        for i, p in enumerate(p for group in state.optimizer.param_groups for p in group["params"])
+    }
+    found = {i: {name: x.shape for name, x in moment.items()} for i, moment in moments.items()}
+    if found not in ({}, expected):
+        raise BadCheckpoint(f"{file} holds the optimizer of another network")
+    # Its other settings follow from the flags.
+    state.optimizer.load_state_dict(own | {"state": moments})
     state.scaler.load_state_dict(saved["scaler"])
     state.totals = health.Totals(setup.device, saved["totals"])
     state.step, state.loss, state.tracking = saved["step"], saved["loss"], saved["tracking"]
@@ -205,7 +251,6 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
             f"only {setup.steps:,}: raise --epochs, or use another --checkpoint-dir"
         )
     freeze_batch_norm(state.model.backbone, frozen=frozen_at(state.step, setup))
-    print(f"resuming from {file}: {state.step:,} of {setup.steps:,} steps are done")
 
 
 def save_checkpoint(state: TrainState, setup: Setup) -> Path:

@@ -3,7 +3,7 @@
 None of them needs a display, writes a file or changes matplotlib's global state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -64,7 +64,7 @@ def styled() -> AbstractContextManager[None]:
     return mpl.rc_context(STYLE)  # type: ignore[arg-type]
 
 
-def training_curves(records: Sequence[dict[str, Any]]) -> Figure:
+def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss, learning rate, accuracy and health by epoch, from the records of `metrics.jsonl`."""
     panels = [
         ("Loss", "NT-Xent loss", {"loss": "each step", "epoch loss": "epoch mean"}),
@@ -81,7 +81,7 @@ def training_curves(records: Sequence[dict[str, Any]]) -> Figure:
         if (lines := {label: xy for name, label in labels.items() if (xy := curve(records, name))})
     ]
     last_epoch = max(record["epoch"] for record in records)
-    rows = -(-len(panels) // 3)
+    rows = max(1, -(-len(panels) // 3))
     figure = Figure(figsize=(WIDTH, 2.2 * rows))
     grid = figure.add_gridspec(rows, 6)
     for number, (title, unit, lines) in enumerate(panels):
@@ -95,7 +95,7 @@ def training_curves(records: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def curve(records: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+def curve(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
     """The epochs and values of a quantity, from the records of steps where these have it, else
     from those of epochs; "epoch loss" is the mean loss of each epoch."""
     kinds = ("epoch",) if name == "epoch loss" else ("step", "epoch")

@@ -11,6 +11,7 @@ from src.clusters.confidence import margin
 from src.clusters.head import LinearHead
 from src.runtime.cli import UserError
 from src.storage import artifacts
+from src.storage.artifacts import ClusteringRecord, ExtractionRecord, Manifest
 from src.visualization.palette import cluster_colors
 
 
@@ -33,10 +34,8 @@ class Results:
     """float32 (P,)."""
     class_names: list[str]
     metrics: dict[str, Any]
-    extraction: dict[str, Any]
-    """The manifest's part of the extraction: checkpoint, dataset, commit, versions."""
-    clustering: dict[str, Any]
-    """The manifest's part of the clustering."""
+    extraction: ExtractionRecord
+    clustering: ClusteringRecord
     distance: np.ndarray
     """float32 (N,), from each image to the centroid of its cluster."""
     margin: np.ndarray
@@ -74,16 +73,13 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
 
     `data_dir` is the new directory of the images, if they were moved.
     """
-    extraction = artifacts.recorded(directory, artifacts.EXTRACTION)
-    clustering = artifacts.recorded(directory, artifacts.CLUSTERING)
+    manifest = Manifest(directory)
+    extraction, clustering = manifest.extraction, manifest.clustering
     names = list(extraction["dataset"]["splits"])
-    parts = [_load_split(directory, name) for name in names]
+    parts = [_load_split(manifest, name) for name in names]
     x_NP, clusters, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    centroids_KP, *head = (
-        artifacts.load(artifact, directory)
-        for artifact in (artifacts.CENTROIDS, artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS)
-    )
-    scores = LinearHead(*head).scores(x_NP)
+    scores = LinearHead.load(manifest).scores(x_NP)
+    centroids_KP = manifest.load(artifacts.CENTROIDS)
     try:
         dataset = reload_dataset(extraction["dataset"], data_dir)
     except UserError as error:
@@ -95,10 +91,10 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         x_NP=x_NP,
         clusters=clusters,
         labels=labels,
-        class_of_cluster=artifacts.load(artifacts.CLUSTER_TO_CLASS, directory),
-        variance_ratio=artifacts.load(artifacts.PCA_VARIANCE_RATIO, directory),
+        class_of_cluster=manifest.load(artifacts.CLUSTER_TO_CLASS),
+        variance_ratio=manifest.load(artifacts.PCA_VARIANCE_RATIO),
         class_names=extraction["dataset"]["class_names"],
-        metrics=artifacts.read_json(directory / artifacts.METRICS, artifacts.CLUSTERING),
+        metrics=manifest.metrics(),
         extraction=extraction,
         clustering=clustering,
         distance=np.linalg.norm(x_NP - centroids_KP[clusters], axis=1),
@@ -107,15 +103,9 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
     )
 
 
-def _load_split(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    x = artifacts.load(artifacts.REDUCED, directory, split)
-    clusters = artifacts.load(artifacts.ASSIGNMENTS, directory, split)
+def _load_split(manifest: Manifest, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x = manifest.load(artifacts.REDUCED, split)
     labels = np.full(len(x), -1)
-    if artifacts.path(artifacts.LABELS, directory, split).exists():
-        labels = artifacts.load(artifacts.LABELS, directory, split)
-    if not len(x) == len(clusters) == len(labels):
-        raise UserError(
-            f"{directory} holds {len(x):,} reduced features, {len(clusters):,} clusters and "
-            f"{len(labels):,} labels of {split}: run python {artifacts.CLUSTERING} again"
-        )
-    return x, clusters, labels
+    if manifest.has(artifacts.LABELS, split):
+        labels = manifest.load(artifacts.LABELS, split)
+    return x, manifest.load(artifacts.ASSIGNMENTS, split), labels

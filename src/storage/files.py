@@ -1,0 +1,172 @@
+"""Files on disk: read only where they are regular and sound, written whole or not at all."""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+from filelock import FileLock, Timeout
+
+from src.runtime.cli import UserError
+
+
+def open_regular(file: Path) -> BinaryIO:
+    """`file`, opened for reading without ever waiting, as opening a pipe would.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a pipe, a device or a link to itself.
+    """
+    stream = open(file, "rb", opener=_without_waiting)  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.close()
+    raise OSError(errno.EINVAL, "not a regular file", str(file))
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # not on Windows
+
+
+@contextlib.contextmanager
+def reading(file: Path, remedy: str) -> Iterator[BinaryIO]:
+    """`file`, open for the block; what the block finds wrong with it becomes one line.
+
+    Args:
+        remedy: how to get a sound file, the end of that line.
+
+    Raises:
+        UserError: the file is missing, no regular file, or damaged.
+    """
+    try:
+        with open_regular(file) as stream:
+            yield stream
+    except (UserError, PermissionError):
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: {remedy}") from None
+    except (OSError, ValueError, EOFError, RecursionError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise UserError(f"{file} is damaged ({reason}): {remedy}") from None
+
+
+def digest(stream: BinaryIO) -> str:
+    """XXH3 (128 bits) of the rest of the stream, in hexadecimal: as fast as memory is read."""
+    xxh = xxhash.xxh3_128()
+    while block := stream.read(1 << 20):
+        xxh.update(block)
+    return xxh.hexdigest()
+
+
+def json_digest(content: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of `content`, any JSON value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_json(file: Path, remedy: str) -> dict[str, Any]:
+    """The object in `file`; raises UserError that ends in `remedy` where there is none."""
+    with reading(file, remedy) as stream:
+        content = json.loads(stream.read())
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+        return content
+
+
+def misfit(content: Any, description: Any) -> str | None:
+    """Where `content` differs from its `description`, such as "dataset.splits.train: input should
+    be a valid integer"; None if it is like that.
+
+    Args:
+        description: a TypedDict; keys that it does not name are allowed.
+    """
+    from pydantic import ValidationError
+
+    try:
+        _adapter(description).validate_python(content, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}"
+    return None
+
+
+@functools.cache
+def _adapter(description: Any) -> Any:
+    from pydantic import TypeAdapter  # takes 0.1 s, which decoding processes do without
+
+    return TypeAdapter(description)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write `content` to `file`; raises ValueError for NaN, which JSON does not have."""
+    with replacing(file) as temporary:
+        temporary.write_text(to_json(content), encoding="utf-8")
+
+
+def to_json(content: Any) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A temporary path next to `file`, flushed to disk and renamed to `file` after the block.
+
+    If the block raises, the temporary file is removed and `file` stays. A symbolic link stays a
+    link, and its target is replaced; a link to itself is replaced.
+    """
+    file = Path(os.path.realpath(file))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(file)
+    temporary.unlink(missing_ok=True)  # a killed process may have left anything there
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(file)
+        sync(file.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_path(file: Path) -> Path:
+    """Where `file` is written first; a killed process leaves it there."""
+    return file.with_name(f".{file.name}.tmp")
+
+
+def sync(file: Path) -> None:
+    """Flush a file, or a directory's entries, to disk."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(directory: Path, refusal: str) -> Iterator[None]:
+    """Let one process at a time into the block. The system frees the lock of one that dies.
+
+    Raises:
+        UserError: another process is in it; the message is `refusal`.
+    """
+    try:
+        lock = FileLock(directory / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise UserError(refusal) from None
+    with lock:
+        yield
+
+
+def require_space(folder: Path, needed: int, what: str, flag: str) -> None:
+    """Raises UserError if `folder` has no room for `needed` bytes of `what`."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{what} needs {needed / 1e9:.1f} GB more in {folder}, which has {free / 1e9:.1f} GB "
+            f"free: make room, or name another directory with {flag}"
+        )
