@@ -26,7 +26,7 @@ from src.clusters.pca import PCA
 from src.clusters.protocol import Protocol, Splits
 from src.evaluation.tables import COLUMNS, class_table, summary_table
 from src.runtime.cli import UserError, check_seed, run_script
-from src.storage import artifacts
+from src.storage import artifacts, checkpoint
 from src.storage.artifacts import CLUSTERING, EXTRACTION
 from src.storage.provenance import git_commit, versions
 from src.tracking.tracker import stage_tracker
@@ -77,7 +77,7 @@ def main(config: ClusteringConfig) -> None:
     baselines = {}
     if config.baselines:
         compared = [split for split in features if split in protocol.labels or split == fit_on]
-        baselines = load_baselines(directory, extraction["dataset"], compared)
+        baselines = load_baselines(directory, extraction, compared)
 
     artifacts.record(directory, CLUSTERING, None)  # unfinished until it is recorded again
     pca, reduced = protocol.reduce(features)
@@ -175,19 +175,24 @@ def load_labels(directory: Path, features: Splits, class_names: list[str]) -> Sp
 
 
 def load_baselines(
-    directory: Path, recorded: dict[str, Any], splits: list[str]
+    directory: Path, extraction: dict[str, Any], splits: list[str]
 ) -> dict[str, Splits]:
-    """Raw pixels, uint8, and the untrained network's features of `splits`, each (N, D)."""
-    untrained = {
-        split: artifacts.load(
-            artifacts.UNTRAINED_FEATURES, directory, split, recorded["splits"][split]
-        )
-        for split in splits
-    }
+    """Raw pixels, uint8, and the untrained network's features of `splits`, each (N, D); the latter
+    only if the features are not those of the untrained network."""
+    recorded, untrained = extraction["dataset"], {}
+    if Path(extraction["checkpoint"]["file"]).name == checkpoint.file_name(0):
+        print("note: the features are those of epoch 0 themselves: only raw pixels to compare with")
+    else:
+        untrained = {
+            split: artifacts.load(
+                artifacts.UNTRAINED_FEATURES, directory, split, recorded["splits"][split]
+            )
+            for split in splits
+        }
     dataset = reload_dataset(recorded)
     images = {split: dataset.splits[split].images for split in splits}
     pixels = {split: np.ascontiguousarray(x).reshape(len(x), -1) for split, x in images.items()}
-    return {"raw_pixels": pixels, "untrained": untrained}
+    return {"raw_pixels": pixels} | ({"untrained": untrained} if untrained else {})
 
 
 def choose_protocol(

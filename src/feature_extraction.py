@@ -70,8 +70,10 @@ def extract_all(config: ExtractionConfig) -> None:
         artifacts.record(directory, artifacts.EXTRACTION, None)  # unfinished until the end
         save_labels(dataset, directory)
     extract(trained, dataset.splits, FEATURES, config, dtype)
-    if config.untrained:
-        file = trained.file.with_name(checkpoint.file_name(0))
+    file = trained.file.with_name(checkpoint.file_name(0))
+    if config.untrained and file == trained.file:
+        print(f"note: {file} is epoch 0 itself: its features are not written twice")
+    elif config.untrained:
         untrained = TrainedBackbone.load(file, config.checkpoint_dir, device)
         extract(untrained, dataset.splits, UNTRAINED_FEATURES, config, dtype)
     if distributed.is_main():

@@ -292,6 +292,7 @@ def test_baselines_follow_the_same_protocol(tmp_path: Path) -> None:
         "name": "digits", "data_dir": ".", "cache_dir": None, "image_size": 32,
         "fingerprint": digits.fingerprint
     }  # fmt: skip
+    part["checkpoint"] = {"file": "checkpoints/simclr_epoch_0024.pt"}
     artifacts.record(tmp_path, EXTRACTION, part)
     with pytest.raises(UserError, match=r"run python src/feature_extraction\.py --untrained first"):
         main(config)
