@@ -62,6 +62,7 @@ def test_weights_from_elsewhere_without_training(script: Script, tmp_path: Path)
     assert "nothing was trained: checkpoints/simclr_epoch_0000.pt" in made
     assert "training on" not in made
     done(script("src/feature_extraction.py", "--untrained", "--precision", "fp32"))
+    assert not list((tmp_path / "features").glob("untrained*"))
     images = torch.from_numpy(load_dataset("digits", Path()).splits["test"].images)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     network.fc = torch.nn.Identity()

@@ -60,7 +60,7 @@ def load_weights(backbone: Backbone, arch: Architecture, weights: str | Path) ->
     state = wanted | {name: v for name, v in found[chosen].items() if name in wanted}
     for name, value in state.items():
         if not (value.sqrt() if name.endswith("running_var") else value).isfinite().all():
-            raise UserError(f"--weights {file}: {name} is not finite, or a negative variance")
+            raise UserError(f"--weights {file}: {name} has NaN, infinity or a negative variance")
     backbone.load_state_dict(state)
 
 
