@@ -36,7 +36,7 @@ from src.evaluation.tables import (
     used_splits,
 )
 from src.runtime.cli import UserError, check_seed, run_script
-from src.storage import artifacts
+from src.storage import artifacts, checkpoint
 from src.storage.artifacts import (
     CLUSTERING,
     FEATURES,
@@ -191,12 +191,17 @@ def load_labels(manifest: Manifest) -> Splits:
 
 
 def load_baselines(manifest: Manifest, splits: list[str]) -> dict[str, Splits]:
-    """Raw pixels, uint8, and the untrained network's features of `splits`, each (N, D)."""
-    untrained = {split: manifest.load(UNTRAINED_FEATURES, split) for split in splits}
-    dataset = reload_dataset(manifest.extraction["dataset"])
+    """Raw pixels, uint8, and the untrained network's features of `splits`, each (N, D); the latter
+    only if the features are not those of the untrained network."""
+    extraction, untrained = manifest.extraction, {}
+    if Path(extraction["checkpoint"]["file"]).name == checkpoint.file_name(0):
+        print("note: the features are those of epoch 0 themselves: only raw pixels to compare with")
+    else:
+        untrained = {split: manifest.load(UNTRAINED_FEATURES, split) for split in splits}
+    dataset = reload_dataset(extraction["dataset"])
     images = {split: dataset.splits[split].images for split in splits}
     pixels = {split: np.ascontiguousarray(x).reshape(len(x), -1) for split, x in images.items()}
-    return {"raw_pixels": pixels, "untrained": untrained}
+    return {"raw_pixels": pixels} | ({"untrained": untrained} if untrained else {})
 
 
 def choose_protocol(config: ClusteringConfig, features: Splits, manifest: Manifest) -> Protocol:
