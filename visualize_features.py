@@ -64,7 +64,7 @@ def main(config: VisualizeConfig) -> None:
     log_dir = config.checkpoint_dir or Path(results.extraction["checkpoint"]["file"]).parent
     records = read_metrics(log_dir / checkpoint.METRICS_LOG)
     if not records:
-        print(f"note: no training log in {log_dir}: no training curves")
+        print(f"note: no training is logged in {log_dir}: no training curves")
     method = config.projection if can_arrange(results.x_NP) else "pca"
     print(f"{TITLES[method]} of {len(results.x_NP):,} images")
     if len(results.x_NP) > FIT_POINTS and method != "pca":

@@ -1,10 +1,12 @@
-"""Export the whole pipeline as one ONNX file, to run without PyTorch or this repository.
+"""Export the whole pipeline as one ONNX file, to run without PyTorch or this repository, or the
+backbone as a state dict for torchvision and timm.
 
     python src/export.py
+    python src/export.py --backbone resnet50.safetensors    # from checkpoints/ alone
 
-Reads the outputs of src/clustering.py in features/ and the checkpoint they were made with. Writes
-features/model.onnx: normalization, network (batch norm folded into the convolutions), L2
-normalization, PCA and centroids in float32.
+The first reads the outputs of src/clustering.py in features/ and the checkpoint they were made
+with. Writes features/model.onnx: normalization, network (batch norm folded into the convolutions),
+L2 normalization, PCA and centroids in float32.
 
     in    images      uint8 (N, 3, S, S), red, green, blue
     out   cluster     int64 (N,)
@@ -13,6 +15,10 @@ normalization, PCA and centroids in float32.
 
 The metadata hold the class names, the class of every cluster, the image size and the origin of the
 model. Before the file takes its final name, ONNX Runtime and PyTorch are compared on real images.
+
+The second reads a checkpoint and writes all of torchvision's ResNet of that architecture but `fc`,
+as safetensors or for torch.load, by the suffix. The network expects images that are normalized as
+in src/models/preprocessing.py.
 """
 
 import contextlib
@@ -25,17 +31,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import safetensors.torch
 import torch
+import torchvision
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript import optimizer
 from torch import Tensor, nn
 
 from dataset.load_dataset import reload_dataset
-from src.models.preprocessing import preprocess
+from src.models.batch_norm import torchvision_state
+from src.models.encoder import TrainedBackbone
+from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, preprocess
 from src.models.simclr import Backbone
 from src.prediction.predictor import ClusterHead, Predictor
 from src.runtime.cli import RunError, UserError, run_script
 from src.storage import artifacts
+from src.storage.checkpoint import file_digest
 
 OPSET = 18
 """PyTorch's exporter writes it without a conversion."""
@@ -49,7 +60,12 @@ class ExportConfig:
     feature_dir: Path = Path("features")
     """Directory of the clusters; the model is written there too."""
     checkpoint: Path | None = None
-    """The checkpoint of the features, if it was moved since the extraction."""
+    """The checkpoint of the features, if it was moved since the extraction; with --backbone, the
+    one to export instead of the newest intact one in --checkpoint-dir."""
+    checkpoint_dir: Path = Path("checkpoints")
+    """Directory of the training's checkpoints, for --backbone."""
+    backbone: Path | None = None
+    """Write only the backbone, to this .safetensors or .pt file."""
     data_dir: Path | None = None
     """Directory of the images to compare on; by default, where they were extracted from."""
     check_images: int = 256
@@ -70,6 +86,9 @@ class Pipeline(nn.Module):
 def main(config: ExportConfig) -> None:
     if config.check_images < 0:
         raise UserError("--check-images must be 0 or above")
+    if config.backbone:
+        write_backbone(config.backbone, config)
+        return
     predictor = Predictor.load(config.feature_dir, config.checkpoint, "cpu", "fp32")
     model = to_onnx(predictor)
     file = config.feature_dir / artifacts.MODEL
@@ -78,6 +97,36 @@ def main(config: ExportConfig) -> None:
         compared = _compare(temporary, predictor, config) if config.check_images else "not compared"
     size = file.stat().st_size / 1e6
     print(f"{file}: opset {OPSET}, {size:,.0f} MB, {compared}")
+
+
+def write_backbone(file: Path, config: ExportConfig) -> None:
+    """Write the backbone of a checkpoint as torchvision names it; safetensors also hold its origin
+    and the normalization of the images."""
+    if file.suffix not in (".safetensors", ".pt"):
+        raise UserError(f"--backbone {file}: the name must end in .safetensors or .pt")
+    cpu = torch.device("cpu")
+    trained = TrainedBackbone.load(config.checkpoint, config.checkpoint_dir, cpu)
+    arch = trained.config["arch"]
+    if arch not in torchvision.models.list_models():
+        raise UserError(f"--backbone: torchvision has no {arch}, which {trained.file} holds")
+    state = torchvision_state(trained.backbone)
+    about = {
+        "format": "pt",  # as the library of safetensors asks for
+        "architecture": arch,
+        "image_size": str(trained.dataset["image_size"]),
+        "mean": json.dumps(PIXEL_MEAN),
+        "std": json.dumps(PIXEL_STD),
+        "checkpoint": file_digest(trained.file),
+    }
+    with artifacts.replacing(file) as temporary:
+        if file.suffix == ".pt":
+            torch.save(state, temporary)
+        else:
+            temporary.write_bytes(safetensors.torch.save(state, about))  # `save_file`: owner only
+    print(
+        f"{file}: {arch} of {trained.file}, for images of {about['image_size']} px, red, green, "
+        f"blue, from 0 to 1, less {about['mean']}, divided by {about['std']}"
+    )
 
 
 def to_onnx(predictor: Predictor) -> onnx.ModelProto:

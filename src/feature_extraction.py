@@ -69,8 +69,10 @@ def extract_all(config: ExtractionConfig) -> None:
     is_main = distributed.is_main()
     with artifacts.writing(config.feature_dir, EXTRACTION) if is_main else nullcontext() as stage:
         extract(trained, dataset.splits, FEATURES, stage, config, dtype)
-        if config.untrained:
-            file = trained.file.with_name(checkpoint.file_name(0))
+        file = trained.file.with_name(checkpoint.file_name(0))
+        if config.untrained and file == trained.file:
+            print(f"note: {file} is epoch 0 itself: its features are not written twice")
+        elif config.untrained:
             untrained = TrainedBackbone.load(file, config.checkpoint_dir, device)
             extract(untrained, dataset.splits, UNTRAINED_FEATURES, stage, config, dtype)
         if stage:

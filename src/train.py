@@ -2,6 +2,7 @@
 
     python src/train.py                      # STL-10, downloaded if missing
     python src/train.py --dataset digits     # a minute or two on a laptop
+    python src/train.py --epochs 0 --weights resnet50.pth    # no training, somebody else's network
 
 Reads the images, and resumes from the newest checkpoint. Writes checkpoints/simclr_epoch_NNNN.pt
 and checkpoints/metrics.jsonl. Stop it at any time: on Ctrl-C or SIGTERM it finishes the step,
@@ -195,7 +196,8 @@ def train_as_main(setup: Setup, stop: StopSignal) -> int:
             code = train(state, setup, log, stop)
             tracker.finish(code)
     if code == 0:
-        print(f"trained for {config.epochs} epochs: {checkpoint.listed(directory)[-1]}")
+        done = f"trained for {config.epochs} epochs" if config.epochs else "nothing was trained"
+        print(f"{done}: {checkpoint.listed(directory)[-1]}")
     return code
 
 

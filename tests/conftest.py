@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from dataset.load_dataset import load_dataset
 from src.storage import checkpoint
 from tests.fake_wandb_server import FakeServer
 from tests.script_server import ScriptProcess, ScriptServer
@@ -50,6 +52,18 @@ def stl10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_stl10(folder, "unlabeled", 20, labeled=False)
     write_stl10(folder, "train", 40, labeled=True)
     write_stl10(folder, "test", 20, labeled=True)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def pictures_dir(stl10_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images as a folder of pictures, for trainings at a small size."""
+    directory = tmp_path_factory.mktemp("pictures")
+    for name, split in load_dataset("stl10", stl10_dir).splits.items():
+        for i, image in enumerate(split.images):
+            folder = directory / name / ("" if split.labels is None else str(split.labels[i]))
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i:02d}.png")
     return directory
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from src.models.simclr import ARCHITECTURES, Design
 from src.runtime import distributed
 from src.runtime.prefetch import prefetch
 from src.train import train_step
@@ -26,8 +27,9 @@ def five_steps(bn: str, dtype: torch.dtype, output: Path) -> None:
     """
     if dtype == torch.float32:
         F.relu = lambda x, inplace=False: F.gelu(x)
+    ARCHITECTURES["small"] = Design(ARCHITECTURES["resnet18"].block, (2, 1), (16, 32))
     config = TrainConfig.for_dataset(
-        "digits", bn=bn, batch_size=6, accumulate=2, precision="fp32", device="cpu",
+        "digits", arch="small", bn=bn, batch_size=6, accumulate=2, precision="fp32", device="cpu",
         warmup_epochs=0, checkpoint_dir=output.parent,
     )  # fmt: skip
     setup = prepare(config)

@@ -16,16 +16,18 @@ from src.storage import checkpoint
 from src.training.recipe import TrainConfig, flag_values
 
 
-def write_checkpoint(file: Path, name: str, data_dir: Path, arch: str = "resnet18") -> Dataset:
+def write_checkpoint(
+    file: Path, name: str, data_dir: Path, arch: str = "resnet18", **flags: object
+) -> Dataset:
     """An untrained network with calibrated batch norm, as `src/train.py` saves it."""
     dataset = load_dataset(name, data_dir)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    model = SimCLR(arch)
+    config = TrainConfig(name, data_dir, arch=arch, **flags)  # type: ignore[arg-type]
+    model = SimCLR(arch, config.bn, config.pretrained)
     images = next(iter(dataset.splits.values())).images[:128]
     calibrate_batch_norm(
         model.backbone, [preprocess(torch.from_numpy(np.ascontiguousarray(images)))]
     )
-    config = TrainConfig(name, data_dir, arch=arch)  # type: ignore[arg-type]
     state = {
         "model": model.state_dict(), "epoch": 0, "config": flag_values(config),
         "dataset": {"fingerprint": dataset.fingerprint, "image_size": dataset.image_size},

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_python, start_python, wait_for_steps
+from conftest import ROOT, start_python, wait_for_steps
 from training_process import EPOCHS, assert_whole, command, finish, wait_for_writing
 
 from src.runtime.prefetch import prefetch
@@ -26,6 +27,22 @@ def torchrun(processes: int, *script: object, **more: object) -> list[str]:
     ]
 
 
+def together(processes: int, *script: object) -> list[subprocess.CompletedProcess[str]]:
+    """The script in several processes, started as torchrun does, without its seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started = []
+    for rank in map(str, range(processes)):
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(processes)}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        started.append(start_python(*script, **env))
+    outputs = [process.communicate(timeout=240) for process in started]
+    return [
+        subprocess.CompletedProcess(script, process.wait(), *texts)
+        for process, texts in zip(started, outputs, strict=True)
+    ]
+
+
 @pytest.mark.parametrize(
     ("bn", "dtype", "tolerance"), [("frozen", "float32", 1e-4), ("train", "float64", 1e-9)]
 )
@@ -37,7 +54,8 @@ def test_losses_gradients_and_weights_do_not_depend_on_the_number_of_processes(
         output = tmp_path / str(processes) / "results.pt"
         output.parent.mkdir()
         script = (ROOT / "tests/few_steps.py", bn, dtype, output)
-        finish(*(script if processes == 1 else torchrun(processes, *script)))
+        for run in together(processes, *script):
+            assert run.returncode == 0, run.stderr
         results.append(torch.load(output))
     alone, *others = results
     assert len(alone["losses"]) == len(alone["gradients"]) == 5
@@ -65,10 +83,10 @@ def workers(launcher: subprocess.Popen[str]) -> list[int]:
 
 
 def test_a_killed_process_ends_the_job_and_another_number_resumes_it(
-    stl10_dir: Path, tmp_path: Path
+    pictures_dir: Path, tmp_path: Path
 ) -> None:
     """It dies while the main process writes a checkpoint, which the main process still finishes."""
-    launcher = start_python(*torchrun(2, *command(stl10_dir, tmp_path)))
+    launcher = start_python(*torchrun(2, *command(pictures_dir, tmp_path)))
     wait_for_writing(tmp_path, 1, launcher)
     os.kill(workers(launcher)[-1], signal.SIGKILL)
     _, errors = launcher.communicate(timeout=120)
@@ -77,13 +95,13 @@ def test_a_killed_process_ends_the_job_and_another_number_resumes_it(
     newest = checkpoint.newest(tmp_path, lambda *found: found)
     assert newest
     assert 0 < newest[1]["epoch"] < EPOCHS
-    assert "resuming from" in finish(*command(stl10_dir, tmp_path))  # one process
+    assert "resuming from" in finish(*command(pictures_dir, tmp_path))  # one process
     assert checkpoint.load(tmp_path / checkpoint.file_name(EPOCHS))["epoch"] == EPOCHS
 
 
-def test_torchrun_restarts_from_the_last_checkpoint(stl10_dir: Path, tmp_path: Path) -> None:
+def test_torchrun_restarts_from_the_last_checkpoint(pictures_dir: Path, tmp_path: Path) -> None:
     """With --fresh too, which holds for the first start only."""
-    restarting = torchrun(2, *command(stl10_dir, tmp_path), "--fresh", **{"max-restarts": 1})
+    restarting = torchrun(2, *command(pictures_dir, tmp_path), "--fresh", **{"max-restarts": 1})
     launcher = start_python(*restarting)
     wait_for_steps(tmp_path, 4, launcher)
     os.kill(workers(launcher)[0], signal.SIGKILL)
@@ -94,8 +112,8 @@ def test_torchrun_restarts_from_the_last_checkpoint(stl10_dir: Path, tmp_path: P
     assert_whole(tmp_path)
 
 
-def test_sigterm_to_the_launcher_leaves_a_checkpoint(stl10_dir: Path, tmp_path: Path) -> None:
-    launcher = start_python(*torchrun(2, *command(stl10_dir, tmp_path)))
+def test_sigterm_to_the_launcher_leaves_a_checkpoint(pictures_dir: Path, tmp_path: Path) -> None:
+    launcher = start_python(*torchrun(2, *command(pictures_dir, tmp_path)))
     wait_for_steps(tmp_path, 2, launcher)
     launcher.send_signal(signal.SIGTERM)
     output, errors = launcher.communicate(timeout=120)
@@ -107,15 +125,16 @@ def test_sigterm_to_the_launcher_leaves_a_checkpoint(stl10_dir: Path, tmp_path: 
     assert_whole(tmp_path)
 
 
-def test_features_are_those_of_one_process(stl10_dir: Path, tmp_path: Path) -> None:
+def test_features_are_those_of_one_process(pictures_dir: Path, tmp_path: Path) -> None:
     checkpoints = tmp_path / "checkpoints"
-    finish(*command(stl10_dir, checkpoints), "--epochs", 1)
+    finish(*command(pictures_dir, checkpoints), "--epochs", 1)
     flags = ("--checkpoint-dir", checkpoints, "--untrained", "--batch-size", 16)
     script = ROOT / "src/feature_extraction.py"
     finish(script, *flags, "--feature-dir", tmp_path / "1")
     for processes in (2, 3):
         own = tmp_path / str(processes)
-        finish(*torchrun(processes, script, *flags, "--feature-dir", own))
+        for run in together(processes, script, *flags, "--feature-dir", own):
+            assert run.returncode == 0, run.stderr
         for file in (tmp_path / "1").glob("*.npy"):
             assert np.array_equal(np.load(file), np.load(own / file.name)), file.name
         manifest = (own / "manifest.json").read_text()
@@ -123,10 +142,10 @@ def test_features_are_those_of_one_process(stl10_dir: Path, tmp_path: Path) -> N
         assert {f.name for f in own.iterdir()} == {f.name for f in (tmp_path / "1").iterdir()}
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(stl10_dir: Path, tmp_path: Path) -> None:
-    run = run_python(*torchrun(3, *command(stl10_dir, tmp_path)))
-    assert run.returncode != 0
-    assert "--batch-size 16 must be a multiple of the 3 processes" in run.stderr
+def test_a_batch_that_processes_cannot_share_is_refused(pictures_dir: Path, tmp_path: Path) -> None:
+    for run in together(3, *command(pictures_dir, tmp_path)):
+        assert run.returncode == 2
+        assert "--batch-size 16 must be a multiple of the 3 processes" in run.stderr
 
 
 def test_the_loading_thread_is_on_the_gpu_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,22 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import ROOT, run_python
+import timm
+import torch
+import torchvision
+from conftest import ROOT, Script, run_python
 from finished_run import cluster as run_clustering
-from finished_run import digits_run
+from finished_run import digits_run, write_checkpoint
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from sklearn.datasets import load_sample_images
 
 from dataset.load_dataset import load_dataset
 from src import export
 from src.export import ExportConfig, main
+from src.models.encoder import TrainedBackbone, encode
+from src.models.simclr import ARCHITECTURES
 from src.prediction.predictor import Predictor
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
@@ -137,3 +145,89 @@ def test_images_that_are_gone_are_named(features: Path, tmp_path: Path) -> None:
     artifacts.record(tmp_path, artifacts.EXTRACTION, part)
     with pytest.raises(UserError, match="--check-images 0"):
         main(ExportConfig(tmp_path, data_dir=tmp_path))
+
+
+def photographs() -> torch.Tensor:
+    """uint8 (24, 3, 96, 96), cut out of the two photographs that scikit-learn has."""
+    parts = [
+        photo[y : y + 96, x : x + 96]
+        for photo in load_sample_images().images
+        for y in range(0, 288, 96)
+        for x in range(0, 384, 96)
+    ]
+    return torch.from_numpy(np.stack(parts).transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("arch", "suffix", "flags"),
+    [
+        ("resnet50", "safetensors", {}),
+        ("resnet18", "pt", {"bn": "train"}),
+        ("resnet34", "safetensors", {"weights": Path("somebody's.pt")}),
+    ],
+)
+def test_backbone_in_torchvision_and_timm_alone(
+    arch: str, suffix: str, flags: dict[str, Any], tmp_path: Path
+) -> None:
+    checkpoint_file = tmp_path / "simclr_epoch_0003.pt"
+    write_checkpoint(checkpoint_file, "digits", Path(), arch, **flags)
+    images = photographs()
+    own = TrainedBackbone.load(checkpoint_file, tmp_path, torch.device("cpu")).backbone
+    expected = encode(own, images, torch.float32)
+
+    file = tmp_path / f"backbone.{suffix}"
+    main(ExportConfig(backbone=file, checkpoint_dir=tmp_path))
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    if suffix == "pt":
+        state = torch.load(file, weights_only=True)
+    else:
+        state = load_file(file)
+        assert file.stat().st_mode == checkpoint_file.stat().st_mode
+        with safe_open(file, "pt") as tensors:
+            about = tensors.metadata()
+        assert (about["architecture"], about["image_size"]) == (arch, "32")
+        mean, std = json.loads(about["mean"]), json.loads(about["std"])
+    x = torchvision.transforms.functional.normalize(images / 255, mean, std)
+    network = getattr(torchvision.models, arch)()
+    keys = network.load_state_dict(state, strict=False)
+    assert (keys.missing_keys, keys.unexpected_keys) == (["fc.weight", "fc.bias"], [])
+    network.fc = torch.nn.Identity()
+    other = timm.create_model(arch, num_classes=0)
+    other.load_state_dict(state)
+    for others in (network, other):
+        with torch.inference_mode():
+            features = others.eval()(x)
+        error = (features - expected).norm(dim=1) / expected.norm(dim=1)
+        assert error.max() < 1e-4
+
+
+def test_backbone_needs_no_features_and_the_lines_of_the_readme_load_it(
+    features: Path, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = artifacts.recorded(features, artifacts.EXTRACTION)["checkpoint"]["file"]
+    run = script("src/export.py", "--backbone", "resnet18.safetensors", "--checkpoint", file)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "resnet18 of " in run.stdout
+    assert not (tmp_path / "features").exists()
+    text = (ROOT / "README.md").read_text().replace("resnet50", "resnet18")
+    (example,) = (
+        b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "torchvision" in b
+    )
+    monkeypatch.chdir(tmp_path)
+    variables: dict[str, Any] = {}
+    exec(example, variables)
+    own = TrainedBackbone.load(Path(file), tmp_path, torch.device("cpu")).backbone
+    assert torch.equal(variables["network"].bn1.running_var, own.bn1.running_var)
+
+
+def test_backbone_that_cannot_be_exported(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"must end in \.safetensors or \.pt"):
+        main(ExportConfig(backbone=tmp_path / "backbone.onnx"))
+    with pytest.raises(UserError, match=r"run python src/train\.py first"):
+        main(ExportConfig(backbone=tmp_path / "backbone.pt", checkpoint_dir=tmp_path))
+    monkeypatch.setitem(ARCHITECTURES, "slim", ARCHITECTURES["resnet18"]._replace(stem=(3, 1, 1)))
+    write_checkpoint(tmp_path / "simclr_epoch_0003.pt", "digits", Path(), "slim")
+    with pytest.raises(UserError, match="torchvision has no slim"):
+        main(ExportConfig(backbone=tmp_path / "backbone.pt", checkpoint_dir=tmp_path))

@@ -36,17 +36,17 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(stl10_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(pictures_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("undisturbed")
-    finish(*command(stl10_dir, directory))
+    finish(*command(pictures_dir, directory))
     return directory
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_in_the_middle_of_an_epoch(
-    stl10_dir: Path, tmp_path: Path, undisturbed: Path, number: int, code: int
+    pictures_dir: Path, tmp_path: Path, undisturbed: Path, number: int, code: int
 ) -> None:
-    process = start_python(*command(stl10_dir, tmp_path))
+    process = start_python(*command(pictures_dir, tmp_path))
     wait_for_steps(tmp_path, 4, process)
     process.send_signal(number)
     out, errors = process.communicate(timeout=60)
@@ -54,7 +54,7 @@ def test_a_signal_in_the_middle_of_an_epoch(
     assert "run the same command to resume" in out
     assert "Traceback" not in errors
     assert "_step_" in checkpoint.listed(tmp_path)[-1].name
-    finish(*command(stl10_dir, tmp_path))
+    finish(*command(pictures_dir, tmp_path))
     assert_same_run(tmp_path, undisturbed)
     assert not [p for p in checkpoint.listed(tmp_path) if "_step_" in p.name]
 
@@ -87,23 +87,23 @@ def steps_on_disk(directory: Path) -> int:
 @pytest.mark.parametrize(
     "times", [2, pytest.param(20, marks=[pytest.mark.faults, pytest.mark.timeout(1800)])]
 )
-def test_sigkill(stl10_dir: Path, tmp_path: Path, undisturbed: Path, times: int) -> None:
-    kill_and_resume(stl10_dir, tmp_path, times, seed=times)
-    finish(*command(stl10_dir, tmp_path))
+def test_sigkill(pictures_dir: Path, tmp_path: Path, undisturbed: Path, times: int) -> None:
+    kill_and_resume(pictures_dir, tmp_path, times, seed=times)
+    finish(*command(pictures_dir, tmp_path))
     assert_same_run(tmp_path, undisturbed)
 
 
 def test_killed_while_a_checkpoint_is_written(
-    stl10_dir: Path, tmp_path: Path, undisturbed: Path
+    pictures_dir: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    process = start_python(*command(stl10_dir, tmp_path))
+    process = start_python(*command(pictures_dir, tmp_path))
     temporary = wait_for_writing(tmp_path, 2, process)
     process.kill()
     process.communicate()
     assert temporary.exists()
     assert not (tmp_path / checkpoint.file_name(2)).exists()
     (tmp_path / f".{checkpoint.file_name(2, 1)}.tmp").touch()  # of an earlier kill
-    finish(*command(stl10_dir, tmp_path))
+    finish(*command(pictures_dir, tmp_path))
     assert_same_run(tmp_path, undisturbed)
     assert_whole(tmp_path)
 
@@ -115,9 +115,9 @@ def limited(kilobytes: int, *arguments: object) -> subprocess.CompletedProcess[s
     return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
 
 
-def test_a_disk_that_fills_up(stl10_dir: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_a_disk_that_fills_up(pictures_dir: Path, tmp_path: Path, undisturbed: Path) -> None:
     """In training and in extraction: one line, exit code 1, and earlier files are intact."""
-    run = limited(10_000, *command(stl10_dir, tmp_path / "checkpoints"))
+    run = limited(10_000, *command(pictures_dir, tmp_path / "checkpoints"))
     assert run.returncode == 1, run.stderr
     assert "could not be written" in run.stderr
     assert "Traceback" not in run.stderr
@@ -137,21 +137,21 @@ def test_a_disk_that_fills_up(stl10_dir: Path, tmp_path: Path, undisturbed: Path
 
 
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs Linux's read-only /sys")
-def test_a_read_only_directory(stl10_dir: Path, undisturbed: Path) -> None:
+def test_a_read_only_directory(pictures_dir: Path, undisturbed: Path) -> None:
     """/sys takes no files, not even from root."""
     read_only = Path("/sys/kernel/run")
     extract = [ROOT / "src/feature_extraction.py", "--checkpoint-dir", undisturbed]
-    for script in (command(stl10_dir, read_only), [*extract, "--feature-dir", read_only]):
+    for script in (command(pictures_dir, read_only), [*extract, "--feature-dir", read_only]):
         run = run_python(*script)
         assert run.returncode == 1
         assert "not permitted" in run.stderr
         assert len(run.stderr.strip().splitlines()) == 1
 
 
-def test_two_trainers_at_once(stl10_dir: Path, tmp_path: Path) -> None:
-    first = start_python(*command(stl10_dir, tmp_path))
+def test_two_trainers_at_once(pictures_dir: Path, tmp_path: Path) -> None:
+    first = start_python(*command(pictures_dir, tmp_path))
     wait_for_steps(tmp_path, 1, first)
-    second = run_python(*command(stl10_dir, tmp_path))
+    second = run_python(*command(pictures_dir, tmp_path))
     first.kill()
     first.communicate()
     assert second.returncode == 2

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from conftest import ROOT, Script
+
+from dataset.load_dataset import load_dataset
 
 EXTERNAL = {"hungarian_accuracy", "nmi", "ari", "knn_accuracy"}
 INTERNAL = {"silhouette", "davies_bouldin"}
@@ -46,6 +50,40 @@ def test_digits(script: Script, tmp_path: Path) -> None:
     assert "learned features" in drawn
     assert (tmp_path / "features/report.html").stat().st_size > 100_000
     assert len(list((tmp_path / "features/figures").glob("*.png"))) >= 6
+
+
+def test_weights_from_elsewhere_without_training(script: Script, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18()
+    network(torch.randn(64, 3, 32, 32))  # statistics of its own
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "weights.pth")
+    flags = ("--dataset", "digits", "--weights", "weights.pth", "--device", "cpu")
+    made = done(script("src/train.py", "--epochs", 0, *flags, "--wandb", "offline"))
+    assert "nothing was trained: checkpoints/simclr_epoch_0000.pt" in made
+    assert "training on" not in made
+    done(script("src/feature_extraction.py", "--untrained", "--precision", "fp32"))
+    assert not list((tmp_path / "features").glob("untrained*"))
+    images = torch.from_numpy(load_dataset("digits", Path()).splits["test"].images)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    network.fc = torch.nn.Identity()
+    with torch.inference_mode():
+        expected = network.eval()(
+            torchvision.transforms.functional.normalize(images / 255, mean, std)
+        )
+    features = np.load(tmp_path / "features/test_features.npy")
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
+
+    table = done(script("src/clustering.py", "--baselines", "--restarts", 2))
+    assert "raw pixels" in table
+    assert "untrained network" not in table
+    (line,) = done(script("src/inference.py", "--json", "--sample", 1)).splitlines()
+    clusters = np.load(tmp_path / "features/test_clusters.npy")
+    assert json.loads(line)["cluster"] == clusters[0]
+    assert "ONNX Runtime puts 16" in done(script("src/export.py", "--check-images", 16))
+    drawn = done(script("visualize_features.py", "--projection", "pca"))
+    assert "no training is logged in checkpoints: no training curves" in drawn
+    assert "No training was logged." in (tmp_path / "features/report.html").read_text()
+    assert script("src/train.py", "--epochs", 0, *flags, "--bn", "train").returncode == 2
 
 
 def test_stl10_without_a_test_split(script: Script, tmp_path: Path, stl10_dir: Path) -> None:

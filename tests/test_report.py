@@ -277,7 +277,7 @@ def test_names_are_shown_and_not_run(open_report: Callable[..., Report], tmp_pat
     report = open_report(tmp_path)
     text = report.page.inner_text("body")
     assert text.startswith("Clusters of pictures")
-    assert "There is no training log." in text
+    assert "No training was logged." in text
     assert all(name in text for name in HOSTILE)
     report.page.click("#gallery-grid .thumb >> nth=0")
     assert "<b>" in report.page.inner_text("#portrait")

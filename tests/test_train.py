@@ -56,6 +56,30 @@ def test_batch_norm_is_frozen_when_the_warm_up_ends(config: TrainConfig) -> None
     assert 0.1 <= epoch["kmeans_accuracy"] <= 1
 
 
+def test_no_epochs_are_the_beginning_of_any_training(config: TrainConfig) -> None:
+    config = replace(config, train_on=("unlabeled",))
+    other = replace(config, checkpoint_dir=config.checkpoint_dir / "direct")
+    main(other)
+    main(replace(config, epochs=0))
+    assert checkpoint.listed(config.checkpoint_dir)[-1].name == checkpoint.file_name(0)
+    main(config)
+    for epoch in range(2):
+        first, second = (saved(c, epoch)["model"] for c in (config, other))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_epochs_need_no_full_batch(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(config := replace(config, epochs=0, batch_size=256))
+    assert saved(config, 0)["config"]["batch_size"] == 256
+    text = capsys.readouterr().out
+    assert "nothing was trained" in text
+    assert "training on" not in text
+    with pytest.raises(UserError, match="--batch-size 256 x --accumulate 1 is more than the 60"):
+        main(replace(config, epochs=1))
+
+
 def test_labels_change_nothing(config: TrainConfig, stl10_dir: Path, tmp_path: Path) -> None:
     other = tmp_path / "relabeled" / "stl10_binary"
     other.mkdir(parents=True)
@@ -252,7 +276,7 @@ def test_resuming_refuses_what_would_make_another_run(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "--epochs"),
+        ({"epochs": -1}, "--epochs"),
         ({"batch_size": 1000}, "more than the 60 images"),
         ({"views": ViewSettings(crop_min=0.0)}, "--crop-min"),
         ({"views": ViewSettings(jitter=-1)}, "--jitter must be 0 or more"),

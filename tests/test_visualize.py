@@ -288,7 +288,7 @@ def test_missing_inputs_are_named(script: Script, stl10_dir: Path, tmp_path: Pat
     flags = ("--format", "pdf", "--projection", "pca", "--data-dir", tmp_path)
     run = script("visualize_features.py", *flags)
     assert run.returncode == 0, run.stderr
-    for note in ("no training log", "no pictures: no STL-10 images", "no image has a label"):
+    for note in ("no training is logged", "no pictures: no STL-10 images", "no image has a label"):
         assert note in run.stdout
     names = sorted(file.name for file in (tmp_path / "features/figures").iterdir())
     assert names == ["cluster_sizes.pdf", "map.pdf", "pca_variance.pdf", "silhouette.pdf"]

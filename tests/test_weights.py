@@ -1,110 +1,294 @@
-"""Backbones that start from pretrained weights."""
+"""Backbones that start from weights that others published."""
 
+import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from urllib.error import URLError
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import safetensors.torch
+import timm
 import torch
 import torchvision
-from torch import Tensor
-from torchvision.models import ResNet18_Weights
+from finished_run import write_checkpoint
+from torch import Tensor, nn
 
+from dataset.load_dataset import load_dataset
 from src import train
-from src.models.batch_norm import calibrate_batch_norm
+from src.models import weights
 from src.models.encoder import TrainedBackbone, encode
-from src.models.simclr import Backbone, SimCLR
+from src.models.simclr import Backbone
 from src.models.weights import load_weights
 from src.runtime.cli import UserError
 from src.storage import checkpoint
 from src.training.recipe import TrainConfig
 
+State = dict[str, Tensor]
 
-@pytest.fixture(scope="module")
-def network() -> torchvision.models.ResNet:
+
+def resnet18() -> torchvision.models.ResNet:
     """torchvision's, with statistics that a few batches left."""
-    torch.manual_seed(0)
     network = torchvision.models.resnet18()
-    for _ in range(20):
+    for _ in range(5):
         network(torch.randn(8, 3, 64, 64))
     return network.eval()
 
 
-def saved(state: object, directory: Path) -> Path:
-    torch.save(state, directory / "weights.pt")
+@pytest.fixture(scope="module")
+def network() -> torchvision.models.ResNet:
+    torch.manual_seed(0)
+    return resnet18()
+
+
+@pytest.fixture(scope="module")
+def copy() -> State:
+    """The state of another network, that lies beside the one that is meant."""
+    torch.manual_seed(1)
+    return resnet18().state_dict()
+
+
+def saved(state: object, directory: Path, **options: Any) -> Path:
+    torch.save(state, directory / "weights.pt", **options)
     return directory / "weights.pt"
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.encoder."])
-def test_prefixes_are_stripped_and_the_classifier_left_out(
-    prefix: str, network: torchvision.models.ResNet, tmp_path: Path
+def under(prefix: str, state: State) -> State:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def numbered(state: State) -> State:
+    network = torchvision.models.resnet18()
+    network.load_state_dict(state)
+    return nn.Sequential(*list(network.children())[:-1]).state_dict()
+
+
+HEAD = {"weight": torch.ones(3, 3)}
+LAYOUTS: dict[str, Callable[[State, State], object]] = {
+    "plain": lambda own, copy: own,
+    "torchvision in 2017": lambda own, copy: {k: own[k] for k in own if "tracked" not in k},
+    "torch.compile": lambda own, copy: {
+        "model_state_dict": {
+            f"_orig_mod.module.{name}".replace("layer3", "layer3._orig_mod"): v
+            for name, v in own.items()
+        }
+    },
+    "SwAV": lambda own, copy: (
+        under("module.", own) | under("module.prototypes.", HEAD)
+        | under("module.projection_head.0.", HEAD)
+    ),
+    "MoCo": lambda own, copy: {
+        "state_dict": under("module.encoder_k.", copy) | under("module.encoder_q.", own)
+    },
+    "MoCo v3": lambda own, copy: {
+        "state_dict": under("module.momentum_encoder.", copy) | under("module.base_encoder.", own)
+    },
+    "DINO": lambda own, copy: {
+        "student": under("module.backbone.", copy) | under("module.head.", HEAD),
+        "teacher": under("backbone.", own) | under("head.", HEAD),
+        "args": argparse.Namespace(arch="resnet50"),
+    },
+    "Barlow Twins": lambda own, copy: {
+        "epoch": 3, "model": under("module.projector.0.", HEAD) | under("module.backbone.", own),
+    },
+    "BYOL": lambda own, copy: {
+        "target_network_state_dict": under("encoder.", numbered(copy)),
+        "online_network_state_dict": under("encoder.", numbered(own)),
+    },
+    "lightly": lambda own, copy: {
+        "state_dict": under("backbone_momentum.", numbered(copy))
+        | under("backbone.", numbered(own)) | under("projection_head.0.", HEAD)
+    },
+    "solo-learn": lambda own, copy: {
+        "state_dict": under("momentum_backbone.", copy) | under("backbone.", own)
+    },
+    "VISSL": lambda own, copy: {
+        "classy_state_dict": {"base_model": {"model": {"trunk": under("_feature_blocks.", own)}}}
+    },
+    "timm": lambda own, copy: {"state_dict": copy, "state_dict_ema": own},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_published_layouts(
+    layout: str, network: torchvision.models.ResNet, copy: State, tmp_path: Path
 ) -> None:
-    state = {prefix + name: value for name, value in network.state_dict().items()}
-    head = {"head.0.weight": torch.ones(3)} if prefix == "backbone." else {}
-    file = saved({"state_dict": state | head}, tmp_path)
+    file = saved(LAYOUTS[layout](network.state_dict(), copy), tmp_path)
     backbone = Backbone("resnet18", pretrained=True).eval()
     load_weights(backbone, "resnet18", file)
     x = torch.randn(2, 3, 64, 64)
-    expected = torch.nn.Sequential(*list(network.children())[:-1])(x).flatten(1)
+    expected = nn.Sequential(*list(network.children())[:-1])(x).flatten(1)
     torch.testing.assert_close(backbone(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_mismatch_is_named_key_by_key(network: torchvision.models.ResNet, tmp_path: Path) -> None:
-    state = dict(network.state_dict())
-    del state["layer1.0.conv1.weight"]
-    state["extra.weight"] = torch.ones(1)
-    state["conv1.weight"] = torch.ones(64, 3, 3, 3)
-    with pytest.raises(UserError) as error:
-        load_weights(Backbone("resnet18", pretrained=True), "resnet18", saved(state, tmp_path))
-    for part in (
-        'Missing key(s) in state_dict: "layer1.0.conv1.weight"',
-        'Unexpected key(s) in state_dict: "extra.weight"',
-        "size mismatch for conv1.weight",
-    ):
-        assert part in str(error.value)
+def test_which_of_several_networks_is_used_is_said(
+    network: torchvision.models.ResNet, copy: State, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    file = saved(LAYOUTS["DINO"](network.state_dict(), copy), tmp_path)
+    load_weights(Backbone("resnet18"), "resnet18", file)
+    note = "holds the networks student.module.backbone, teacher.backbone: teacher.backbone is used"
+    assert note in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_this_project_gives_the_same_features(tmp_path: Path) -> None:
-    """Its weights are standardized on the way; as weights from elsewhere they no longer are."""
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_every_architecture_takes_the_weights_of_timm(arch: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = SimCLR("resnet18").eval()
-    x = torch.randn(4, 3, 64, 64)
-    calibrate_batch_norm(model.backbone, [x])
-    file = tmp_path / checkpoint.file_name(1)
-    config = {"bn": "frozen", "weights": "none"}
-    checkpoint.save(file, {"model": model.state_dict(), "config": config})
-    backbone = Backbone("resnet18", pretrained=True).eval()
+    other = timm.create_model(arch, num_classes=0).eval()
+    file = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(other.state_dict(), file)
+    backbone = Backbone(arch, pretrained=True).eval()
+    load_weights(backbone, arch, file)
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(backbone(x), other(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_format_before_pytorch_1_6(network: torchvision.models.ResNet, tmp_path: Path) -> None:
+    file = saved(network.state_dict(), tmp_path, _use_new_zipfile_serialization=False)
+    backbone = Backbone("resnet18")
     load_weights(backbone, "resnet18", file)
-    torch.testing.assert_close(backbone(x), model.backbone(x), rtol=1e-4, atol=1e-5)
+    assert torch.equal(backbone.conv1.weight, network.conv1.weight)
+
+
+def test_five_misfits_are_named(network: torchvision.models.ResNet, tmp_path: Path) -> None:
+    state = {name: v for name, v in network.state_dict().items() if "layer3" not in name}
+    state["conv1.weight"] = torch.ones(64, 3, 3, 3)
+    state["layer2.0.se.weight"] = torch.ones(1)
+    with pytest.raises(UserError) as error:
+        load_weights(Backbone("resnet18"), "resnet18", saved(state, tmp_path))
+    message = str(error.value).removeprefix(f"--weights {tmp_path}")
+    assert "conv1.weight is (64, 3, 3, 3), not (64, 3, 7, 7), layer3.0.conv1.weight is" in message
+    assert "and 22 more" in message  # 25 of layer3, conv1 and se are 27
+    assert len(message) < 300
+    del state["layer1.0.conv1.weight"], state["conv1.weight"], state["bn1.weight"]
+    with pytest.raises(UserError, match=r"no state dict of a ResNet: its keys are 'bn1\.bias', "):
+        load_weights(Backbone("resnet18"), "resnet18", saved(state, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("stored", "arch"),
+    [("resnet34", "resnet18"), ("resnet101", "resnet50"), ("resnet18", "resnet50")],
+)
+def test_weights_of_another_depth_are_refused(stored: str, arch: str, tmp_path: Path) -> None:
+    """resnet34 holds every key of resnet18 in the same shape."""
+    with torch.device("meta"):
+        shapes = getattr(torchvision.models, stored)().state_dict()
+    file = saved({name: torch.zeros(()).expand(v.shape) for name, v in shapes.items()}, tmp_path)
+    with pytest.raises(UserError, match=f"does not fit {arch}: it holds a {stored}, use --arch"):
+        load_weights(Backbone(arch), arch, file)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "reason"),
+    [
+        ("conv1.weight", lambda v: torch.full_like(v, torch.nan), "has NaN"),
+        ("layer4.1.bn2.bias", lambda v: v.index_fill(0, torch.tensor(7), torch.inf), "infinity"),
+        ("layer1.0.bn1.running_var", lambda v: -v, "negative variance"),
+    ],
+)
+def test_weights_that_give_no_finite_features_are_refused(
+    key: str, change: Callable[[Tensor], Tensor], reason: str,
+    network: torchvision.models.ResNet, tmp_path: Path,
+) -> None:  # fmt: skip
+    state = network.state_dict()
+    state[key] = change(state[key])
+    with pytest.raises(UserError, match=rf"{key} .*{reason}"):
+        load_weights(Backbone("resnet18"), "resnet18", saved(state, tmp_path))
+
+
+AS_IF_A_WEB_PAGE = b" <\0\0\0\0\0\0" + (
+    b'{"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}'.ljust(ord("<") * 256 + ord(" "))
+)
+"""Safetensors whose header is so long that the length in front of it reads " <"."""
+
+
+def flipped(content: bytes) -> bytes:
+    """A bit of a number in the middle of the file."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: b"", "is empty"),
+        (lambda content: content[:-100], "damaged or truncated"),
+        (lambda content: content[:500], "damaged or truncated"),
+        (flipped, "damaged or truncated"),
+        (lambda content: b"\0 of no kind at all", "neither PyTorch's nor safetensors"),
+        (lambda content: b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        (lambda content: b"\n<!DOCTYPE html>\n<html>", "a web page"),
+        (lambda content: safetensors.torch.save({"a": torch.ones(9)})[:-4], "damaged or truncated"),
+        (lambda content: AS_IF_A_WEB_PAGE, "its keys are 'a'"),
+    ],
+)
+def test_files_that_are_no_weights(
+    change: Callable[[bytes], bytes], reason: str, tmp_path: Path
+) -> None:
+    file = saved({"weight": torch.arange(10_000)}, tmp_path)
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(UserError, match=reason):
+        load_weights(Backbone("resnet18"), "resnet18", file)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(Path("code"), "more than tensors"), ([1, 2], "no state dict"), ({"a": 1}, "no state dict")],
+    [
+        (Path("code"), r"more than tensors \(pathlib"),
+        ([1, 2], "no state dict"),
+        ({"a": 1}, "no tensors"),
+    ],
 )
-def test_other_files_are_refused(content: object, reason: str, tmp_path: Path) -> None:
+def test_other_contents_are_refused(content: object, reason: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=reason):
         load_weights(Backbone("resnet18"), "resnet18", saved(content, tmp_path))
     with pytest.raises(UserError, match="no such file"):
         load_weights(Backbone("resnet18"), "resnet18", tmp_path / "missing.pt")
 
 
-def test_imagenet_is_downloaded_or_the_way_around_is_named(
-    network: torchvision.models.ResNet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def offline(*_: object, **__: object) -> dict[str, Tensor]:
-        raise URLError("no network")
+def test_a_checkpoint_of_this_project_gives_the_same_features(tmp_path: Path) -> None:
+    """Its weights are standardized on the way; as weights from elsewhere they no longer are."""
+    file = tmp_path / checkpoint.file_name(1)
+    write_checkpoint(file, "digits", Path())
+    backbone = Backbone("resnet18", pretrained=True).eval()
+    load_weights(backbone, "resnet18", file)
+    own = TrainedBackbone.load(file, tmp_path, torch.device("cpu")).backbone
+    images = torch.from_numpy(load_dataset("digits", Path()).splits["test"].images[:4])
+    expected = encode(own, images, torch.float32)
+    torch.testing.assert_close(
+        encode(backbone, images, torch.float32), expected, rtol=0, atol=1e-4 * expected.std().item()
+    )
 
-    kind = type(ResNet18_Weights.DEFAULT)
-    monkeypatch.setattr(kind, "get_state_dict", offline)
-    with pytest.raises(UserError, match=r"could not be downloaded .* give the file to --weights"):
-        load_weights(Backbone("resnet18"), "resnet18", "imagenet")
+
+def test_imagenet_is_downloaded_once_and_checked(
+    network: torchvision.models.ResNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match="torchvision has none for --arch tiny"):
         load_weights(Backbone("resnet18"), "tiny", "imagenet")
-    monkeypatch.setattr(kind, "get_state_dict", lambda *_, **__: network.state_dict())
-    backbone = Backbone("resnet18", pretrained=True)
-    load_weights(backbone, "resnet18", "imagenet")
-    assert torch.equal(backbone.conv1.weight, network.conv1.weight)
+    file = saved(network.state_dict(), tmp_path)
+    published = file.rename(tmp_path / f"resnet18-{checkpoint.file_digest(file)[:8]}.pth")
+    source = SimpleNamespace(DEFAULT=SimpleNamespace(url=published.as_uri()))
+    monkeypatch.setattr(weights, "get_model_weights", lambda arch: source)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    for _ in range(2):
+        backbone = Backbone("resnet18", pretrained=True)
+        load_weights(backbone, "resnet18", "imagenet")
+        assert torch.equal(backbone.conv1.weight, network.conv1.weight)
+        published.unlink(missing_ok=True)  # the second time it is not needed
+
+    cached = tmp_path / "hub" / "checkpoints" / published.name
+    cached.write_bytes(flipped(cached.read_bytes()))
+    with pytest.raises(UserError, match=rf"{cached} is damaged: delete it"):
+        load_weights(Backbone("resnet18"), "resnet18", "imagenet")
+    cached.unlink()
+    no_file = r"could not be downloaded .* give the file to --weights"
+    with pytest.raises(UserError, match=no_file):
+        load_weights(Backbone("resnet18"), "resnet18", "imagenet")
+    published.write_bytes(b"<html> of a proxy")
+    with pytest.raises(UserError, match=no_file):
+        load_weights(Backbone("resnet18"), "resnet18", "imagenet")
+    assert not list(cached.parent.iterdir())
 
 
 def test_training_goes_on_from_weights_with_their_statistics(

@@ -13,8 +13,9 @@ EPOCHS = 4
 def command(data: Path, directory: Path) -> list[str]:
     """`src/train.py` and its flags."""
     flags = {
-        "data-dir": data, "checkpoint-dir": directory, "arch": "resnet18", "epochs": EPOCHS,
-        "batch-size": 16, "checkpoint-every": 1, "log-every": 1, "monitor-every": 2,
+        "dataset": "folder", "data-dir": data, "image-size": 48, "checkpoint-dir": directory,
+        "arch": "resnet18", "epochs": EPOCHS, "batch-size": 16, "checkpoint-every": 1,
+        "log-every": 1, "monitor-every": 2,
         "warmup-epochs": 1, "wandb": "disabled", "device": "cpu",
     }  # fmt: skip
     pairs = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]

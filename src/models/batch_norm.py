@@ -101,6 +101,15 @@ def fold_batch_norm(backbone: nn.Module) -> None:
                 bn.folded = fold(conv, bn)
 
 
+def torchvision_state(backbone: nn.Module) -> dict[str, Tensor]:
+    """The state for torchvision's ResNet of the same architecture: filters that are standardized in
+    every forward pass here are so in the state."""
+    state = {name: value.contiguous() for name, value in backbone.state_dict().items()}
+    if any(bn.standardizes for bn in batch_norms(backbone)):
+        state |= {name: standardized(v) for name, v in state.items() if v.ndim == 4}
+    return state
+
+
 def freeze_batch_norm(backbone: nn.Module, frozen: bool = True) -> None:
     """Let training leave the running statistics of every `FrozenBatchNorm2d` alone, or not."""
     for bn in batch_norms(backbone):

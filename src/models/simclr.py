@@ -90,7 +90,9 @@ class Design(NamedTuple):
 
 ARCHITECTURES = {
     "resnet18": Design(_BasicBlock, (2, 2, 2, 2)),
+    "resnet34": Design(_BasicBlock, (3, 4, 6, 3)),
     "resnet50": Design(_Bottleneck, (3, 4, 6, 3)),
+    "resnet101": Design(_Bottleneck, (3, 4, 23, 3)),
 }
 
 if TYPE_CHECKING:

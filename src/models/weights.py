@@ -1,78 +1,170 @@
-"""Pretrained weights for a backbone: torchvision's for ImageNet, or a state dict in a file."""
+"""Weights from elsewhere for a backbone: torchvision's for ImageNet, or any published file."""
 
-import pickle
+import argparse
+import re
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
 
+import safetensors.torch
 import torch
 from torch import Tensor
 from torchvision.models import get_model_weights
 
-from src.models.batch_norm import standardized
-from src.models.simclr import Architecture, Backbone
+from src.models.batch_norm import torchvision_state
+from src.models.encoder import TrainedBackbone
+from src.models.simclr import ARCHITECTURES, Architecture, Backbone
 from src.runtime.cli import UserError
-from src.storage.checkpoint import FORMAT
+from src.storage.checkpoint import FORMAT, file_digest
 
 WeightsName = Literal["none", "imagenet"]
+Tensors = dict[str, Tensor]
 
-PREFIXES = ("module.", "model.", "encoder.", "backbone.")
-"""Prefixes that other projects give a backbone's keys."""
+NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+"""torchvision's names of the parts of `nn.Sequential(*resnet.children())`, which lightly's examples
+and some implementations of BYOL save."""
+
+PREFERRED = re.compile(r"teacher|(\b|_)ema(\b|_)")
+PASSED_OVER = re.compile("student|encoder_k|momentum|target")
+"""Which of several networks in a file is meant, by the names around it: that which the authors
+evaluate. In DINO and timm it is the average over the training, in MoCo, BYOL and solo-learn not."""
 
 
 def load_weights(backbone: Backbone, arch: Architecture, weights: str | Path) -> None:
     """Load weights and batch-norm statistics into the backbone.
 
     Args:
-        weights: `imagenet`, or a file with a state dict, bare or under `state_dict` or `model`,
-            such as a checkpoint of this project. Prefixes are stripped; a classifier and anything
-            else outside the backbone is ignored.
+        weights: `imagenet`, or a file of PyTorch or safetensors that holds a state dict, whatever
+            is around and beside it; a checkpoint of this project is one.
 
     Raises:
-        UserError: the file cannot be used, or keys or shapes do not fit; names each of them.
+        UserError: the file cannot be used, or holds no backbone of this architecture.
     """
-    state = imagenet(arch) if weights == "imagenet" else backbone_part(read(Path(weights)))
-    try:
-        backbone.load_state_dict(state)
-    except RuntimeError as error:
-        misfits = " ".join(str(error).split())
-        raise UserError(f"--weights {weights} does not fit {arch}: {misfits}") from None
+    file = imagenet(arch) if weights == "imagenet" else Path(weights)
+    tensors = read(file)
+    found = networks(tensors)
+    if not found:
+        content = f"its keys are {_first(map(repr, tensors))}" if tensors else "it has no tensors"
+        raise UserError(f"--weights {file} holds no state dict of a ResNet: {content}")
+    wanted = backbone.state_dict()
+    fitting = [prefix for prefix, own in found.items() if not misfits(own, wanted)]
+    if not fitting:
+        raise UserError(f"--weights {file} does not fit {arch}: {_explain(found, wanted)}")
+    chosen = min(fitting, key=lambda p: bool(PASSED_OVER.search(p)) - bool(PREFERRED.search(p)))
+    if len(fitting) > 1:
+        names = [prefix.rstrip(".") or "the outermost" for prefix in (chosen, *fitting)]
+        print(f"note: {file} holds the networks {_first(names[1:])}: {names[0]} is used")
+    state = wanted | {name: v for name, v in found[chosen].items() if name in wanted}
+    for name, value in state.items():
+        if not (value.sqrt() if name.endswith("running_var") else value).isfinite().all():
+            raise UserError(f"--weights {file}: {name} has NaN, infinity or a negative variance")
+    backbone.load_state_dict(state)
 
 
-def imagenet(arch: Architecture) -> dict[str, Tensor]:
+def imagenet(arch: Architecture) -> Path:
+    """torchvision's file in PyTorch's cache, downloaded if it is missing."""
     try:
-        source = get_model_weights(arch).DEFAULT  # type: ignore[attr-defined]
+        url = get_model_weights(arch).DEFAULT.url  # type: ignore[attr-defined]
     except ValueError:
         raise UserError(f"--weights imagenet: torchvision has none for --arch {arch}") from None
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    digest = file.stem.rpartition("-")[2]  # the first digits of its SHA-256
     try:
-        return backbone_part(source.get_state_dict(progress=True, check_hash=True))
-    except (URLError, OSError) as error:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), digest, progress=sys.stderr.isatty())
+    except (OSError, HTTPException, RuntimeError) as error:
         raise UserError(
-            f"{source.url} could not be downloaded ({error}): download it on a machine with a "
+            f"{url} could not be downloaded ({error}): download it on a machine with a "
             "network, and give the file to --weights"
         ) from None
+    if not file_digest(file).startswith(digest):
+        raise UserError(f"{file} is damaged: delete it to download it again")
+    return file
 
 
-def read(file: Path) -> dict[str, Any]:
+def read(file: Path) -> Tensors:
+    """The tensors in `file` by name; names in nested dictionaries are joined with dots."""
+    if not file.is_file():
+        raise UserError(f"--weights {file}: there is no such file")
+    with file.open("rb") as stream:
+        start = stream.read(100)
+    is_safetensors = start[8:9] == b"{"  # its header follows eight bytes that hold its length
+    if not start:
+        raise UserError(f"--weights {file} is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"--weights {file} is a Git LFS pointer: run git lfs pull to get the file")
+    if start.lstrip().startswith(b"<") and not is_safetensors:
+        raise UserError(f"--weights {file} is a web page: download the file itself")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"--weights {file}: there is no such file") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-        raise UserError(f"--weights {file} is damaged, or holds more than tensors") from None
-    config = state["config"] if isinstance(state, dict) and state.get("format") == FORMAT else {}
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"--weights {file} holds no state dict")
-    if config.get("bn") == "frozen" and config["weights"] == "none":  # see FrozenBatchNorm2d
-        state = {key: standardized(v) if v.ndim == 4 else v for key, v in state.items()}
-    return state
+        if is_safetensors:
+            return safetensors.torch.load_file(file)
+        if start.startswith(b"PK"):
+            with zipfile.ZipFile(file) as archive:  # torch.load ignores the checksums
+                if archive.testzip():
+                    raise zipfile.BadZipFile
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the flags of a training
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever it stumbles over
+        reason = "is damaged or truncated, or neither PyTorch's nor safetensors"
+        if code := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
+            reason = f"holds more than tensors ({code[1]}), which could run code: save only "
+            reason += "the state_dict() of the network"
+        raise UserError(f"--weights {file} {reason}") from None
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        own = TrainedBackbone.load(file, file.parent, torch.device("cpu"))
+        return torchvision_state(own.backbone)
+    return dict(_flat(content))
 
 
-def backbone_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's entries under torchvision's names, without the classifier."""
-    while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in state)), None):
-        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    return {key: value for key, value in state.items() if not key.startswith("fc.")}
+def _flat(content: Any, name: str = "", depth: int = 8) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(content, Tensor):
+        yield name.replace("_orig_mod.", ""), content  # torch.compile inserts it
+    elif isinstance(content, dict) and depth:  # a dictionary may hold itself
+        for key, value in content.items():
+            yield from _flat(value, f"{name}.{key}" if name else str(key), depth - 1)
+
+
+def networks(tensors: Tensors) -> dict[str, Tensors]:
+    """The ResNets among the tensors, under torchvision's names, by the prefix of their keys."""
+    found = {}
+    for key in tensors:
+        if match := re.fullmatch(r"(|.*\.)(layer1|4)\.0\.conv1\.weight", key):
+            own = {k[len(match[1]) :]: v for k, v in tensors.items() if k.startswith(match[1])}
+            if match[2] == "4":
+                own = {re.sub(r"^\d+", lambda m: NUMBERED.get(m[0], m[0]), k): own[k] for k in own}
+            found[match[1]] = own
+    return found
+
+
+def misfits(own: Tensors, wanted: Tensors) -> list[str]:
+    """Why `own` is not the state of a backbone whose state is `wanted`, key by key.
+
+    What lies beside its layers, such as a classifier, is no reason; one more block in a layer is.
+    """
+    reasons = []
+    for name, value in wanted.items():
+        if name in own and own[name].shape != value.shape:
+            reasons.append(f"{name} is {tuple(own[name].shape)}, not {tuple(value.shape)}")
+        elif name not in own and not name.endswith("num_batches_tracked"):  # absent before 2018
+            reasons.append(f"{name} is missing")
+    layers = {name.partition(".")[0] for name in wanted}
+    others = [name for name in own if name not in wanted and name.partition(".")[0] in layers]
+    return reasons + [f"{name!r} is not in it" for name in others]
+
+
+def _explain(found: dict[str, Tensors], wanted: Tensors) -> str:
+    with torch.device("meta"):  # shapes without memory
+        states = {arch: Backbone(arch).state_dict() for arch in ARCHITECTURES}
+    for arch, state in states.items():
+        if any(not misfits(own, state) for own in found.values()):
+            return f"it holds a {arch}, use --arch {arch}"
+    return _first(min((misfits(own, wanted) for own in found.values()), key=len))
+
+
+def _first(texts: Iterable[str]) -> str:
+    texts = [f"{text:.90}" for text in texts]
+    return ", ".join(texts[:5]) + (f" and {len(texts) - 5:,} more" if len(texts) > 5 else "")

@@ -91,7 +91,8 @@ class TrainingBatches:
     ):
         self.store, self.settings, self.seed = store, settings, seed
         self.batch_size, self.accumulate = batch_size, accumulate
-        self.per_epoch = len(store) // (batch_size * accumulate)
+        # At least one: with --epochs 0, the images need not fill a step.
+        self.per_epoch = max(1, len(store) // (batch_size * accumulate))
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def _shuffled(self, epoch: int) -> Tensor:

@@ -42,7 +42,8 @@ class TrainConfig:
     with those of every batch."""
     weights: WeightsName | Path = "none"
     """Initial weights of the backbone: random, torchvision's for ImageNet (learned with labels), or
-    a file with a state dict. Pretrained batch-norm statistics are frozen from the start."""
+    a file with a state dict, of PyTorch or safetensors. Pretrained batch-norm statistics are frozen
+    from the start."""
 
     views: tyro.conf.OmitArgPrefixes[ViewSettings] = field(default_factory=ViewSettings)
     """How far the two views of an image may differ."""
@@ -50,8 +51,8 @@ class TrainConfig:
     temperature: float = 0.2
     """NT-Xent's tau."""
     epochs: int = 24
-    """Passes over the images. If raised after the end, training continues on the longer
-    schedule."""
+    """Passes over the images; 0 only makes the checkpoint that training would begin with. If raised
+    after the end, training continues on the longer schedule."""
     batch_size: int = 256
     """Images whose views are each other's negatives."""
     accumulate: int = 1
@@ -134,7 +135,7 @@ FREE_TO_CHANGE = {
 
 def check(config: TrainConfig) -> None:
     """Raise UserError for a flag out of its range."""
-    positive = ("temperature", "epochs", "batch_size", "accumulate", "learning_rate", "clip_norm",
+    positive = ("temperature", "batch_size", "accumulate", "learning_rate", "clip_norm",
                 "checkpoint_every", "log_every", "monitor_every", "image_size")  # fmt: skip
     for name in positive:
         if not getattr(config, name) > 0:
@@ -143,7 +144,8 @@ def check(config: TrainConfig) -> None:
         if not 0 <= getattr(config.views, name) <= 1:
             raise UserError(f"--{name} is a probability: 0 to 1")
     flags = flag_values(config)
-    for name in ("jitter", "rotation", "shear", "shift", "zoom", "weight_decay", "warmup_epochs"):
+    for name in ("jitter", "rotation", "shear", "shift", "zoom", "weight_decay", "warmup_epochs",
+                 "epochs"):  # fmt: skip
         if not 0 <= flags[name] < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must be 0 or more")
     check_seed(config.seed)

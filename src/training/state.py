@@ -106,7 +106,7 @@ def prepare(config: TrainConfig) -> Setup:
     with distributed.local_main_first():  # downloads and decodes for the others
         dataset, names = open_dataset(config)
     store = ImageStore([dataset.splits[name].images for name in names], device, config.images)
-    if config.images_per_step > len(store):
+    if config.epochs and config.images_per_step > len(store):
         raise UserError(
             f"--batch-size {config.batch_size} x --accumulate {config.accumulate} is more than "
             f"the {len(store):,} images to train on: lower --batch-size"
@@ -142,7 +142,8 @@ def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
     sizes = ", ".join(f"{name} {len(s.images):,}" for name, s in dataset.splits.items())
     missing = [name for name in config.train_on if name not in dataset.splits]
     note = f" (there is no {' and no '.join(missing)} split)" if missing else ""
-    print(f"{config.dataset}: {sizes} images; training on {' and '.join(names)}{note}")
+    use = f"; training on {' and '.join(names)}{note}" if config.epochs else ""
+    print(f"{config.dataset}: {sizes} images{use}")
     for line in dataset.notes:
         print(f"note: {line}")
     return dataset, names

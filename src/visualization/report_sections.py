@@ -43,7 +43,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def training_image(records: Sequence[Record]) -> str:
     """The training curves as an SVG image; the page inverts it in the dark theme."""
     if not records:
-        return "<p>There is no training log.</p>"
+        return "<p>No training was logged.</p>"
     svg = io.BytesIO()
     with styled():
         figure = training_curves(records)
