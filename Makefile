@@ -28,8 +28,8 @@ run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten d
 test: $(VENV)/installed-dev  ## the tests: CPU, no network, a few minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2
 
-faults: $(VENV)/installed-dev  ## the long fault tests: kill the training again and again
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_faults.py -m "faults or not faults"
+faults: $(VENV)/installed-dev  ## the long fault tests: kill the training again and again, damage every file
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py -m "faults or not faults"
 
 lint: $(VENV)/installed-dev  ## ruff, format check, type check
 	$(PY) -m ruff check .

@@ -77,7 +77,7 @@ def main(config: VisualizeConfig) -> None:
     tracker = stage_tracker(
         config.wandb, config.wandb_dir, "visualization", config, results.extraction
     )
-    with figures.styled(), tracker:
+    with artifacts.only_writer(config.feature_dir), figures.styled(), tracker:
         for name, figure in draw(results, records, xy_N2, TITLES[method]):
             files.append(folder / f"{name}.{config.format}")
             with artifacts.replacing(files[-1]) as temporary:

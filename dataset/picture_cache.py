@@ -6,7 +6,6 @@ writing nor reading needs memory for more than a few of them.
 """
 
 import contextlib
-import io
 import json
 import os
 import sys
@@ -20,12 +19,15 @@ import numpy as np
 from filelock import FileLock
 from loky import ProcessPoolExecutor
 from numpy.lib import format as npy
+from typing_extensions import TypedDict
 
 from dataset.folder import Pictures
 from dataset.pictures import BadPicture, load_picture
 from src.runtime.cli import ENVIRONMENT_ERRORS, RunError, UserError, progress
 from src.storage.files import (
+    digest,
     json_digest,
+    map_array,
     misfit,
     open_regular,
     replacing,
@@ -43,6 +45,13 @@ SMALL_COUNT, SMALL_BYTES = 500, 50_000_000
 _NAMED_AT_MOST = 10
 _CHUNK = 32
 """Pictures that a process decodes at a time."""
+
+
+class CacheRecord(TypedDict):
+    digest: str
+    """Of the pixels and of `broken`."""
+    broken: dict[str, str]
+    """Name and reason of every picture that cannot be decoded."""
 
 
 def load_pictures(
@@ -90,22 +99,22 @@ def _open(pixels: Path, pictures: Pictures, size: int) -> tuple[np.ndarray, dict
     """The cached images and the broken pictures with their reasons; None if not complete."""
     try:
         with open_regular(pixels.with_suffix(".json")) as file:
-            broken = json.loads(file.read())
-        names = {name for name, _, _ in pictures.files}
-        if misfit(broken, dict[str, str]) or not names.issuperset(broken):
-            return None
-        shape = (len(names) - len(broken), 3, size, size)
-        if shape[0] == 0:
-            return np.empty(shape, np.uint8), broken
+            record = json.loads(file.read())
         with open_regular(pixels) as file:
-            if file.read(len(header := _header(shape[0], size))) != header:
+            if misfit(record, CacheRecord) or record["digest"] != _digest(file, record["broken"]):
                 return None
             # Copy-on-write: torch warns of arrays that it may not write to.
-            return np.memmap(file, np.uint8, "c", len(header), shape), broken
+            return map_array(file, "c"), record["broken"]
     except PermissionError:
         raise
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def _digest(pixels: BinaryIO, broken: dict[str, str]) -> str:
+    found = digest(pixels) + json_digest(broken)
+    pixels.seek(0)
+    return found
 
 
 def _write(pixels: Path, pictures: Pictures, size: int, workers: int) -> None:
@@ -118,7 +127,7 @@ def _write(pixels: Path, pictures: Pictures, size: int, workers: int) -> None:
     broken: dict[int, str] = {}
     with replacing(pixels) as temporary:
         with temporary.open("wb") as file:
-            file.write(_header(count, size))
+            _write_header(file, count, size)
             offset = file.tell()
         decode = partial(_decode_rows, temporary, offset, size)
         chunks = [(first, paths[first : first + _CHUNK]) for first in range(0, count, _CHUNK)]
@@ -133,10 +142,12 @@ def _write(pixels: Path, pictures: Pictures, size: int, workers: int) -> None:
             with temporary.open("r+b") as file:
                 _close_gaps(file, offset, row_bytes, count, broken)
                 file.seek(0)
-                file.write(_header(count - len(broken), size))
+                _write_header(file, count - len(broken), size)
     # Last, because without this file the array does not count as complete.
     named = {pictures.files[row][0]: reason for row, reason in broken.items()}
-    write_json(pixels.with_suffix(".json"), named)
+    with pixels.open("rb") as file:
+        record = {"digest": _digest(file, named), "broken": named}
+    write_json(pixels.with_suffix(".json"), record)
 
 
 @contextlib.contextmanager
@@ -180,12 +191,11 @@ def _decode_rows(
     return len(paths), broken
 
 
-def _header(count: int, size: int) -> bytes:
-    """NumPy pads it so that a smaller count takes the same number of bytes."""
-    header = io.BytesIO()
-    shape = (count, 3, size, size)
-    npy.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return header.getvalue()
+def _write_header(file: BinaryIO, count: int, size: int) -> None:
+    # NumPy pads the header so that a smaller count takes the same number of bytes.
+    npy.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": (count, 3, size, size)}
+    )
 
 
 def _close_gaps(

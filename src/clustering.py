@@ -193,12 +193,12 @@ def load_labels(manifest: Manifest) -> Splits:
 def load_baselines(manifest: Manifest, splits: list[str]) -> dict[str, Splits]:
     """Raw pixels, uint8, and the untrained network's features of `splits`, each (N, D); the latter
     only if the features are not those of the untrained network."""
-    extraction, untrained = manifest.extraction, {}
-    if Path(extraction["checkpoint"]["file"]).name == checkpoint.file_name(0):
+    untrained = {}
+    if Path(manifest.extraction["checkpoint"]["file"]).name == checkpoint.file_name(0):
         print("note: the features are those of epoch 0 themselves: only raw pixels to compare with")
     else:
         untrained = {split: manifest.load(UNTRAINED_FEATURES, split) for split in splits}
-    dataset = reload_dataset(extraction["dataset"])
+    dataset = reload_dataset(manifest.extraction["dataset"])
     images = {split: dataset.splits[split].images for split in splits}
     pixels = {split: np.ascontiguousarray(x).reshape(len(x), -1) for split, x in images.items()}
     return {"raw_pixels": pixels} | ({"untrained": untrained} if untrained else {})

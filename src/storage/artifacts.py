@@ -26,6 +26,7 @@ from src.storage.files import (
     digest,
     json_digest,
     locked,
+    map_array,
     misfit,
     read_json,
     reading,
@@ -178,9 +179,7 @@ class Manifest:
         if not self.has(artifact, split):
             raise UserError(f"{file} is missing: run python {artifact.writer} first")
         with self._checked(file, artifact.stage, artifact.writer) as stream:
-            assert npy.read_magic(stream) == (1, 0)
-            shape, _, dtype = npy.read_array_header_1_0(stream)
-            return np.memmap(stream, dtype, "r", stream.tell(), shape)
+            return map_array(stream, "r")
 
     def has(self, artifact: Artifact, split: str = "") -> bool:
         """Whether the stage wrote it, as with labels that not every split has."""

@@ -91,7 +91,8 @@ def save(file: Path, state: dict[str, Any]) -> None:
     try:
         with replacing(file) as temporary:
             torch.save({"format": FORMAT, **state}, temporary)
-            load(temporary)
+            with temporary.open("rb") as stream:
+                _intact(temporary, stream)
     except (OSError, RuntimeError, BadCheckpoint) as error:
         raise RunError(
             f"{file} could not be written ({_reason(error)}); earlier checkpoints are intact"
@@ -107,7 +108,9 @@ def load(file: Path) -> dict[str, Any]:
     """
     try:
         with open_regular(file) as stream:
-            state = _checked(file, stream)
+            state = _intact(file, stream)
+            if problem := misfit(state, SavedState):
+                raise BadCheckpoint(f"{file} is damaged, or of another version: {problem}")
             stream.seek(0)
             return state | {"digest": digest(stream)}
     except PermissionError:
@@ -118,7 +121,7 @@ def load(file: Path) -> dict[str, Any]:
         raise BadCheckpoint(f"{file} cannot be read ({error.strerror})") from None
 
 
-def _checked(file: Path, stream: BinaryIO) -> dict[str, Any]:
+def _intact(file: Path, stream: BinaryIO) -> dict[str, Any]:
     if not stream.read(1):
         raise BadCheckpoint(f"{file} is empty")
     try:  # torch.load ignores the archive's checksums: only they reveal a flipped bit in a tensor
@@ -142,8 +145,6 @@ def _checked(file: Path, stream: BinaryIO) -> dict[str, Any]:
         raise BadCheckpoint(f"{file} is not a checkpoint of this project")
     if not_finite:
         raise BadCheckpoint(f"{file} holds numbers that are not finite: {not_finite}")
-    if problem := misfit(state, SavedState):
-        raise BadCheckpoint(f"{file} is damaged, or of another version: {problem}")
     return state
 
 

@@ -1,0 +1,102 @@
+"""One writer at a time in a directory of features, and readers that get one whole state."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_python, start_python
+from pixel_run import extraction_part, pixel_run
+
+from src.runtime.cli import RunError, UserError
+from src.storage import artifacts
+from src.storage.artifacts import CENTROIDS, CLUSTERING, EXTRACTION, FEATURES, LABELS, Manifest
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from src.storage import artifacts
+with artifacts.only_writer(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    pixel_run(tmp_path, "digits", Path())
+    return tmp_path
+
+
+def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(finished: Path) -> None:
+    first = start_python("-c", HOLD, finished)
+    assert isinstance(first, subprocess.Popen)
+    with first:
+        assert first.stdout
+        assert first.stdout.readline() == "locked\n"
+        second = run_python(ROOT / "src/clustering.py", "--feature-dir", finished)
+        assert second.returncode == 2
+        assert "another stage is writing in " in second.stderr
+        assert len(second.stderr.strip().splitlines()) == 1
+        first.kill()
+    with artifacts.only_writer(finished):
+        assert Manifest(finished).clustering["clusters"] == 10
+
+
+def test_a_reader_never_mixes_two_states(finished: Path) -> None:
+    before = Manifest(finished)
+    mean = before.load(artifacts.PCA_MEAN).copy()
+    kept = before.load(artifacts.PCA_COMPONENTS)
+    components = kept.copy()
+    with artifacts.writing(finished, CLUSTERING) as stage:
+        stage.save(CENTROIDS, np.ones((10, 20)))
+        with pytest.raises(UserError, match=r"centroids\.npy is .* replaced while it was read"):
+            before.load(CENTROIDS)
+        assert (before.load(artifacts.PCA_MEAN) == mean).all()  # not replaced yet
+        with pytest.raises(UserError, match=f"no finished results of {CLUSTERING}"):
+            _ = Manifest(finished).clustering
+        stage.save(artifacts.PCA_COMPONENTS, np.zeros((20, 192)))
+    assert (kept == components).all()  # what was loaded stays
+
+
+def test_nothing_that_is_not_finite_is_written(finished: Path) -> None:
+    before = {file.name: file.read_bytes() for file in finished.iterdir()}
+    x = np.ones((700, 192), np.float32)
+    x[600, 3], x[601, :2] = np.nan, -np.inf
+    with pytest.raises(RunError, match=r"3 of 134,400 numbers for .*train_features\.npy are not"):  # noqa: SIM117
+        with artifacts.writing(finished, EXTRACTION) as stage:
+            stage.save(FEATURES, x, "train")
+    assert {file.name: file.read_bytes() for file in finished.iterdir()} == before
+
+
+def test_files_of_an_earlier_run_go_away(finished: Path) -> None:
+    np.save(finished / "mine.npy", np.ones(3))
+    with artifacts.writing(finished, EXTRACTION) as stage:
+        stage.save(FEATURES, np.ones((3, 4)), "unlabeled")
+        stage.record(extraction_part("new", class_names=[], splits={"unlabeled": 3}))
+    assert not Manifest(finished).has(LABELS, "train")
+    left = {file.name for file in finished.glob("*_*.npy")}
+    assert "unlabeled_features.npy" in left
+    assert not left & {"train_features.npy", "train_labels.npy", "test_features.npy"}
+    assert (finished / "mine.npy").exists()
+    with pytest.raises(UserError, match=f"belong to other features: run python {CLUSTERING} again"):
+        _ = Manifest(finished).clustering
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fit_on": 3}, r"fit_on: input should be a valid string\): run python src/clustering\.py"),
+        ({"files": None}, "files: input should be a valid dictionary"),
+        ({"clusters": 11}, "was changed after src/clustering.py wrote it"),
+        ({"config": {"l2_normalize": False}}, "was changed after"),
+    ],
+)
+def test_a_changed_manifest_is_refused(finished: Path, change: dict, message: str) -> None:
+    file = finished / artifacts.MANIFEST
+    content = json.loads(file.read_text())
+    content[CLUSTERING] |= change
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        _ = Manifest(finished).clustering
