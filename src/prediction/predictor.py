@@ -87,6 +87,12 @@ class Predictor:
     extraction: dict
     """The extraction's part of the manifest: checkpoint, dataset, precision."""
 
+    @property
+    def clustering_id(self) -> str:
+        """Changes with the clusters, their numbers and their names."""
+        centroids, classes = self.head.centroids.tolist(), self.cluster_to_class.tolist()
+        return artifacts.json_digest([self.extraction["id"], centroids, classes])
+
     @classmethod
     def load(
         cls,
