@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dataset.load_dataset import Dataset, reload_dataset
-from src.runtime.cli import UserError
+from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.visualization.palette import cluster_colors
 
@@ -81,7 +81,7 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
     try:
         dataset = reload_dataset(extraction["dataset"], data_dir)
     except UserError as error:
-        print(f"note: no pictures: {error}")
+        print(f"note: no pictures: {printable(str(error))}")
         dataset = None
     return Results(
         split_names=names,
