@@ -5,7 +5,7 @@
 Reads features/, checkpoints/metrics.jsonl and the images that the features come from. Writes
 features/figures/ and features/report.html, which opens from disk without a network. Without labels,
 training log or images it leaves out what needs them, and says so. Weights & Biases gets the
-figures.
+figures; those of your own pictures only with --wandb.
 """
 
 import io
@@ -21,9 +21,10 @@ from PIL import Image
 
 from src.evaluation.silhouette import silhouette_samples
 from src.evaluation.tables import summary_table, used_splits
-from src.runtime.cli import run_script
+from src.runtime.cli import check_seed, run_script
 from src.storage import artifacts, checkpoint
 from src.storage.metrics_log import Record, read_metrics
+from src.storage.output_folder import mark
 from src.tracking.tracker import stage_tracker
 from src.tracking.wandb_run import WandbMode
 from src.visualization import figures
@@ -52,13 +53,15 @@ class VisualizeConfig:
     """Projection of the map to two dimensions; pca is instant, umap needs umap-learn."""
     seed: int = 0
     """Random seed of the map."""
-    wandb: WandbMode = "auto"
-    """Weights & Biases; auto is online with a key and a server that answers, else offline."""
+    wandb: WandbMode | None = None
+    """Weights & Biases; auto is online with a key and a server that answers, else offline. The
+    default is auto, and disabled for a folder of your own pictures."""
     wandb_dir: Path = Path("wandb")
     """Directory of the files of Weights & Biases."""
 
 
 def main(config: VisualizeConfig) -> None:
+    check_seed(config.seed)
     started = time.monotonic()
     results = load_results(config.feature_dir, config.data_dir)
     log_dir = config.checkpoint_dir or Path(results.extraction["checkpoint"]["file"]).parent
@@ -72,17 +75,17 @@ def main(config: VisualizeConfig) -> None:
     xy_N2 = project(results.x_NP, method, config.seed)
 
     folder = config.feature_dir / artifacts.FIGURES
-    folder.mkdir(parents=True, exist_ok=True)
+    mark(folder, "figures")
     files = []
-    tracker = stage_tracker(
-        config.wandb, config.wandb_dir, "visualization", config, results.extraction
-    )
+    is_own = results.extraction["dataset"]["name"] == "folder"
+    mode = config.wandb or ("disabled" if is_own else "auto")
+    tracker = stage_tracker(mode, config.wandb_dir, "visualization", config, results.extraction)
     with artifacts.only_writer(config.feature_dir), figures.styled(), tracker:
         for name, figure in draw(results, records, xy_N2, TITLES[method]):
             files.append(folder / f"{name}.{config.format}")
             with artifacts.replacing(files[-1]) as temporary:
                 figure.savefig(temporary, format=config.format)
-            if config.wandb != "disabled":
+            if mode != "disabled":
                 picture = files[-1] if config.format == "png" else pixels(figure)
                 tracker.image(f"figures/{name}", picture)
     report = config.feature_dir / artifacts.REPORT

@@ -12,7 +12,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.stl10 import STL10_FOLDER, STL10_IMAGES, load_stl10
+from dataset.stl10 import STL10_IMAGES, load_stl10, stl10_folder
 from dataset.stl10_archive import STL10, get_stl10
 from src.runtime.cli import run_script
 
@@ -30,7 +30,7 @@ class DownloadConfig:
 
 
 def main(config: DownloadConfig) -> None:
-    folder = config.data_dir / STL10_FOLDER
+    folder = stl10_folder(config.data_dir)
     source = dataclasses.replace(STL10, url=config.url, md5=config.md5)
     get_stl10(config.data_dir, source, config.archive)
     splits = load_stl10(folder)

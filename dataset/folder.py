@@ -9,18 +9,20 @@ Upper and lower case do not matter; `unlabelled` is `unlabeled`, and `val`, `val
 is `test` if there is no `test`. Pictures next to the splits are left out, and `notes` says which.
 Classes, `unlabeled` and a folder without splits may contain folders of any depth; links are
 followed. Hidden files and folders, folders of thumbnails and files without a picture's suffix are
-ignored.
+ignored, and so are the folders of pictures that this program wrote.
 """
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset.pictures import IMAGE_SUFFIXES
 from src.runtime.cli import UserError
 from src.storage.artifacts import SPLITS
+from src.storage.output_folder import MARK, left_out_note
 
 PictureFile = tuple[str, int, int]
 """A picture's name relative to the folder, its size in bytes, and its modification time in
@@ -35,6 +37,9 @@ SPLIT_OF = {
 THUMBNAILS = ("@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "__MACOSX")
 """Folders in which network drives and systems keep copies that are no pictures of a user."""
 
+NAMED_AT_MOST = 10
+"""Of the things that cannot be read."""
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -46,6 +51,16 @@ class Pictures:
     """Sorted by name."""
     labeled: bool
     """Whether names are <split>/<class>/..."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a search for pictures did not enter."""
+
+    unreadable: list[str] = field(default_factory=list)
+    """Folders and files that cannot be read."""
+    written: list[str] = field(default_factory=list)
+    """Folders that this program wrote."""
 
 
 def class_of(name: str) -> str:
@@ -66,19 +81,27 @@ def find_pictures(root: Path, notes: list[str] | None = None) -> dict[str, Pictu
     if not root.is_dir():
         raise UserError(f"--data-dir {root} is not a directory")
     notes = [] if notes is None else notes
+    left_out = LeftOut()
     folders = _split_folders(root)
     if folders:
-        candidates = [_split(root, split, name, notes) for split, name in folders.items()]
+        candidates = [_split(root, split, name, left_out) for split, name in folders.items()]
         _note_left_out(root, set(folders.values()), notes)
     else:
-        files = tuple(sorted(_scan(str(root), "", notes)))
+        files = tuple(_scan(root, left_out))
         candidates = [Pictures(root, "unlabeled", files, labeled=False)]
         _note_folder_names(root, files, notes)
+    unreadable = left_out.unreadable
+    notes += [f"{place} cannot be read and is left out" for place in unreadable[:NAMED_AT_MOST]]
+    if len(unreadable) > NAMED_AT_MOST:
+        notes.append(f"{len(unreadable):,} files and folders in {root} cannot be read in all")
+    if left_out.written:
+        notes.append(left_out_note(left_out.written))
     with_files = {pictures.split: pictures for pictures in candidates if pictures.files}
     if not with_files:
         searched = " or ".join(str(root / name) for name in folders.values()) or str(root)
         raise UserError(
             f"no pictures in {searched} (files named .jpg, .png, .webp, .tif and the like)"
+            + "".join(f"; {note}" for note in notes)
         )
     return with_files
 
@@ -103,7 +126,7 @@ def _split_folders(root: Path) -> dict[str, str]:
 def _note_left_out(root: Path, used: set[str], notes: list[str]) -> None:
     """Name the pictures next to the folders of the splits, with their number in each place."""
     counts = Counter[str]()
-    for name, _, _ in _scan(str(root), "", [], skip={*used, *THUMBNAILS}):
+    for name, _, _ in _scan(root, LeftOut(), skip=used):
         place, slash, _ = name.partition("/")
         counts[f"{place}/" if slash else "the folder itself"] += 1
     if counts:
@@ -126,8 +149,9 @@ def _note_folder_names(root: Path, files: tuple[PictureFile, ...], notes: list[s
         )
 
 
-def _split(root: Path, split: str, folder: str, notes: list[str]) -> Pictures:
-    files = sorted(_scan(str(root / folder), f"{folder}/", notes))
+def _split(root: Path, split: str, folder: str, left_out: LeftOut) -> Pictures:
+    found = _scan(root / folder, left_out)
+    files = [(f"{folder}/{name}", size, changed) for name, size, changed in found]
     loose = [name for name, _, _ in files if name.count("/") == 1]
     labeled = split != "unlabeled" and len(loose) < len(files)
     if labeled and loose:
@@ -138,38 +162,66 @@ def _split(root: Path, split: str, folder: str, notes: list[str]) -> Pictures:
     return Pictures(root, split, tuple(files), labeled)
 
 
-def _scan(
-    folder: str,
-    prefix: str,
-    notes: list[str],
-    above: frozenset[str] = frozenset(),
-    skip: Collection[str] = THUMBNAILS,
-) -> Iterator[PictureFile]:
-    resolved = os.path.realpath(folder)
-    if resolved in above:  # a link to a parent folder
-        return
-    try:
-        entries = list(os.scandir(folder))
-    except PermissionError:
-        notes.append(f"{folder} may not be read and is left out")
-        return
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name in skip or _is_broken_link(entry):
-            continue
-        if entry.is_dir():
-            below = above | {resolved}
-            yield from _scan(entry.path, f"{prefix}{entry.name}/", notes, below)
-        elif _is_picture(entry):
+def _scan(folder: Path, left_out: LeftOut, skip: Collection[str] = ()) -> list[PictureFile]:
+    """The readable picture files below a folder, sorted by name; links to nothing are ignored."""
+    files = []
+    for name, entry in walk(str(folder), left_out, skip=skip):
+        try:
             status = entry.stat()
+        except OSError:
+            if not entry.is_symlink():
+                left_out.unreadable.append(entry.path)
+            continue
+        if stat.S_ISREG(status.st_mode):
             changed = status.st_mtime_ns if os.access(entry.path, os.R_OK) else 0
-            yield prefix + entry.name, status.st_size, changed
+            files.append((name, status.st_size, changed))
+    return sorted(files)
 
 
-def _is_broken_link(entry: os.DirEntry[str]) -> bool:
-    """Whether `entry` is a link to nothing, or to itself."""
-    return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
+def walk(
+    top: str, left_out: LeftOut, follow_links: bool = True, skip: Collection[str] = ()
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Everything in a folder and the folders below that has a picture's suffix, and its name
+    relative to `top`, with slashes: first what is in a folder, then its subfolders, both sorted.
+
+    Hidden files and folders and folders of thumbnails are ignored. There is no recursion: folders
+    may be nested deeper than Python allows that.
+
+    Args:
+        left_out: receives the folders that cannot be read and those that this program wrote.
+        follow_links: enter links to folders too, but never one to a folder that it is in.
+        skip: folders in `top` to ignore.
+    """
+    stack: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(top, "", ())]
+    while stack:
+        folder, prefix, above = stack.pop()
+        try:
+            status = os.stat(folder)  # noqa: PTH116
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            left_out.unreadable.append(folder)
+            continue
+        here = status.st_dev, status.st_ino
+        if here in above:
+            continue
+        if any(entry.name == MARK for entry in entries):
+            left_out.written.append(folder)
+            continue
+        folders = []
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.name.startswith(".") or entry.name in THUMBNAILS or name in skip:
+                continue
+            if _is_folder(entry):
+                if follow_links or not entry.is_symlink():
+                    folders.append((entry.path, f"{name}/", (*above, here)))
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+                yield name, entry
+        stack += reversed(folders)
 
 
-def _is_picture(entry: os.DirEntry[str]) -> bool:
-    _, dot, suffix = entry.name.rpartition(".")
-    return (dot + suffix).lower() in IMAGE_SUFFIXES and entry.is_file()
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

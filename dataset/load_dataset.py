@@ -14,7 +14,7 @@ import numpy as np
 
 from dataset.folder import class_of, find_pictures
 from dataset.picture_cache import load_pictures
-from dataset.stl10 import STL10_FOLDER, STL10_IMAGE_SIZE, load_stl10, load_stl10_classes
+from dataset.stl10 import STL10_IMAGE_SIZE, load_stl10, load_stl10_classes, stl10_folder
 from src.runtime.cli import UserError
 from src.storage.artifacts import DatasetName, DatasetRecord
 from src.storage.files import json_digest
@@ -57,8 +57,8 @@ def load_dataset(
 
     Args:
         name: which dataset.
-        data_dir: for `stl10` the folder that holds `stl10_binary/`, for `folder` the pictures,
-            laid out as `dataset.folder` says.
+        data_dir: for `stl10` the folder that holds `stl10_binary/`, or `stl10_binary/` itself; for
+            `folder` the pictures, laid out as `dataset.folder` says.
         image_size: side S in pixels to which a folder's pictures are resized (96 by default);
             the other datasets have a fixed size.
         cache_dir: where the decoded pictures of a folder are stored; by default in the folder.
@@ -71,7 +71,7 @@ def load_dataset(
     if name == "digits":
         splits, class_names = _digits()
     elif name == "stl10":
-        splits, class_names = _stl10(data_dir / STL10_FOLDER)
+        splits, class_names = _stl10(stl10_folder(data_dir))
     else:
         size = image_size or STL10_IMAGE_SIZE
         splits, class_names, files = _folder(data_dir, size, cache_dir, notes)

@@ -21,9 +21,9 @@ from loky import ProcessPoolExecutor
 from numpy.lib import format as npy
 from typing_extensions import TypedDict
 
-from dataset.folder import Pictures
+from dataset.folder import NAMED_AT_MOST, Pictures
 from dataset.pictures import BadPicture, load_picture
-from src.runtime.cli import ENVIRONMENT_ERRORS, RunError, UserError, progress
+from src.runtime.cli import ENVIRONMENT_ERRORS, RunError, UserError, printable, progress
 from src.storage.files import (
     digest,
     json_digest,
@@ -42,7 +42,6 @@ PIXELS_VERSION = 2
 SMALL_COUNT, SMALL_BYTES = 500, 50_000_000
 """A folder below both limits is decoded in this process: starting others would take longer."""
 
-_NAMED_AT_MOST = 10
 _CHUNK = 32
 """Pictures that a process decodes at a time."""
 
@@ -252,8 +251,8 @@ def _remove_others(pixels: Path, stem: str) -> None:
 
 
 def _report(pictures: Pictures, broken: dict[str, str]) -> None:
-    for name, reason in list(broken.items())[:_NAMED_AT_MOST]:
-        print(f"left out {pictures.root / name}: {reason}", file=sys.stderr)
-    if len(broken) > _NAMED_AT_MOST:
+    for name, reason in list(broken.items())[:NAMED_AT_MOST]:
+        print(printable(f"left out {pictures.root / name}: {reason}"), file=sys.stderr)
+    if len(broken) > NAMED_AT_MOST:
         count = f"{len(broken):,} of {len(pictures.files):,}"
         print(f"left out {count} pictures of {pictures.split} in all", file=sys.stderr)

@@ -26,6 +26,13 @@ STL10_FILES = (
 )  # fmt: skip
 
 
+def stl10_folder(data_dir: Path) -> Path:
+    """The folder of the binary files: `stl10_binary` in `data_dir`, or `data_dir` itself if it is
+    that folder."""
+    is_it = data_dir.name == STL10_FOLDER or stl10_splits(data_dir)
+    return data_dir if is_it else data_dir / STL10_FOLDER
+
+
 def stl10_splits(folder: Path) -> tuple[str, ...]:
     """The splits whose images are in `folder`."""
     return tuple(split for split in SPLITS if (folder / f"{split}_X.bin").exists())
@@ -50,7 +57,7 @@ def load_stl10(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
 
 
 def load_stl10_classes(folder: Path) -> tuple[str, ...]:
-    """The names in `class_names.txt`, or STL-10's own if there is no such file.
+    """The lines of `class_names.txt`, or STL-10's own names if there is no such file.
 
     Raises:
         UserError: there are not ten names.
@@ -59,7 +66,8 @@ def load_stl10_classes(folder: Path) -> tuple[str, ...]:
     if not file.exists():
         return STL10_CLASSES
     with reading(file, _remedy(folder)) as stream:
-        names = tuple(stream.read().decode().split())
+        lines = stream.read().decode(errors="surrogateescape").splitlines()
+    names = tuple(filter(None, map(str.strip, lines)))
     if len(names) != len(STL10_CLASSES):
         raise UserError(f"{file} has {len(names)} names, not {len(STL10_CLASSES)}")
     return names

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from filelock import FileLock
 from tqdm.utils import CallbackIOWrapper
 
-from dataset.stl10 import STL10_FILES, STL10_FOLDER, load_stl10, stl10_splits
+from dataset.stl10 import STL10_FILES, STL10_FOLDER, load_stl10, stl10_folder, stl10_splits
 from dataset.transfer import DownloadError, RetryPolicy, fetch, size_of
 from src.runtime.cli import UserError, progress
 from src.storage import files
@@ -50,7 +50,7 @@ def get_stl10(
     """Create `<data_dir>/stl10_binary/`, unless it already holds images of STL-10.
 
     Args:
-        data_dir: its parent directory.
+        data_dir: its parent directory, or that folder itself.
         archive: what to download, or what `file` must be.
         file: a copy of the archive on this machine, which stays as it is.
         policy: when to retry a broken connection.
@@ -59,9 +59,10 @@ def get_stl10(
         DownloadError: the download failed, or its checksum is wrong.
         UserError: there is too little space, or `file` is not the archive.
     """
-    folder = data_dir / STL10_FOLDER
+    folder = stl10_folder(data_dir)
     if stl10_splits(folder):
         return
+    data_dir = folder.parent
     data_dir.mkdir(parents=True, exist_ok=True)
     # Every process of a distributed run calls this: the first one works, the others wait.
     with FileLock(data_dir / f".{STL10_FOLDER}.lock"):

@@ -171,7 +171,6 @@ def _check(config: ClusteringConfig) -> None:
         if value < least:
             raise UserError(f"{flag} {value}: it must be at least {least}")
     check_seed(config.seed)
-    check_seed(config.seed + (config.seeds or 1) - 1)
     candidates(config.clusters, classes=0)  # raises if --clusters cannot be parsed
 
 

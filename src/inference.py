@@ -10,6 +10,7 @@ picture was read, and 3 if some could not be read or sorted; each of those is na
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import shutil
@@ -25,23 +26,26 @@ import tyro
 from tqdm import tqdm
 
 from dataset.load_dataset import reload_dataset
-from dataset.pictures import BadPicture
+from dataset.pictures import IMAGE_SUFFIXES, BadPicture
 from src.prediction.output import (
+    SORTED,
     Format,
     Montage,
     NearCluster,
     Row,
+    check_sorted,
+    cluster_folder,
     header,
     line,
-    printable,
     sort_into,
 )
 from src.prediction.picture_stream import decode, find
 from src.prediction.predictor import Predictor
-from src.runtime.cli import UserError, progress, run_script
+from src.runtime.cli import UserError, printable, progress, run_script
 from src.runtime.device import DeviceName, PrecisionName
 from src.storage import artifacts
-from src.storage.artifacts import ExtractionRecord
+from src.storage.artifacts import DatasetRecord, ExtractionRecord
+from src.storage.output_folder import left_out_note, mark
 from src.tracking.tracker import stage_tracker
 from src.tracking.wandb_run import WandbMode
 
@@ -63,7 +67,8 @@ class InferenceConfig:
     montage_size: int = 100
     """Most pictures in the montage and in the W&B table, a random sample of all."""
     sort_into: Path | None = None
-    """Also link every picture into a folder per cluster in this one; overwrites nothing."""
+    """Also link every picture into a folder per cluster in this one; overwrites nothing, and never
+    mixes two clusterings."""
     copy: bool = False
     """Copy with --sort-into instead of linking."""
     sample: int = 20
@@ -84,7 +89,7 @@ class InferenceConfig:
     """Pictures in a batch."""
     wandb: WandbMode | None = None
     """Log a table of pictures and predictions to Weights & Biases; by default auto for the
-    demonstration and disabled for your own pictures."""
+    demonstration and disabled for your own pictures, given or in the data set."""
     wandb_dir: Path = Path("wandb")
     """Directory of the Weights & Biases files."""
 
@@ -105,6 +110,12 @@ def main(config: InferenceConfig) -> int:
     predictor = Predictor.load(
         config.feature_dir, config.checkpoint, config.device, config.precision
     )
+    _check_outputs(config, predictor.extraction["dataset"])
+    contents = f"{SORTED} {predictor.clustering_id}"
+    if config.sort_into:
+        clusters = range(len(predictor.cluster_to_class))
+        names = {cluster_folder(k, predictor.class_of(k)) for k in clusters}
+        check_sorted(config.sort_into, contents, names)
     pictures = _from_files(config, predictor) if config.paths else _demonstration(config, predictor)
     montage = Montage(config.montage_size)
     right = labeled = predicted = unreadable = unsorted = 0
@@ -122,11 +133,17 @@ def main(config: InferenceConfig) -> int:
             right += row.label is not None and row.label == row.nearest[0].class_name
             montage.add(row, content)
             if config.sort_into:
+                own = row.nearest[0]
+                folder = config.sort_into / cluster_folder(own.cluster, own.class_name)
                 try:
-                    sort_into(config.sort_into / _folder(row), Path(row.path), config.copy)
-                except FileNotFoundError:
+                    mark(folder, contents)
+                    sort_into(folder, Path(row.path), config.copy)
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+                        raise
                     unsorted += 1
-                    bar.write(f"not sorted: {printable(row.path)}: no longer there", sys.stderr)
+                    reason = (error.strerror or "").lower()
+                    bar.write(f"not sorted: {printable(row.path)}: {reason}", sys.stderr)
     if config.montage:
         montage.save(config.montage)
     rate = f"{predicted / (time.monotonic() - started):,.0f} a second"
@@ -139,7 +156,8 @@ def main(config: InferenceConfig) -> int:
 
 def track(config: InferenceConfig, extraction: ExtractionRecord, examples: Montage) -> None:
     """Log a table of example pictures to W&B; a user's own pictures only with --wandb."""
-    mode = config.wandb or ("disabled" if config.paths else "auto")
+    is_own = bool(config.paths) or extraction["dataset"]["name"] == "folder"
+    mode = config.wandb or ("disabled" if is_own else "auto")
     if mode == "disabled" or not examples.tiles:
         return
     table = []
@@ -174,13 +192,38 @@ def _check(config: InferenceConfig) -> None:
         raise UserError("--sort-into needs pictures: give files or folders")
 
 
+def _check_outputs(config: InferenceConfig, recorded: DatasetRecord) -> None:
+    """Raise UserError if a file to write would be taken for a picture later: it has a picture's
+    suffix and lies in a folder that is read, or in that of the data set; or is one now."""
+    folders = [path for path in config.paths if os.path.isdir(path)]  # noqa: PTH112
+    if recorded["name"] == "folder":
+        folders.append(str(config.data_dir or recorded["data_dir"]))
+    for flag, file in (("--output", config.output), ("--montage", config.montage)):
+        if file is None or file.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if any(
+            Path(path).name == file.name and Path(path).resolve() == file.resolve()
+            for path in config.paths
+        ):
+            raise UserError(f"{flag} {file} is one of the pictures")
+        for folder in folders:
+            if file.resolve().is_relative_to(Path(folder).resolve()):
+                raise UserError(
+                    f"{flag} {file} would be one of the pictures in {folder}: choose a place "
+                    "outside"
+                )
+
+
 # --- input ------------------------------------------------------------------------------------
 
 
 def _from_files(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
-    files = find(_names(config.paths), config.sort_into and config.sort_into.resolve())
+    written: list[str] = []
+    files = find(_names(config.paths), written)
     for path, content in decode(files, predictor.image_size, ahead=2 * config.batch_size):
         yield Row(str(path)), content
+    if written:
+        tqdm.write(printable(f"note: {left_out_note(written)}"), sys.stderr)
 
 
 def _names(paths: tuple[str, ...]) -> Iterator[str]:
@@ -234,12 +277,6 @@ def _predicted(
             yield replace(row, confidence=float(confidence), nearest=nearest), content
 
 
-def _folder(row: Row) -> str:
-    own = row.nearest[0]
-    name = f"-{own.class_name.replace(os.sep, '_')}" if own.class_name else ""
-    return f"{own.cluster:02d}{name}"
-
-
 @contextlib.contextmanager
 def _output(config: InferenceConfig) -> Iterator[Callable[[Row], None]]:
     """A function that writes a row to the output of `config`."""
@@ -251,7 +288,7 @@ def _output(config: InferenceConfig) -> Iterator[Callable[[Row], None]]:
                 file = stack.enter_context(artifacts.replacing(file))
             out = stack.enter_context(file.open("w", encoding="utf-8", errors="surrogateescape"))
         else:
-            out.reconfigure(errors="surrogateescape")  # type: ignore[attr-defined]
+            out.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[attr-defined]
             if out.isatty():
                 width = max(20, shutil.get_terminal_size().columns - 88)
 

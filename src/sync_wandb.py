@@ -52,7 +52,9 @@ def sync(run: Path) -> bool:
     marker.unlink(missing_ok=True)
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(log.parent)]
     # Started two levels up, W&B puts the log of the upload into `wandb/` too.
-    process = subprocess.run(command, cwd=log.parents[2], capture_output=True, text=True)
+    process = subprocess.run(
+        command, cwd=log.parents[2], capture_output=True, encoding="utf-8", errors="replace"
+    )
     lines = (process.stdout + process.stderr).splitlines()
     errors = [line.split("ERROR", 1)[1].strip() for line in lines if "ERROR" in line]
     if len(errors) == 1 and "ends with an incomplete record" in errors[0]:  # all others arrived

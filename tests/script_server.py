@@ -1,7 +1,8 @@
 """Starts scripts as a person does, without the seconds that importing torch takes each time.
 
 One server for each test process imports the heavy packages and forks. The forked process takes on
-the arguments, environment, directory and standard streams of the call and becomes the script.
+the arguments, environment, directory and standard streams of the call and becomes the script. The
+streams that the variable CLOSED_STREAMS names are closed, as by `2>&-` in a shell.
 """
 
 import atexit
@@ -100,7 +101,8 @@ class ScriptServer:
         while connection.connect_ex(self._address):
             assert time.monotonic() < deadline, "the server for scripts did not start"
             time.sleep(0.05)
-        outputs = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
+        options = {"encoding": "utf-8", "errors": "surrogateescape"}
+        outputs = [tempfile.TemporaryFile("w+", **options) for _ in range(2)]  # noqa: SIM115
         call = {"argv": [script, *arguments], "cwd": str(cwd), "env": env}
         fds = [output.fileno() for output in outputs]
         socket.send_fds(connection, [json.dumps(call).encode()], fds)
@@ -141,6 +143,12 @@ def _calls(address: str) -> Iterator[None]:
         os.chdir(call["cwd"])
         os.environ.clear()
         os.environ.update(call["env"])
+        encoding, _, errors = call["env"].get("PYTHONIOENCODING", "utf-8").partition(":")
+        sys.stdout.reconfigure(encoding=encoding, errors=errors or "strict")  # type: ignore[union-attr]
+        sys.stderr.reconfigure(encoding=encoding, errors="backslashreplace")  # type: ignore[union-attr]
+        for name in call["env"].get("CLOSED_STREAMS", "").split():
+            os.close(getattr(sys, name).fileno())
+            setattr(sys, name, None)
         sys.argv = call["argv"]
         yield
         return

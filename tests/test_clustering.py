@@ -207,7 +207,7 @@ def test_one_class_and_one_cluster(tmp_path: Path, capsys: pytest.CaptureFixture
         ({"restarts": 0}, "--restarts 0"),
         ({"seeds": 1}, "--seeds 1"),
         ({"seed": -1}, "--seed -1"),
-        ({"seed": 2**32 - 2, "seeds": 3}, "--seed 4294967296"),
+        ({"seed": 2**32}, "--seed 4294967296"),
         ({"fit_on": "unlabeled"}, "--fit-on unlabeled: the extraction wrote only train"),
     ],
 )
@@ -269,6 +269,13 @@ def test_the_scan_weighs_silhouette_and_stability() -> None:
     assert result["stability"][0] < result["stability"][1]
     assert result["picked"] == 4
     assert scan(x, [4, 2], seed=0)["picked"] == 2  # both are stable
+
+
+def test_seeds_above_the_highest_start_over(tmp_path: Path) -> None:
+    config = replace(write(tmp_path, train=blobs(60, 1)), clusters="2:3", seed=2**32 - 1, seeds=3)
+    result = metrics(config)
+    assert result["scan"]["picked"] == 3
+    assert result["seeds"]["count"] == 3
 
 
 def test_seeds_give_mean_and_deviation(tmp_path: Path) -> None:

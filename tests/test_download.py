@@ -33,7 +33,7 @@ def stl10_files(seed: int = 0) -> dict[str, bytes]:
         "test_X.bin": rng.bytes(2 * IMAGE),
         "test_y.bin": bytes([2, 2]),
         "unlabeled_X.bin": rng.bytes(4 * IMAGE),
-        "class_names.txt": b"a b c d e f g h i j",
+        "class_names.txt": b"polar bear\nb\nc\nd\ne\nf\ng\nh\ni\nj\n",
         "fold_indices.txt": b"0 1 2\n",
     }
 
@@ -373,6 +373,14 @@ def test_script_downloads_says_so_and_is_done_at_once_the_second_time(
     second = script(DOWNLOAD, *flags)
     assert (second.returncode, second.stdout) == (0, first.stdout)
     assert server.ranges == []
+
+
+def test_the_folder_of_stl10_is_not_put_into_itself(tmp_path: Path, script: Script) -> None:
+    flags = ("--data-dir", tmp_path / "data/stl10_binary", "--archive", saved(tmp_path))
+    for _ in range(2):
+        run = script(DOWNLOAD, *flags, "--md5", "None")
+        assert run.returncode == 0, run.stderr
+        assert_whole(tmp_path / "data")
 
 
 def test_script_errors_are_one_line(server: Server, tmp_path: Path, script: Script) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finished_run import digits_run
+from finished_run import cluster, digits_run
 from PIL import Image
 from pixel_run import load_arrays, pixel_run
 
@@ -22,12 +22,13 @@ from src import inference
 from src.clusters.confidence import confidence, fit_scale, gaussian_scale, margin
 from src.clusters.head import LinearHead
 from src.inference import InferenceConfig, main
-from src.prediction.output import Montage, NearCluster, Row, line, sort_into
+from src.prediction.output import Montage, NearCluster, Row, cluster_folder, line, sort_into
 from src.prediction.picture_stream import decode, find
 from src.prediction.predictor import Predictions, Predictor
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, Manifest
+from src.storage.output_folder import MARK, mark
 
 
 @pytest.fixture(scope="module")
@@ -225,14 +226,18 @@ def test_folders_and_missing_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("b/again").symlink_to(".")  # is not followed
     Path("bare").mkdir()
 
-    def names(*given: str, leave_out: Path | None = None) -> list[str]:
-        return [str(path) for path in find(given, leave_out)]
+    written: list[str] = []
+
+    def names(*given: str) -> list[str]:
+        return [str(path) for path in find(given, written)]
 
     assert names("b") == ["b/1.PNG", "b/2.png", "b/deep/3.jpg"]
     assert names(".") == ["a[1].png", *names("b")]
-    assert names(".", leave_out=Path("b").resolve()) == ["a[1].png"]
-    assert names("a[1].png", "b", leave_out=Path("b").resolve()) == ["a[1].png"]
-    assert names("b/2.png", leave_out=Path("b").resolve()) == ["b/2.png"]
+    mark(Path("b"), "figures")
+    assert names(".") == ["a[1].png"]
+    assert names("a[1].png", "b") == ["a[1].png"]
+    assert names("b/2.png") == ["b/2.png"]
+    assert written == ["./b", "b"]
     expected = {
         "*.gif": "no such file or directory", "bare": "no pictures in this folder",
         "a" * 300: "file name too long", "two\0names": "embedded null byte",
@@ -256,10 +261,10 @@ def test_paths_on_standard_input_and_csv(
     assert rows[4]["error"] == "no such file or directory"
     assert rows[4]["cluster"] == ""
     expected = predictor.predict(digits["test"][:4])
-    for row, cluster, distances in zip(rows, expected.clusters, expected.distances, strict=False):
-        others = [k for k in np.argsort(distances) if k != cluster]
-        assert int(row["cluster"]) == cluster
-        assert row["class"] == predictor.class_of(cluster)
+    for row, own, distances in zip(rows, expected.clusters, expected.distances, strict=False):
+        others = [k for k in np.argsort(distances) if k != own]
+        assert int(row["cluster"]) == own
+        assert row["class"] == predictor.class_of(own)
         assert [int(row["second_cluster"]), int(row["third_cluster"])] == others[:2]
         assert float(row["third_distance"]) == pytest.approx(distances[others[1]], abs=1e-4)
 
@@ -308,10 +313,15 @@ def test_demonstration_without_pictures(
     assert "own class" not in capsys.readouterr().err
 
 
-def test_a_long_and_odd_path_in_the_table() -> None:
-    row = Row("folder/\x1b[2Jred\n.png", None, 0.5, (NearCluster(3, "cat", 1.25),))
-    cells = ["…Jred?.png", "3", "cat", "0.500", "1.250", "3", "(1.250)"]
+def test_odd_names_in_table_and_montage(tmp_path: Path) -> None:
+    row = Row("folder/\x1b[2Jred\n.png", None, 0.5, (NearCluster(3, "c\nat\udce9", 1.25),))
+    cells = ["…Jred?.png", "3", "c?at?", "0.500", "1.250", "3", "(1.250)"]
     assert line(row, "table", 10).split() == cells
+    montage = Montage(limit=1)
+    montage.add(row, np.zeros((3, 8, 8), np.uint8))
+    montage.save(tmp_path / "montage.png")
+    with Image.open(tmp_path / "montage.png") as grid:
+        assert grid.size == (112, 128)
 
 
 def test_montage_is_a_uniform_sample_in_the_order_of_the_clusters() -> None:
@@ -341,6 +351,79 @@ def test_sorting_never_overwrites(
         assert (folder / "x_2.png").resolve() == second
 
 
+def test_sorting_below_the_pictures_reads_the_same_again(
+    infer: Callable, digits: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for i, image in enumerate(digits["test"][:12]):
+        save(image, tmp_path / f"{i}.png")
+    for folder in (tmp_path, tmp_path / "sorted"):  # also into the folder of pictures itself
+        for again in (False, True):
+            assert infer(tmp_path, sort_into=folder, copy=True) == 0
+            printed = capsys.readouterr().err
+            assert "12 pictures" in printed
+            assert (f"remove the file {MARK}" in printed) == (again or folder != tmp_path)
+    assert len(list(tmp_path.glob("*-*/*.png"))) == len(list(tmp_path.glob("sorted/*/*.png"))) == 12
+
+
+def test_two_clusterings_are_not_mixed(
+    infer: Callable, features: Path, copied: Path, digits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    for i, image in enumerate(digits["test"][:20]):
+        save(image, tmp_path / "in" / f"{i}.png")
+    place = tmp_path / "sorted"
+    mark(place / "figures", "figures")
+    assert infer(tmp_path / "in", sort_into=place) == 0
+    before = sorted(place.rglob("*"))
+    cluster(copied, seed=1)
+    with pytest.raises(UserError, match=r"--sort-into .*sorted: 0\d-\d holds pictures sorted by"):
+        infer(tmp_path / "in", sort_into=place, feature_dir=copied)
+    assert sorted(place.rglob("*")) == before
+    cluster(copied, seed=0)  # the same clusters again
+    assert infer(tmp_path / "in", sort_into=place, feature_dir=copied) == 0
+    assert sorted(place.rglob("*")) == before
+    next(place.glob(f"0*/{MARK}")).unlink()
+    with pytest.raises(UserError, match=r"0\d-\d holds other files"):
+        infer(tmp_path / "in", sort_into=place)
+
+
+def test_no_file_is_written_among_the_pictures(
+    infer: Callable, copied: Path, digits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    file = save(digits["test"][0], tmp_path / "in" / "a.png")
+    content = file.read_bytes()
+    with pytest.raises(UserError, match=r"--montage .*a\.png is one of the pictures"):
+        infer(file, montage=file)
+    for flags in ({"montage": file.parent / "m.png"}, {"output": file.parent / "deep/table.JPG"}):
+        with pytest.raises(UserError, match=r"would be one of the pictures in .*in: choose"):
+            infer(file.parent, **flags)
+        part = dict(Manifest(copied).extraction)
+        part["dataset"] |= {"name": "folder", "data_dir": str(file.parent)}
+        artifacts.record(copied, artifacts.EXTRACTION, part)
+        with pytest.raises(UserError, match=r"would be one of the pictures in .*in: choose"):
+            infer(file, feature_dir=copied, **flags)
+    assert file.read_bytes() == content
+    assert infer(file, montage=tmp_path / "m.png", output=file.parent / "table.csv") == 0
+
+
+def test_names_as_long_as_names_can_be(
+    infer: Callable, digits: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "ä" * 125 + "x.png"
+    assert len(name.encode()) == 255
+    for folder in "abc":
+        save(digits["test"][0], tmp_path / "in" / folder / name)
+    assert infer(tmp_path / "in", sort_into=tmp_path / "out") == 0
+    names = sorted(file.name for file in tmp_path.glob("out/*/*.png"))
+    assert names == [f"{'ä' * 124}_2.png", f"{'ä' * 124}_3.png", name]
+    for class_name in ("ä" * 127, "\udce4" * 255):
+        (tmp_path / cluster_folder(3, class_name)).mkdir()
+    monkeypatch.chdir(tmp_path)  # from here the path is short enough
+    deep = save(digits["test"][0], Path(*["d" * 250] * 16, f"{'x' * 60}.png"))
+    assert infer(deep, sort_into=Path("out")) == 3
+    with pytest.raises(OSError, match="too long"):  # which ends a script with one line
+        infer(tmp_path / "in", output=tmp_path / f"{'x' * 251}.csv")
+
+
 @pytest.mark.parametrize("copy", [False, True])
 def test_a_picture_that_is_gone_before_it_is_sorted_is_named(
     infer: Callable, digits: dict[str, np.ndarray], tmp_path: Path, copy: bool,
@@ -357,9 +440,9 @@ def test_a_picture_that_is_gone_before_it_is_sorted_is_named(
     monkeypatch.setattr(Predictor, "predict_batch", then_lose_one)
     assert infer(tmp_path / "in", sort_into=tmp_path / "out", copy=copy) == 3
     printed = capsys.readouterr()
-    assert "in/1.png: no longer there" in printed.err
+    assert "in/1.png: no such file or directory" in printed.err
     assert len(printed.out.splitlines()) == 4  # all three were read and predicted
-    assert sorted(file.name for file in (tmp_path / "out").glob("*/*")) == ["0.png", "2.png"]
+    assert sorted(file.name for file in (tmp_path / "out").glob("*/*.png")) == ["0.png", "2.png"]
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ from dataset import picture_cache
 from dataset.folder import Pictures, find_pictures
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.picture_cache import CACHE_FOLDER, load_pictures
+from src.prediction.picture_stream import find
 from src.runtime.cli import RunError, UserError
+from src.storage.output_folder import mark
 
 ROOT = Path(__file__).parents[1]
 IMAGE = 3 * 96 * 96
@@ -71,6 +73,14 @@ def test_stl10_is_column_major_and_labels_start_at_one(stl10: Path) -> None:
         assert images[image, channel, row, column] == raw[place]
 
 
+def test_stl10_in_the_folder_itself_and_classes_of_two_words(stl10: Path) -> None:
+    names = ("polar bear", "sea lion", *"cdefghij")
+    (stl10 / "stl10_binary/class_names.txt").write_bytes("\r\n".join(names).encode())
+    assert load_dataset("stl10", stl10 / "stl10_binary").class_names == names
+    (stl10 / "stl10_binary").rename(stl10 / "moved")
+    assert load_dataset("stl10", stl10 / "moved").class_names == names
+
+
 @pytest.mark.parametrize("missing", ["train", "test", "unlabeled"])
 def test_stl10_without_a_split_or_class_names(stl10: Path, missing: str) -> None:
     for file in (stl10 / "stl10_binary").glob(f"{missing}_?.bin"):
@@ -87,7 +97,7 @@ def test_stl10_without_a_split_or_class_names(stl10: Path, missing: str) -> None
         ("train_y.bin", bytes([1, 10]), r"train_y\.bin has 2 labels for 3 images"),
         ("train_y.bin", bytes([0, 1, 2]), r"train_y\.bin has labels from 0 to 2"),
         ("train_y.bin", bytes([11, 1, 2]), r"train_y\.bin has labels from 1 to 11"),
-        ("class_names.txt", b"cat dog", r"class_names\.txt has 2 names, not 10"),
+        ("class_names.txt", b"a cat\ndog\n", r"class_names\.txt has 2 names, not 10"),
     ],
 )
 def test_stl10_files_that_do_not_fit(stl10: Path, file: str, content: bytes, message: str) -> None:
@@ -212,7 +222,7 @@ def test_an_unreadable_folder_is_left_out_by_name(
     monkeypatch.setattr(os, "scandir", refusing)  # root may read everything
     dataset = load(tmp_path)
     assert len(dataset.splits["unlabeled"].images) == 1
-    assert "closed may not be read and is left out" in dataset.notes[0]
+    assert "closed cannot be read and is left out" in dataset.notes[0]
 
 
 def test_a_class_without_a_sound_picture_does_not_count(tmp_path: Path) -> None:
@@ -249,6 +259,45 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (data / "nowhere").symlink_to("nothing")
     (data / "nowhere.png").symlink_to(tmp_path / "gone.png")
     assert load(data).splits["unlabeled"].names == ("linked/a.png",)
+
+
+def test_folders_that_the_program_wrote_are_left_out(tmp_path: Path) -> None:
+    for name in ("a", "sorted/03-cat/a", "sorted/04-dog/b", "sorted/mine"):
+        picture(tmp_path / f"{name}.png")
+    mark(tmp_path / "sorted/03-cat", "x")
+    mark(tmp_path / "sorted/04-dog", "y")
+    dataset = load(tmp_path)
+    assert dataset.splits["unlabeled"].names == ("a.png", "sorted/mine.png")
+    assert len(dataset.notes) == 1
+    assert re.search(r"03-cat and 1 more; remove the file \.simclr_output", dataset.notes[0])
+    (tmp_path / "train").mkdir()
+    picture(tmp_path / "train" / "a.png")
+    assert "2 pictures in" in " ".join(load(tmp_path).notes)
+    with pytest.raises(UserError, match=r"no pictures in .*remove the file \.simclr_output"):
+        load(tmp_path / "sorted" / "03-cat")
+
+
+def test_folders_deeper_than_recursion_and_paths_can_be(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 1)
+    here = os.open(tmp_path, os.O_RDONLY)
+    for depth in range(2500):  # with relative paths, which have no limit
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+        if depth == 1500:
+            name = os.open("deep.png", os.O_WRONLY | os.O_CREAT, dir_fd=here)
+            os.write(name, (tmp_path / "a.png").read_bytes())
+            os.close(name)
+    os.close(here)
+    try:
+        dataset = load(tmp_path)
+        found = [path.name for path in find([str(tmp_path)])]
+    finally:
+        subprocess.run(["rm", "-r", tmp_path / "d"], check=True)
+    assert dataset.splits["unlabeled"].names == ("a.png", f"{'d/' * 1501}deep.png")
+    assert "cannot be read and is left out" in dataset.notes[0]
+    assert found == ["a.png", "deep.png", "d"]
 
 
 def test_names_that_are_not_unicode(tmp_path: Path) -> None:
@@ -540,7 +589,7 @@ def test_fingerprint_of_stl10_follows_every_label_and_the_sampled_pixels(stl10: 
     prints.append(load_dataset("stl10", stl10).fingerprint)
     (folder / "test_X.bin").unlink()
     prints.append(load_dataset("stl10", stl10).fingerprint)
-    (folder / "class_names.txt").write_text("a b c d e f g h i j")
+    (folder / "class_names.txt").write_text("\n".join("abcdefghij"))
     prints.append(load_dataset("stl10", stl10).fingerprint)
     assert len(set(prints)) == len(prints)
 

@@ -1,6 +1,7 @@
 """The whole chain, run as a person runs it: one script after the other, from an empty directory."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, Script
+from conftest import ROOT, Script, run_python
+from PIL import Image
 
 from dataset.load_dataset import load_dataset
 
@@ -86,6 +88,47 @@ def test_weights_from_elsewhere_without_training(script: Script, tmp_path: Path)
     assert script("src/train.py", "--epochs", 0, *flags, "--bn", "train").returncode == 2
 
 
+ODD = (b"caf\xe9", b"two\nlines", b"\x1b[31mred", b"x" * 255, "Füße".encode())
+
+
+def test_odd_names_from_pictures_to_the_report(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = os.fsencode(tmp_path) + b"/f\xfctter"
+    try:
+        for i, name in enumerate(ODD * 4):
+            for folder in (b"train", b"test"):
+                place = Path(os.fsdecode(pictures + b"/" + folder + b"/" + name))
+                place.mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(255, size=(32, 32, 3), dtype=np.uint8) // (1 + i % 4)
+                Image.fromarray(pixels).save(place / f"{i}{place.name[:9]}.png")
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    (place / "bad\x1b\nname.png").write_text("no picture")
+
+    def run(name: str, *flags: object) -> str:
+        env = {"PYTHONIOENCODING": "ascii", "WANDB_MODE": "offline"}
+        done = run_python(ROOT / name, *flags, cwd=tmp_path, **env)
+        assert done.returncode == (3 if "inference" in name else 0), done.stderr
+        for stream in (done.stderr, "" if "inference" in name else done.stdout):
+            assert stream.isascii()
+            assert all(line.isprintable() for line in stream.split("\n")), stream
+            assert "W&B: " not in stream.replace("W&B: offline run", "")
+        return done.stdout
+
+    folder = os.fsdecode(pictures)
+    small = ("--arch", "resnet18", "--epochs", 1, "--image-size", 32, "--batch-size", 8)
+    run("src/train.py", "--dataset", "folder", "--data-dir", folder, *small, "--device", "cpu")
+    run("src/feature_extraction.py", "--untrained")
+    run("src/clustering.py", "--baselines", "--wandb", "offline")
+    outputs = ("--csv", "--montage", "m.png", "--sort-into", "sorted", "--wandb", "offline")
+    assert "caf\udce9/" in run("src/inference.py", folder, *outputs)
+    run("visualize_features.py", "--projection", "pca", "--wandb", "offline")
+    assert len(list(tmp_path.glob("sorted/*/*.png"))) == 40
+    report = (tmp_path / "features/report.html").read_text(encoding="utf-8")
+    assert "caf\\udce9" in report
+    assert len(list((tmp_path / "features/figures").glob("*.png"))) >= 8
+
+
 def test_stl10_without_a_test_split(script: Script, tmp_path: Path, stl10_dir: Path) -> None:
     data = tmp_path / "data" / "stl10_binary"
     data.mkdir(parents=True)
@@ -134,3 +177,12 @@ def test_help_needs_nothing(script: Script, name: str) -> None:
     text = done(script(name, "--help"))
     assert "default" in text
     assert "python" in text
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_closed_streams(name: str, tmp_path: Path) -> None:
+    for flag, code in (("--help", 0), ("--nonsense", 2)):
+        for closed in ("stdin", "stdout", "stderr", "stdin stdout stderr"):
+            run = run_python(ROOT / name, flag, cwd=tmp_path, CLOSED_STREAMS=closed)
+            assert run.returncode == code
+            assert "Traceback" not in run.stderr

@@ -283,15 +283,30 @@ def test_resuming_refuses_what_would_make_another_run(
         ({"warmup_epochs": math.nan}, "--warmup-epochs must be 0 or more"),
         ({"seed": 2**32}, "--seed 4294967296: it must be from 0 to 4294967295"),
         ({"train_on": ("nowhere",)}, "--train-on"),
-        ({"data_dir": Path("nowhere")}, "nowhere"),
     ],
 )
 def test_what_cannot_be_is_refused(
-    config: TrainConfig, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, changes: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(state, "get_stl10", lambda directory: None)  # no network in tests
     with pytest.raises(UserError, match=message):
         main(replace(config, **changes))
+
+
+def test_stl10_is_downloaded_only_where_nobody_keeps_pictures(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(state, "get_stl10", asked.append)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no STL-10 images in dataset"):  # as nothing arrived
+        main(replace(config, data_dir=TrainConfig.data_dir))
+    assert asked == [TrainConfig.data_dir]
+    (tmp_path / "dataset" / "holidays").mkdir(parents=True)
+    (tmp_path / "dataset" / "holidays" / "1.JPG").touch()
+    for data_dir in (TrainConfig.data_dir, tmp_path, Path("nowhere")):
+        with pytest.raises(UserError, match=r"add --dataset folder .*or download STL-10"):
+            main(replace(config, data_dir=data_dir))
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(

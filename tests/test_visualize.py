@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Script
+from conftest import ROOT, Script, run_python
 from matplotlib.colors import to_rgb
 from PIL import Image
 from pixel_run import load_arrays, pixel_run
@@ -270,7 +270,7 @@ def test_a_run_gets_every_figure(script: Script, stl10_dir: Path, tmp_path: Path
     assert (run.returncode, run.stderr) == (0, "")
     for line in ("Hungarian accuracy", "wrote 9 figures to features", "open features/report.html"):
         assert line in run.stdout
-    drawn = sorted((tmp_path / "features/figures").iterdir())
+    drawn = sorted((tmp_path / "features/figures").glob("[a-z]*"))
     assert [file.name for file in drawn] == [
         "cluster_scan.png", "cluster_sizes.png", "clusters.png", "confusion_test.png",
         "confusion_train.png", "map.png", "pca_variance.png", "silhouette.png", "training.png",
@@ -288,6 +288,26 @@ def test_missing_inputs_are_named(script: Script, stl10_dir: Path, tmp_path: Pat
     assert run.returncode == 0, run.stderr
     for note in ("no training is logged", "no pictures: no STL-10 images", "no image has a label"):
         assert note in run.stdout
-    names = sorted(file.name for file in (tmp_path / "features/figures").iterdir())
+    names = sorted(file.name for file in (tmp_path / "features/figures").glob("[a-z]*"))
     assert names == ["cluster_sizes.pdf", "map.pdf", "pca_variance.pdf", "silhouette.pdf"]
     assert (tmp_path / "features/figures/map.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_own_pictures_and_a_bad_seed(script: Script, tmp_path: Path) -> None:
+    images = load_dataset("digits", Path()).splits["train"].images[:40]
+    for i, image in enumerate(images):
+        file = tmp_path / "pictures" / f"{i}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(file)
+    pixel_run(tmp_path / "pictures/features", "folder", tmp_path / "pictures", clusters="3")
+    draw = ("visualize_features.py", "--feature-dir", "pictures/features", "--projection", "pca")
+    for seed in (-1, 2**32):
+        run = script(*draw, "--seed", seed)
+        assert run.returncode == 2
+        assert f"--seed {seed}: it must be from 0 to 4294967295" in run.stderr
+    for flags, logged in (((), False), (("--wandb", "offline"), True), ((), True)):
+        flags = (*draw[1:], "--wandb-dir", "pictures", *flags)
+        run = run_python(ROOT / draw[0], *flags, cwd=tmp_path, WANDB_MODE="offline")
+        assert run.returncode == 0, run.stderr
+        assert "no pictures" not in run.stdout  # although figures lie among them
+        assert bool(list(tmp_path.glob("pictures/wandb/**/*.png"))) == logged

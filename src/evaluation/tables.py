@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from src.runtime.cli import printable
+
 COLUMNS = {
     "hungarian_accuracy": "Hungarian accuracy",
     "nmi": "NMI",
@@ -58,7 +60,8 @@ def class_table(per_class: dict[str, dict[str, float]]) -> str:
     """Precision, recall and F1 of every class as aligned text."""
     rows = [["class", "precision", "recall", "F1"]]
     for name, scores in per_class.items():
-        rows.append([name, *(_number(scores[key]) for key in ("precision", "recall", "f1"))])
+        numbers = (_number(scores[key]) for key in ("precision", "recall", "f1"))
+        rows.append([printable(name), *numbers])
     return aligned(rows)
 
 

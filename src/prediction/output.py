@@ -5,6 +5,7 @@ import filecmp
 import io
 import itertools
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterable
@@ -16,7 +17,9 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from src.runtime.cli import UserError, printable
 from src.storage.artifacts import replacing
+from src.storage.output_folder import marked_as
 
 Format = Literal["table", "csv", "json"]
 
@@ -46,7 +49,7 @@ class Row:
     @property
     def caption(self) -> str:
         own = self.nearest[0]
-        return f"{own.class_name or own.cluster} {self.confidence:.2f}"
+        return f"{printable(own.class_name or str(own.cluster))} {self.confidence:.2f}"
 
 
 # --- text -------------------------------------------------------------------------------------
@@ -81,10 +84,11 @@ def line(row: Row, style: Format, path_width: int | None) -> str | None:
     if row.error:
         return None
     own = row.nearest[0]
-    name = printable(row.path) + (f" ({row.label})" if row.label else "")
+    name = printable(row.path + (f" ({row.label})" if row.label else ""))
     nearest = "  ".join(f"{near.cluster} ({near.distance:.3f})" for near in row.nearest)
     numbers = f"{row.confidence:.3f}", f"{own.distance:.3f}"
-    return _table_line(name, str(own.cluster), own.class_name or "", *numbers, path_width) + nearest
+    class_name = printable(own.class_name or "")
+    return _table_line(name, str(own.cluster), class_name, *numbers, path_width) + nearest
 
 
 def _table_line(
@@ -95,11 +99,6 @@ def _table_line(
     return (
         f"{path:<{width or 40}}  {cluster:>7}  {class_name:<12}  {confidence:>10}  {distance:>8}  "
     )
-
-
-def printable(text: str) -> str:
-    """`text` with ? for line breaks and control sequences, which file names may hold."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _fields(row: Row) -> dict:
@@ -131,6 +130,9 @@ def _csv_line(values: Iterable[object]) -> str:
 
 
 # --- pictures ---------------------------------------------------------------------------------
+
+SORTED = "pictures sorted by clustering"
+"""How the mark of a folder of sorted pictures begins; the id of the clustering follows."""
 
 
 class Montage:
@@ -187,6 +189,30 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return text
 
 
+def cluster_folder(cluster: int, class_name: str | None) -> str:
+    """The name of the folder that `sort_into` gets for a cluster."""
+    name = f"{cluster:02d}" + (f"-{class_name.replace(os.sep, '_')}" if class_name else "")
+    # The bytes are the same whatever the encoding of this process.
+    return _shortened(os.fsdecode(name.encode("utf-8", "surrogateescape")))
+
+
+def check_sorted(folder: Path, contents: str, names: set[str]) -> None:
+    """Raise UserError if `folder` holds the pictures that another clustering sorted.
+
+    Args:
+        contents: the mark of the folders that this clustering sorts pictures into.
+        names: their names; other folders without a mark do not matter.
+    """
+    for place in folder.iterdir() if folder.is_dir() else ():
+        held = marked_as(place)
+        unknown = held is None and place.name in names and any(place.iterdir())
+        if unknown or (held and held.startswith(SORTED) and held != contents):
+            raise UserError(
+                f"--sort-into {folder}: {place.name} holds {held or 'other files'}: name another "
+                "folder, or move that one away"
+            )
+
+
 def sort_into(folder: Path, picture: Path, copy: bool) -> Path:
     """Put a link to `picture`, or a copy, into `folder` and return its path.
 
@@ -198,7 +224,8 @@ def sort_into(folder: Path, picture: Path, copy: bool) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
-        name = picture.name if number == 1 else f"{picture.stem}_{number}{picture.suffix}"
+        ending = picture.suffix if number == 1 else f"_{number}{picture.suffix}"
+        name = _shortened(picture.stem, ending)
         target = folder / name
         try:
             if copy:
@@ -212,6 +239,13 @@ def sort_into(folder: Path, picture: Path, copy: bool) -> Path:
             ):
                 return target
     raise AssertionError  # the numbers never end
+
+
+def _shortened(stem: str, ending: str = "") -> str:
+    """`stem` and `ending`, with a stem that is cut so that a file can have this name."""
+    while len(os.fsencode(stem + ending)) > 255:
+        stem = stem[:-1]
+    return stem + ending
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.pictures import IMAGE_SUFFIXES, BadPicture, load_picture
+from dataset.folder import LeftOut, walk
+from dataset.pictures import BadPicture, load_picture
 
 THREADS = min(8, os.cpu_count() or 1)
 """No picture of more than 89 million pixels is decoded, so this bounds the memory too."""
 
 
-def find(names: Iterable[str], leave_out: Path | None = None) -> Iterator[Path]:
+def find(names: Iterable[str], written: list[str] | None = None) -> Iterator[Path]:
     """The pictures that `names` refer to, in a fixed order.
 
     A folder stands for every file in it and its subfolders that has a picture's suffix, except
@@ -25,31 +26,23 @@ def find(names: Iterable[str], leave_out: Path | None = None) -> Iterator[Path]:
     gives the reason if it is no picture.
 
     Args:
-        leave_out: a folder to skip, also where it is named itself, as by the shell's `*`.
+        written: receives the folders of pictures that this program wrote; they are left out, also
+            where they are named themselves, as by the shell's `*`.
     """
     for name in names:
         if not os.path.isdir(name):  # noqa: PTH112 - False for an impossible name
             yield Path(name)
-        elif Path(name).resolve() != leave_out:
-            yield from _pictures_below(Path(name), leave_out)
-
-
-def _pictures_below(path: Path, leave_out: Path | None) -> Iterator[Path]:
-    none_found = True
-    unreadable: list[Path] = []
-    for root, folders, files in os.walk(
-        path, onerror=lambda e: unreadable.append(Path(e.filename))
-    ):
-        folders[:] = sorted(
-            f for f in folders if f[0] != "." and Path(root, f).resolve() != leave_out
-        )
-        for file in sorted(files):
-            if file[0] != "." and Path(file).suffix.lower() in IMAGE_SUFFIXES:
-                none_found = False
-                yield Path(root, file)
-    if none_found and not unreadable:
-        yield path
-    yield from unreadable
+            continue
+        left_out = LeftOut()
+        none_found = True
+        for _, entry in walk(name, left_out, follow_links=False):
+            none_found = False
+            yield Path(entry.path)
+        if none_found and not (left_out.unreadable or left_out.written):
+            yield Path(name)
+        yield from map(Path, left_out.unreadable)
+        if written is not None:
+            written += left_out.written
 
 
 def decode(

@@ -35,6 +35,7 @@ from src.storage.artifacts import (
     ExtractionRecord,
     Manifest,
 )
+from src.storage.files import json_digest
 
 
 class Predictions(NamedTuple):
@@ -105,6 +106,12 @@ class Predictor:
     def extraction(self) -> ExtractionRecord:
         """The extraction's part of the manifest: checkpoint, dataset, precision."""
         return self.manifest.extraction
+
+    @property
+    def clustering_id(self) -> str:
+        """Changes with the clusters, their numbers and their names."""
+        head, classes = self.head.weights.tolist(), self.cluster_to_class.tolist()
+        return json_digest([self.extraction["id"], head, classes])
 
     @classmethod
     def load(

@@ -20,6 +20,7 @@ ENVIRONMENT_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no room
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # no permission
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),  # a file where a folder should be, or the reverse
+    errno.ENAMETOOLONG,
 }
 """Errors of the operating system that the user can fix and this code cannot."""
 
@@ -44,6 +45,7 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
     command line, and `--help` shows them.
     """
     prog = Path(sys.argv[0]).name
+    _prepare_standard_streams()
     try:
         description = sys.modules[main.__module__].__doc__ or ""
         code = main(parse(config, sys.argv[1:], prog, description)) or 0
@@ -80,10 +82,29 @@ def parse(config: type[Config], arguments: list[str], prog: str, description: st
         raise
 
 
+def printable(text: str) -> str:
+    """`text` in one line: ? for line breaks, control sequences and bytes that are no UTF-8, all of
+    which names of files may hold."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def check_seed(seed: int) -> None:
     """Raises UserError if NumPy or scikit-learn would reject the seed."""
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: it must be from 0 to {2**32 - 1}")
+
+
+def _prepare_standard_streams() -> None:
+    """Open the null device in place of closed streams; escape what standard output cannot encode,
+    as standard error does."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It gets the number that the next file would get, with what C libraries print.
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _default(config: type[Config], arguments: list[str]) -> Any:
@@ -106,7 +127,7 @@ def _first_message(box: str) -> str:
 
 
 def _complain(prog: str, message: str, code: int) -> int:
-    print(f"{prog}: error: {message}", file=sys.stderr)
+    print(printable(f"{prog}: error: {message}"), file=sys.stderr)
     return code
 
 

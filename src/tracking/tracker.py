@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from src.runtime.cli import printable
 from src.storage.artifacts import ExtractionRecord
 from src.tracking import wandb_run
 from src.tracking.wandb_run import WandbMode
@@ -132,7 +133,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
 
 def _cell(value: Any) -> str:
     if not isinstance(value, np.ndarray):
-        return f"<td>{html.escape(str(value))}</td>"
+        return f"<td>{html.escape(printable(str(value)))}</td>"
     png = io.BytesIO()
     Image.fromarray(value).save(png, "png")
     return f'<td><img src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"></td>'

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from src.runtime.cli import RunError
+from src.storage.output_folder import mark
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
@@ -69,6 +70,8 @@ def open_run(mode: WandbMode, directory: Path, options: dict[str, Any]) -> Any:
     allowed = wandb.setup().settings.mode
     if allowed == "disabled":
         raise RunError("disabled by WANDB_MODE or `wandb disabled`")
+    mark(options["dir"] / "wandb", "the files of W&B")  # among them are pictures
+    del sys.argv[1:]  # W&B logs them, and fails where a path is no UTF-8; the config has the flags
     unexpected = bool(problem) or mode == "online"
     if allowed == "online" and not (problem := problem or why_not_online(wandb)):
         try:

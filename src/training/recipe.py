@@ -25,7 +25,8 @@ class TrainConfig:
     dataset: DatasetName = "stl10"
     """Which images; digits has defaults of its own (--dataset digits --help shows them)."""
     data_dir: Path = Path("dataset")
-    """For stl10 the folder that contains stl10_binary/, for folder the folder of pictures."""
+    """For stl10 the folder that contains stl10_binary/, for folder the folder of pictures. Training
+    downloads STL-10 into the default one only."""
     checkpoint_dir: Path = Path("checkpoints")
     """Directory for checkpoints and metrics.jsonl; training resumes from the newest checkpoint."""
     train_on: tuple[SplitName, ...] = ("unlabeled", "train")

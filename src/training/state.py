@@ -12,13 +12,15 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from typing_extensions import TypedDict
 
+from dataset.folder import LeftOut, walk
 from dataset.load_dataset import Dataset, load_dataset
+from dataset.stl10 import stl10_folder, stl10_splits
 from dataset.stl10_archive import get_stl10
 from src.models.batch_norm import calibrate_batch_norm, freeze_batch_norm
 from src.models.simclr import SimCLR
 from src.models.weights import load_weights
 from src.runtime import distributed
-from src.runtime.cli import UserError, progress
+from src.runtime.cli import UserError, printable, progress
 from src.runtime.device import DTYPES, autocast, select_device, select_precision
 from src.storage import checkpoint
 from src.storage.checkpoint import BadCheckpoint, SavedState
@@ -131,6 +133,7 @@ def prepare(config: TrainConfig) -> Setup:
 def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
     """The dataset, and the names of its splits to train on."""
     if config.dataset == "stl10":
+        _check_download(config.data_dir)
         get_stl10(config.data_dir)
     dataset = load_dataset(config.dataset, config.data_dir, config.image_size, config.cache_dir)
     names = [name for name in dataset.splits if name in config.train_on]
@@ -145,8 +148,21 @@ def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
     use = f"; training on {' and '.join(names)}{note}" if config.epochs else ""
     print(f"{config.dataset}: {sizes} images{use}")
     for line in dataset.notes:
-        print(f"note: {line}")
+        print(f"note: {printable(line)}")
     return dataset, names
+
+
+def _check_download(data_dir: Path) -> None:
+    """Raise UserError where STL-10 is missing and nobody asked to download it there: in a directory
+    that the user named, or one that holds pictures."""
+    if stl10_splits(stl10_folder(data_dir)):
+        return
+    if data_dir != TrainConfig.data_dir or next(walk(str(data_dir), LeftOut()), None):
+        raise UserError(
+            f"no STL-10 images in {data_dir}: add --dataset folder to train on your own pictures "
+            "there, or download STL-10 to it with python dataset/download_dataset.py --data-dir "
+            f"{data_dir}"
+        )
 
 
 def restore_or_initialize(setup: Setup) -> TrainState:

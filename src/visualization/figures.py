@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from src.runtime.cli import printable
 from src.visualization.palette import BASE
 
 STYLE: dict[str, Any] = {
@@ -56,7 +57,9 @@ NAME_LENGTH = 20
 
 
 def shortened(names: Sequence[str]) -> list[str]:
-    return [n if len(n) <= NAME_LENGTH else n[: NAME_LENGTH - 1] + "…" for n in names]
+    return [
+        n if len(n) <= NAME_LENGTH else n[: NAME_LENGTH - 1] + "…" for n in map(printable, names)
+    ]
 
 
 def styled() -> AbstractContextManager[None]:

@@ -62,7 +62,7 @@ def write_report(
     # In one pass, so that nothing inside a slot is taken for a slot.
     text = re.sub(r"@@(\w+)@@", lambda match: slots[match[1]], template)
     with replacing(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # names need not be UTF-8
 
 
 def nearest_neighbors(x_NP: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:

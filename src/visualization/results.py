@@ -9,7 +9,7 @@ import numpy as np
 from dataset.load_dataset import Dataset, reload_dataset
 from src.clusters.confidence import margin
 from src.clusters.head import LinearHead
-from src.runtime.cli import UserError
+from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.storage.artifacts import ClusteringRecord, ExtractionRecord, Manifest
 from src.visualization.palette import cluster_colors
@@ -83,7 +83,7 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
     try:
         dataset = reload_dataset(extraction["dataset"], data_dir)
     except UserError as error:
-        print(f"note: no pictures: {error}")
+        print(f"note: no pictures: {printable(str(error))}")
         dataset = None
     return Results(
         split_names=names,
