@@ -204,7 +204,7 @@ def test_backbone_in_torchvision_and_timm_alone(
 def test_backbone_needs_no_features_and_the_lines_of_the_readme_load_it(
     features: Path, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = artifacts.recorded(features, artifacts.EXTRACTION)["checkpoint"]["file"]
+    file = Manifest(features).extraction["checkpoint"]["file"]
     run = script("src/export.py", "--backbone", "resnet18.safetensors", "--checkpoint", file)
     assert (run.returncode, run.stderr) == (0, "")
     assert "resnet18 of " in run.stdout
