@@ -46,7 +46,6 @@ from src.models.simclr import Backbone
 from src.prediction.predictor import ClusterHead, Predictor
 from src.runtime.cli import RunError, UserError, run_script
 from src.storage import artifacts
-from src.storage.checkpoint import file_digest
 
 OPSET = 18
 """PyTorch's exporter writes it without a conversion."""
@@ -116,7 +115,7 @@ def write_backbone(file: Path, config: ExportConfig) -> None:
         "image_size": str(trained.dataset["image_size"]),
         "mean": json.dumps(PIXEL_MEAN),
         "std": json.dumps(PIXEL_STD),
-        "checkpoint": file_digest(trained.file),
+        "checkpoint": trained.digest,
     }
     with artifacts.replacing(file) as temporary:
         if file.suffix == ".pt":

@@ -36,10 +36,10 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(finished: Pa
         assert first.stdout
         assert first.stdout.readline() == "locked\n"
         second = run_python(ROOT / "src/clustering.py", "--feature-dir", finished)
-        assert second.returncode == 2
-        assert "another stage is writing in " in second.stderr
-        assert len(second.stderr.strip().splitlines()) == 1
         first.kill()
+    assert second.returncode == 2
+    assert "another stage is writing in " in second.stderr
+    assert len(second.stderr.strip().splitlines()) == 1
     with artifacts.only_writer(finished):
         assert Manifest(finished).clustering["clusters"] == 10
 

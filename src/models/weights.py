@@ -1,6 +1,7 @@
 """Weights from elsewhere for a backbone: torchvision's for ImageNet, or any published file."""
 
 import argparse
+import hashlib
 import re
 import sys
 import zipfile
@@ -18,7 +19,8 @@ from src.models.batch_norm import torchvision_state
 from src.models.encoder import TrainedBackbone
 from src.models.simclr import ARCHITECTURES, Architecture, Backbone
 from src.runtime.cli import UserError
-from src.storage.checkpoint import FORMAT, file_digest
+from src.storage.checkpoint import FORMAT
+from src.storage.files import digest, open_regular, reading
 
 WeightsName = Literal["none", "imagenet"]
 Tensors = dict[str, Tensor]
@@ -71,18 +73,19 @@ def imagenet(arch: Architecture) -> Path:
     except ValueError:
         raise UserError(f"--weights imagenet: torchvision has none for --arch {arch}") from None
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
-    digest = file.stem.rpartition("-")[2]  # the first digits of its SHA-256
+    expected = file.stem.rpartition("-")[2]  # the first digits of its SHA-256
     try:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), digest, progress=sys.stderr.isatty())
+            torch.hub.download_url_to_file(url, str(file), expected, progress=sys.stderr.isatty())
     except (OSError, HTTPException, RuntimeError) as error:
         raise UserError(
             f"{url} could not be downloaded ({error}): download it on a machine with a "
             "network, and give the file to --weights"
         ) from None
-    if not file_digest(file).startswith(digest):
-        raise UserError(f"{file} is damaged: delete it to download it again")
+    with reading(file, "delete it to download it again") as stream:
+        if not digest(stream, hashlib.sha256).startswith(expected):
+            raise ValueError("its checksum is wrong")
     return file
 
 
@@ -90,7 +93,7 @@ def read(file: Path) -> Tensors:
     """The tensors in `file` by name; names in nested dictionaries are joined with dots."""
     if not file.is_file():
         raise UserError(f"--weights {file}: there is no such file")
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         start = stream.read(100)
     is_safetensors = start[8:9] == b"{"  # its header follows eight bytes that hold its length
     if not start:
