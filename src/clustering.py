@@ -264,9 +264,9 @@ def track(config: ClusteringConfig, extraction: ExtractionRecord, metrics: dict[
     with stage_tracker(config.wandb, config.wandb_dir, "clustering", config, extraction) as tracker:
         for split, scores in metrics["splits"].items():
             tracker.log(scores, f"clusters/{split}")
+        for split, scores in metrics.get("smoothed", {"splits": {}})["splits"].items():
+            tracker.log(scores, f"smoothed/{split}")
         for split, scores in used_splits(metrics).items():
-            if "smoothed" in metrics:
-                tracker.log(scores, f"smoothed/{split}")
             if "per_class" in scores:
                 rows = [[name, *values.values()] for name, values in scores["per_class"].items()]
                 columns = ["class", "precision", "recall", "f1"]

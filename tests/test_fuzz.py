@@ -353,7 +353,7 @@ READERS = {
 def test_features_and_clusters(run: Path, rounds: int) -> None:
     expected = {read: read(run / "features") for read in (cluster, predictions, shown)}
     files = [file for file in (run / "features").iterdir() if file.suffix in (".npy", ".json")]
-    assert len(files) == 17
+    assert len(files) == 19
     for file in sorted(files):
         damages = ARRAY if file.suffix == ".npy" else JSON
         for what, directory in damaged(file, damages, rounds):
