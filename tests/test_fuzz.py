@@ -343,7 +343,8 @@ def damaged(source: Path, damages: dict[str, Damage], rounds: int) -> Iterator[t
 READERS = {
     "features": (cluster,), "labels": (shown, cluster), "pca": (shown,), "clusters": (shown,),
     "mean": (predictions,), "components": (predictions,), "ratio": (shown,),
-    "centroids": (predictions, shown), "class": (predictions, shown), "metrics": (shown,),
+    "centroids": (predictions, shown), "weights": (predictions, shown),
+    "bias": (predictions, shown), "class": (predictions, shown), "metrics": (shown,),
     "manifest": (predictions, shown, cluster),
 }  # fmt: skip
 """By the last word of a file's name. Clustering is the last, as it writes."""
