@@ -1,6 +1,7 @@
 """One writer at a time in a directory of features, and readers that get one whole state."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pixel_run import extraction_part, pixel_run
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
 from src.storage.artifacts import CENTROIDS, CLUSTERING, EXTRACTION, FEATURES, LABELS, Manifest
+from src.storage.files import open_regular, write_json
 
 HOLD = """
 import sys, time
@@ -42,6 +44,28 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(finished: Pa
     assert len(second.stderr.strip().splitlines()) == 1
     with artifacts.only_writer(finished):
         assert Manifest(finished).clustering["clusters"] == 10
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    pipe, loop = tmp_path / "pipe", tmp_path / "loop"
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    for file in (pipe, loop, tmp_path, Path("/dev/zero")):
+        with pytest.raises(OSError, match=r"regular file|directory|symbolic links"):
+            open_regular(file)
+
+
+def test_only_regular_files_are_replaced_through_a_link(tmp_path: Path) -> None:
+    """As root it would otherwise replace a device of the system."""
+    pipe, file, links = tmp_path / "pipe", tmp_path / "file", [tmp_path / x for x in "abcd"]
+    os.mkfifo(pipe)
+    file.touch()
+    for link, target in zip(links, (pipe, file, tmp_path / "new", tmp_path / "d"), strict=True):
+        link.symlink_to(target)
+        write_json(link, {"a": 1})
+        assert json.loads(link.read_text()) == {"a": 1}
+    assert pipe.is_fifo()
+    assert [link.is_symlink() for link in links] == [False, True, True, False]
 
 
 def test_a_reader_never_mixes_two_states(finished: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
 import torch
-from pydantic import InstanceOf, NonNegativeInt, PositiveInt
+from pydantic import InstanceOf, JsonValue, NonNegativeInt, PositiveInt
 from torch import nn
 from typing_extensions import TypedDict
 
@@ -109,7 +109,8 @@ def load(file: Path) -> dict[str, Any]:
     try:
         with open_regular(file) as stream:
             state = _intact(file, stream)
-            if problem := misfit(state, SavedState):
+            flags = dict[str, JsonValue]
+            if problem := misfit(state, SavedState) or misfit(state["config"], flags):
                 raise BadCheckpoint(f"{file} is damaged, or of another version: {problem}")
             stream.seek(0)
             return state | {"digest": digest(stream)}

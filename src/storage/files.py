@@ -127,10 +127,11 @@ def to_json(content: Any) -> str:
 def replacing(file: Path) -> Iterator[Path]:
     """A temporary path next to `file`, flushed to disk and renamed to `file` after the block.
 
-    If the block raises, the temporary file is removed and `file` stays. A symbolic link stays a
-    link, and its target is replaced; a link to itself is replaced.
+    If the block raises, the temporary file is removed and `file` stays. A symbolic link to a file
+    stays a link, and its target is replaced; one to a device, a pipe or itself is itself replaced.
     """
-    file = Path(os.path.realpath(file))
+    target = Path(os.path.realpath(file))
+    file = target if target.is_file() or not target.exists() else file.absolute()
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(file)
     temporary.unlink(missing_ok=True)  # a killed process may have left anything there
