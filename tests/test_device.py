@@ -9,7 +9,7 @@ import torch
 
 from src.runtime import device
 from src.runtime.cli import UserError
-from src.runtime.device import can_compile, gpu_utilization, select_device
+from src.runtime.device import can_compile, gpu_utilization, select_device, select_precision
 
 
 def test_what_torch_compile_lacks_is_named(
@@ -46,3 +46,20 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="more processes here than there are GPUs: 1"):
         select_device("auto")
     assert select_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("level", "has_bf16", "expected"),
+    [
+        ("AVX512", True, torch.bfloat16),
+        ("AVX512", False, torch.float32),
+        ("AVX2", True, torch.float32),  # as with ATEN_CPU_CAPABILITY=avx2: emulated, very slow
+    ],
+)
+def test_bfloat16_where_the_processor_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, level: str, has_bf16: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+    assert select_precision("auto", torch.device("cpu")) == expected
+    assert select_precision("bf16", torch.device("cpu")) == torch.bfloat16

@@ -70,7 +70,8 @@ def select_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
         return DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
-    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
+    uses_avx512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # may be forbidden
+    if device.type == "cpu" and uses_avx512 and torch.cpu.get_capabilities().get("avx512_bf16"):
         return torch.bfloat16
     return torch.float32
 
