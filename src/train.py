@@ -35,7 +35,7 @@ from src.training.recipe import TrainConfig, flag_values
 from src.training.state import (
     Setup,
     TrainState,
-    end_warmup,
+    freeze_anew,
     prepare,
     restore_or_initialize,
     save_checkpoint,
@@ -54,7 +54,7 @@ def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> floa
 
 def loss_of(model: SimCLR, batch: Batch, config: TrainConfig, dtype: torch.dtype) -> Tensor:
     """NT-Xent of two views of every image in the batch."""
-    views = make_views(batch.images_BCSS.repeat(2, 1, 1, 1), batch.parameters)
+    views = make_views(batch.images_BCSS.repeat(2, 1, 1, 1), batch.parameters, batch.view_side)
     with autocast(views.device, dtype):
         projections_2Bd = model(views)
     return nt_xent(projections_2Bd, config.temperature)
@@ -92,11 +92,15 @@ def train(
     on_cuda = setup.device.type == "cuda"
     network: Any = distributed.wrap_ddp(state.model, setup.device)
     if config.compile == "on" or (config.compile == "auto" and on_cuda and can_compile()):
-        network = torch.compile(network)
+        network = torch.compile(network, dynamic=False)  # a graph for each size of views
     observe = None
     if distributed.is_main():
         observe = health.make_observer(setup.batches.store, setup.dataset, config, setup.dtype)
-    bar = progress(total=steps, initial=state.step, desc="training", unit="step")
+    pixels = setup.batches.pixels  # the time that steps take, in some unit
+    bar = progress(
+        total=pixels(0, steps), initial=pixels(0, state.step), desc="training",
+        bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}",
+    )  # fmt: skip
     epoch_started, first_step = time.monotonic(), state.step
 
     for batches in prefetch(setup.batches.load, range(state.step, steps)):
@@ -108,9 +112,9 @@ def train(
         )
         state.totals.add(loss, norm)
         state.step += 1
-        bar.update()
-        if state.step == setup.warmup_steps:
-            end_warmup(state, setup)
+        bar.update(pixels(state.step - 1, state.step))
+        if state.step in (setup.warmup_steps, setup.batches.low_resolution_steps):
+            freeze_anew(state, setup)
 
         epoch, into_epoch = divmod(state.step, per_epoch)
         position = {"step": state.step, "learning_rate": rate, "progress": state.step / steps}
@@ -118,17 +122,22 @@ def train(
             state.totals.check()
             measured = {"loss": loss.item(), "gpu_utilization": gpu_utilization(setup.device)}
             log({"kind": "step", "epoch": state.step / per_epoch, **position, **measured})
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+            bar.set_postfix(step=f"{state.step}/{steps}", loss=f"{loss.item():.3f}")
         if into_epoch == 0:
             state.totals.check()
             means = state.totals.means()
             if observe:
-                per_step = (time.monotonic() - epoch_started) / (state.step - first_step)
+                seconds = time.monotonic() - epoch_started
                 speed = {
-                    "images_per_second": config.images_per_step / per_step,
-                    "seconds_left": per_step * (steps - state.step),
+                    "images_per_second": config.images_per_step
+                    * (state.step - first_step)
+                    / seconds,
+                    "seconds_left": seconds
+                    * pixels(state.step, steps)
+                    / pixels(first_step, state.step),
                 }
-                measured = observe(state.model, epoch, state.step == steps)
+                view_side = setup.batches.view_side(state.step)
+                measured = observe(state.model, epoch, view_side, state.step == steps)
                 record = {"kind": "epoch", "epoch": epoch, **position, **means, **measured, **speed}
                 log(record)
                 with bar.external_write_mode():

@@ -14,13 +14,14 @@ from src.runtime import distributed
 from src.runtime.prefetch import prefetch
 from src.train import train_step
 from src.training.recipe import TrainConfig
-from src.training.state import end_warmup, prepare, restore_or_initialize
+from src.training.state import freeze_anew, prepare, restore_or_initialize
 
 STEPS = 5
 
 
 def five_steps(bn: str, dtype: torch.dtype, output: Path) -> None:
-    """With batch norm in training for the first two steps, or frozen from the start.
+    """With batch norm in training for the first two steps, or frozen from the start, and with
+    views of half the side for the first three.
 
     In float32, GELU replaces ReLU: rounding may push a ReLU over its kink, which changes a
     gradient by percents.
@@ -30,7 +31,8 @@ def five_steps(bn: str, dtype: torch.dtype, output: Path) -> None:
     ARCHITECTURES["small"] = Design(ARCHITECTURES["resnet18"].block, (2, 1), (16, 32))
     config = TrainConfig.for_dataset(
         "digits", arch="small", bn=bn, batch_size=6, accumulate=2, precision="fp32", device="cpu",
-        warmup_epochs=0, checkpoint_dir=output.parent,
+        warmup_epochs=0, low_resolution=16, low_resolution_epochs=3 / 119,
+        checkpoint_dir=output.parent,
     )  # fmt: skip
     setup = prepare(config)
     state = restore_or_initialize(setup)
@@ -47,8 +49,8 @@ def five_steps(bn: str, dtype: torch.dtype, output: Path) -> None:
         loss, _ = train_step(network, state.optimizer, state.scaler, batches, config, setup.dtype)
         losses.append(loss)
         state.step += 1
-        if state.step == 2:
-            end_warmup(state, setup)
+        if state.step in (2, setup.batches.low_resolution_steps):
+            freeze_anew(state, setup)
     if distributed.is_main():
         results = {"losses": torch.stack(losses), "gradients": gradients}
         torch.save({**results, "model": state.model.state_dict()}, output)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -78,6 +79,41 @@ def test_no_epochs_need_no_full_batch(
     assert "training on" not in text
     with pytest.raises(UserError, match="--batch-size 256 x --accumulate 1 is more than the 60"):
         main(replace(config, epochs=1))
+
+
+def test_low_resolution_first(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps of nine: batch norm is frozen after three and measured again after four."""
+    sides, watched = [], []
+    make_views, encode_all = train.make_views, health.encode_all
+
+    def noting_views(*arguments: Any) -> torch.Tensor:
+        views = make_views(*arguments)
+        sides.append(views.shape[2:])
+        return views
+
+    def noting_images(backbone: Any, images: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+        watched.append(images.shape[2:])
+        return encode_all(backbone, images, dtype)
+
+    monkeypatch.setattr(train, "make_views", noting_views)
+    monkeypatch.setattr(health, "encode_all", noting_images)
+    config = replace(
+        config, epochs=3, warmup_epochs=1, low_resolution=32, low_resolution_epochs=1.3,
+        checkpoint_every=1,
+    )  # fmt: skip
+    main(config)
+    assert sides == [(32, 32)] * 4 + [(96, 96)] * 5
+    assert watched == [(32, 32), (96, 96), (96, 96)]
+    warm, switched, last = (saved(config, epoch)["model"] for epoch in (1, 2, 3))
+    for name in (name for name in warm if "running" in name):
+        assert not torch.equal(warm[name], switched[name]), name
+        assert torch.equal(switched[name], last[name]), name
+    first = records(config, "epoch")[0]
+    seconds = 3 * 16 / first["images_per_second"]
+    pixels = 1 * 32**2 + 5 * 96**2
+    assert first["seconds_left"] == pytest.approx(seconds * pixels / (3 * 32**2))
+    main(replace(config, epochs=4))
+    assert sides[9:] == [(96, 96)] * 3
 
 
 def test_labels_change_nothing(config: TrainConfig, stl10_dir: Path, tmp_path: Path) -> None:
@@ -263,6 +299,11 @@ def test_resuming_refuses_what_would_make_another_run(
         main(replace(config, temperature=0.5))
     with pytest.raises(UserError, match=r"--precision fp32 \(now bf16\)"):
         main(replace(config, precision="bf16"))
+    older = saved(config, 1)
+    del older["config"]["low_resolution_epochs"]
+    checkpoint.save(config.checkpoint_dir / checkpoint.file_name(1), older)
+    with pytest.raises(UserError, match=r"--low-resolution-epochs 0.0 \(now 0.5\)"):
+        main(replace(config, low_resolution_epochs=0.5))
     assert main(replace(config, epochs=2)) == 0
     assert "3 of 6 steps" in capsys.readouterr().out
     with pytest.raises(UserError, match="saved after 6 steps, but --epochs 1 is only 3"):
@@ -281,6 +322,11 @@ def test_resuming_refuses_what_would_make_another_run(
         ({"views": ViewSettings(crop_min=0.0)}, "--crop-min"),
         ({"views": ViewSettings(jitter=-1)}, "--jitter must be 0 or more"),
         ({"warmup_epochs": math.nan}, "--warmup-epochs must be 0 or more"),
+        ({"low_resolution_epochs": 1.0}, "--low-resolution-epochs 1 must be below --epochs 1"),
+        (
+            {"low_resolution_epochs": 0.5, "low_resolution": 96},
+            "--low-resolution 96 must be from 2 to 95",
+        ),
         ({"seed": 2**32}, "--seed 4294967296: it must be from 0 to 4294967295"),
         ({"train_on": ("nowhere",)}, "--train-on"),
     ],

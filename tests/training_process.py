@@ -16,7 +16,8 @@ def command(data: Path, directory: Path) -> list[str]:
         "dataset": "folder", "data-dir": data, "image-size": 48, "checkpoint-dir": directory,
         "arch": "resnet18", "epochs": EPOCHS, "batch-size": 16, "checkpoint-every": 1,
         "log-every": 1, "monitor-every": 2,
-        "warmup-epochs": 1, "wandb": "disabled", "device": "cpu",
+        "warmup-epochs": 1, "low-resolution": 32, "low-resolution-epochs": 2.5,
+        "wandb": "disabled", "device": "cpu",
     }  # fmt: skip
     pairs = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
     return [str(ROOT / "src/train.py"), *pairs]

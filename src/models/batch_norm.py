@@ -42,8 +42,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 class FrozenBatchNorm2d(SyncedBatchNorm2d):
-    """Batch norm that is frozen for good after a warm-up: scale and shift keep training, the
-    running statistics never change again.
+    """Batch norm that is frozen after a warm-up: scale and shift keep training, the running
+    statistics change again only where the views change size.
 
     As the weights change, frozen statistics no longer describe the activations. The weights of the
     preceding convolution are therefore standardized in the forward pass (Qiao et al. 2019, "Weight

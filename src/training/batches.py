@@ -22,11 +22,14 @@ class ImageStore:
         device: where `gather` puts its result.
         placement: "device" copies all images there once, "stream" reads them batch by batch,
             "auto" copies them if they fill less than a third of the device's free memory.
+
+    Shape letters: S side of an image and V of a view in pixels.
     """
 
     def __init__(self, arrays: list[np.ndarray], device: torch.device, placement: Placement):
         self.arrays = arrays
         self.device = device
+        self.side = arrays[0].shape[-1]
         self.starts = np.cumsum([0] + [len(array) for array in arrays])
         self.bytes = sum(array.nbytes for array in arrays)
         if placement == "auto":
@@ -54,11 +57,12 @@ class ImageStore:
             batch.numpy()[rows] = array[indices.numpy()[rows] - self.starts[number]]
         return batch.to(self.device, non_blocking=True)
 
-    def views(self, indices: Tensor, settings: ViewSettings, rng: torch.Generator) -> Tensor:
-        """One random view of each image, normalized, (B, 3, S, S) on the device."""
-        images = self.gather(indices)
-        parameters = draw(settings, len(images), images.shape[-1], rng)
-        return make_views(images, _to_device(parameters, self.device))
+    def views(
+        self, indices: Tensor, settings: ViewSettings, view_side: int, rng: torch.Generator
+    ) -> Tensor:
+        """One random view of each image, normalized, (B, 3, V, V) on the device."""
+        parameters = draw(settings, len(indices), self.side, rng, view_side)
+        return make_views(self.gather(indices), _to_device(parameters, self.device), view_side)
 
     def _copy_all(self, block: int = 4096) -> Tensor:
         shape = (len(self), *self.arrays[0].shape[1:])
@@ -76,6 +80,7 @@ class Batch(NamedTuple):
 
     images_BCSS: Tensor
     parameters: ViewParameters
+    view_side: int
 
 
 class TrainingBatches:
@@ -83,41 +88,61 @@ class TrainingBatches:
 
     A step takes `accumulate` batches of `batch_size` images. The order of an epoch depends only on
     (seed, epoch) and the views only on (seed, step), so training can be resumed after any step.
-    The last, incomplete step of an epoch is dropped; every epoch has another order.
+    The last, incomplete step of an epoch is dropped; every epoch has another order. Through the
+    first `low_resolution_epochs` the views have `low_resolution` pixels a side, then as many as
+    the images.
     """
 
     def __init__(
-        self, store: ImageStore, settings: ViewSettings, batch_size: int, accumulate: int, seed: int
+        self,
+        store: ImageStore,
+        settings: ViewSettings,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        low_resolution: int = 0,
+        low_resolution_epochs: float = 0.0,
     ):
         self.store, self.settings, self.seed = store, settings, seed
         self.batch_size, self.accumulate = batch_size, accumulate
         # At least one: with --epochs 0, the images need not fill a step.
         self.per_epoch = max(1, len(store) // (batch_size * accumulate))
+        self.low_resolution = low_resolution
+        self.low_resolution_steps = round(low_resolution_epochs * self.per_epoch)
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def _shuffled(self, epoch: int) -> Tensor:
         rng = random_stream(self.seed, EPOCH_ORDER, epoch)
         return torch.randperm(len(self.store), generator=rng)
 
+    def view_side(self, step: int) -> int:
+        """Side in pixels of the views of a step."""
+        return self.low_resolution if step < self.low_resolution_steps else self.store.side
+
+    def pixels(self, first: int, stop: int) -> int:
+        """Pixels of one view of every step from `first` to before `stop`: what they cost."""
+        low = len(range(first, min(stop, self.low_resolution_steps)))
+        return low * self.low_resolution**2 + (stop - first - low) * self.store.side**2
+
     def load(self, step: int) -> list[Batch]:
         """The batches of a step; steps are counted from 0 over all epochs."""
         epoch, i = divmod(step, self.per_epoch)
         indices = self._order(epoch).split(self.batch_size)
-        rng = random_stream(self.seed, VIEWS, step)
+        rng, view_side = random_stream(self.seed, VIEWS, step), self.view_side(step)
         return [
-            self._batch(batch, rng)
+            self._batch(batch, view_side, rng)
             for batch in indices[i * self.accumulate : (i + 1) * self.accumulate]
         ]
 
-    def _batch(self, indices: Tensor, rng: torch.Generator) -> Batch:
+    def _batch(self, indices: Tensor, view_side: int, rng: torch.Generator) -> Batch:
         """Views are drawn for the whole batch, of which this process then takes its part."""
-        side = self.store.arrays[0].shape[-1]
-        parameters = draw(self.settings, 2 * len(indices), side, rng)
+        parameters = draw(self.settings, 2 * len(indices), self.store.side, rng, view_side)
         if distributed.size() > 1:
             rows = distributed.own_rows(2 * len(indices))
             parameters = ViewParameters(*(p[rows] if len(p) else p for p in parameters))
             indices = indices[distributed.own_part(len(indices))]
-        return Batch(self.store.gather(indices), _to_device(parameters, self.store.device))
+        images = self.store.gather(indices)
+        return Batch(images, _to_device(parameters, self.store.device), view_side)
 
 
 def _to_device(parameters: ViewParameters, device: torch.device) -> ViewParameters:

@@ -3,6 +3,7 @@
 They depend on the weights alone, so a resumed training reports the same numbers.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -83,23 +84,35 @@ def labeled_sample(dataset: Dataset, size: int, seed: int) -> Split | None:
 
 def make_observer(
     store: ImageStore, dataset: Dataset, config: TrainConfig, dtype: torch.dtype
-) -> Callable[[SimCLR, int, bool], dict[str, float]]:
-    """A function of model, epoch and whether it is the last: `probe` on views of 256 images, and
-    every `--monitor-every` epochs `accuracies` on 2,000 labeled images."""
-    rng = random_stream(config.seed, PROBE)
-    sample = torch.randperm(len(store), generator=rng)[:256]
-    views_NCSS = store.views(sample, config.views, rng)
+) -> Callable[[SimCLR, int, int, bool], dict[str, float]]:
+    """A function of model, epoch, the side of the views that the model is trained on, and whether
+    the epoch is the last: `probe` on views of 256 images, and every `--monitor-every` epochs
+    `accuracies` on 2,000 labeled images, all of that side."""
     labeled = labeled_sample(dataset, 2000, config.seed)
 
-    def observe(model: SimCLR, epoch: int, is_last: bool) -> dict[str, float]:
-        measured = probe(model, views_NCSS, dtype)
+    @functools.cache
+    def views_NCVV(view_side: int) -> Tensor:
+        rng = random_stream(config.seed, PROBE)
+        sample = torch.randperm(len(store), generator=rng)[:256]
+        return store.views(sample, config.views, view_side, rng)
+
+    def observe(model: SimCLR, epoch: int, view_side: int, is_last: bool) -> dict[str, float]:
+        measured = probe(model, views_NCVV(view_side), dtype)
         monitored = is_last or epoch % config.monitor_every == 0
         if labeled and labeled.labels is not None and monitored:
-            features = encode_all(model.backbone, labeled.images, dtype)
+            features = encode_all(model.backbone, shrunk(labeled.images, view_side), dtype)
             measured |= accuracies(features, labeled.labels, config.seed)
         return measured
 
     return observe
+
+
+def shrunk(images_NCSS: np.ndarray, side: int) -> np.ndarray:
+    """uint8 images with `side` pixels a side, antialiased; themselves if they have as many."""
+    if images_NCSS.shape[-1] == side:
+        return images_NCSS
+    small = F.interpolate(torch.from_numpy(images_NCSS), side, mode="bilinear", antialias=True)
+    return small.numpy()
 
 
 class Totals:

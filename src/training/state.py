@@ -101,7 +101,7 @@ def prepare(config: TrainConfig) -> Setup:
     # Recorded as what `auto` stands for here: resuming elsewhere must not change the precision.
     names = {value: name for name, value in DTYPES.items()}
     config = dataclasses.replace(config, precision=names[dtype])
-    torch.backends.cudnn.benchmark = not config.deterministic  # shapes never change
+    torch.backends.cudnn.benchmark = not config.deterministic  # shapes hardly change
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
         torch.use_deterministic_algorithms(True)
@@ -118,15 +118,26 @@ def prepare(config: TrainConfig) -> Setup:
             f"--batch-size {config.batch_size} must be a multiple of the "
             f"{distributed.size()} processes"
         )
+    if config.low_resolution_epochs and not 1 < config.low_resolution < store.side:
+        raise UserError(
+            f"--low-resolution {config.low_resolution} must be from 2 to {store.side - 1}: "
+            f"the images have {store.side} pixels a side"
+        )
     batches = TrainingBatches(
-        store, config.views, config.batch_size, config.accumulate, config.seed
-    )
+        store, config.views, config.batch_size, config.accumulate, config.seed,
+        config.low_resolution, config.low_resolution_epochs,
+    )  # fmt: skip
     placement = "in its memory" if store.placement == "device" else "streamed"
     processes = f"{distributed.size()} processes, the first on " if distributed.size() > 1 else ""
     print(
         f"{config.arch} on {processes}{device} in {config.precision}, "
         f"{store.bytes / 1e6:,.0f} MB of images {placement}"
     )
+    if batches.low_resolution_steps:
+        print(
+            f"views of {config.low_resolution} px for {batches.low_resolution_steps:,} steps, "
+            f"then of {store.side} px"
+        )
     return Setup(config, dataset, batches, device, dtype)
 
 
@@ -208,20 +219,24 @@ def frozen_at(step: int, setup: Setup) -> bool:
 
 
 def calibrate(state: TrainState, setup: Setup, images: int = 2048) -> None:
-    """Set the batch-norm statistics to those of views of a random sample of the images."""
+    """Set the batch-norm statistics to those of the next step's kind of views, of a random sample
+    of the images."""
     store, rng = setup.batches.store, random_stream(setup.config.seed, CALIBRATION)
+    view_side = setup.batches.view_side(state.step)
     sample = torch.randperm(len(store), generator=rng)[:images]
     parts = sample.tensor_split(-(-len(sample) // 256))  # of equal size: they weigh the same
     batches = progress(parts, desc="calibrating batch norm", unit="batch", leave=False)
-    views = (store.views(indices, setup.config.views, rng) for indices in batches)
+    views = (store.views(indices, setup.config.views, view_side, rng) for indices in batches)
     with autocast(setup.device, setup.dtype):
         calibrate_batch_norm(state.model.backbone, views)
     distributed.copy_from_main(state.model.backbone)
 
 
-def end_warmup(state: TrainState, setup: Setup) -> None:
-    """Measure the batch-norm statistics once more, and freeze them for good."""
-    if setup.config.bn == "frozen" and not setup.config.pretrained:
+def freeze_anew(state: TrainState, setup: Setup) -> None:
+    """Measure the batch-norm statistics once more and freeze them: when the warm-up ends, and when
+    the low resolution ends after it."""
+    is_frozen = setup.config.bn == "frozen" and frozen_at(state.step, setup)
+    if is_frozen and not setup.config.pretrained:
         calibrate(state, setup)
         freeze_batch_norm(state.model.backbone)
 
@@ -235,11 +250,11 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
     """
     if problem := misfit(saved, ResumableState):
         raise BadCheckpoint(f"{file} is damaged, or of another version: {problem}")
-    flags = flag_values(setup.config)
+    before = flag_values(TrainConfig()) | saved["config"]  # which may lack flags newer than it
     different = [
-        f"--{name.replace('_', '-')} {value} (now {flags[name]})"
-        for name, value in saved["config"].items()
-        if name not in FREE_TO_CHANGE and flags.get(name, value) != value
+        f"--{name.replace('_', '-')} {before[name]} (now {value})"
+        for name, value in flag_values(setup.config).items()
+        if name not in FREE_TO_CHANGE and before[name] != value
     ]
     if not different and saved["dataset"]["fingerprint"] != setup.dataset.fingerprint:
         different = [f"other images than those now in {setup.config.data_dir}"]
