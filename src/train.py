@@ -127,14 +127,11 @@ def train(
             state.totals.check()
             means = state.totals.means()
             if observe:
-                seconds = time.monotonic() - epoch_started
+                seconds, done = time.monotonic() - epoch_started, state.step - first_step
+                left = pixels(state.step, steps) / pixels(first_step, state.step)
                 speed = {
-                    "images_per_second": config.images_per_step
-                    * (state.step - first_step)
-                    / seconds,
-                    "seconds_left": seconds
-                    * pixels(state.step, steps)
-                    / pixels(first_step, state.step),
+                    "images_per_second": config.images_per_step * done / seconds,
+                    "seconds_left": seconds * left,
                 }
                 view_side = setup.batches.view_side(state.step)
                 measured = observe(state.model, epoch, view_side, state.step == steps)
