@@ -35,7 +35,8 @@ from src.training.recipe import TrainConfig, flag_values
 from src.training.state import (
     Setup,
     TrainState,
-    freeze_anew,
+    end_low_resolution,
+    end_warmup,
     prepare,
     restore_or_initialize,
     save_checkpoint,
@@ -113,8 +114,10 @@ def train(
         state.totals.add(loss, norm)
         state.step += 1
         bar.update(pixels(state.step - 1, state.step))
-        if state.step in (setup.warmup_steps, setup.batches.low_resolution_steps):
-            freeze_anew(state, setup)
+        if state.step == setup.warmup_steps:
+            end_warmup(state, setup)
+        elif state.step == setup.batches.low_resolution_steps:
+            end_low_resolution(state, setup)
 
         epoch, into_epoch = divmod(state.step, per_epoch)
         position = {"step": state.step, "learning_rate": rate, "progress": state.step / steps}

@@ -14,7 +14,7 @@ from src.runtime import distributed
 from src.runtime.prefetch import prefetch
 from src.train import train_step
 from src.training.recipe import TrainConfig
-from src.training.state import freeze_anew, prepare, restore_or_initialize
+from src.training.state import end_low_resolution, end_warmup, prepare, restore_or_initialize
 
 STEPS = 5
 
@@ -49,8 +49,10 @@ def five_steps(bn: str, dtype: torch.dtype, output: Path) -> None:
         loss, _ = train_step(network, state.optimizer, state.scaler, batches, config, setup.dtype)
         losses.append(loss)
         state.step += 1
-        if state.step in (2, setup.batches.low_resolution_steps):
-            freeze_anew(state, setup)
+        if state.step == 2:
+            end_warmup(state, setup)
+        elif state.step == setup.batches.low_resolution_steps:
+            end_low_resolution(state, setup)
     if distributed.is_main():
         results = {"losses": torch.stack(losses), "gradients": gradients}
         torch.save({**results, "model": state.model.state_dict()}, output)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field, InstanceOf, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from typing_extensions import TypedDict
 
@@ -16,7 +17,11 @@ from dataset.folder import LeftOut, walk
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.stl10 import stl10_folder, stl10_splits
 from dataset.stl10_archive import get_stl10
-from src.models.batch_norm import calibrate_batch_norm, freeze_batch_norm
+from src.models.batch_norm import (
+    calibrate_batch_norm,
+    carry_over_batch_norm,
+    freeze_batch_norm,
+)
 from src.models.simclr import SimCLR
 from src.models.weights import load_weights
 from src.runtime import distributed
@@ -219,26 +224,37 @@ def frozen_at(step: int, setup: Setup) -> bool:
 
 
 def calibrate(state: TrainState, setup: Setup, images: int = 2048) -> None:
-    """Set the batch-norm statistics to those of the next step's kind of views, of a random sample
-    of the images."""
-    store, rng = setup.batches.store, random_stream(setup.config.seed, CALIBRATION)
-    view_side = setup.batches.view_side(state.step)
-    sample = torch.randperm(len(store), generator=rng)[:images]
-    parts = sample.tensor_split(-(-len(sample) // 256))  # of equal size: they weigh the same
-    batches = progress(parts, desc="calibrating batch norm", unit="batch", leave=False)
-    views = (store.views(indices, setup.config.views, view_side, rng) for indices in batches)
+    """Set the batch-norm statistics to those of `calibration_views` for the next step."""
     with autocast(setup.device, setup.dtype):
+        views = calibration_views(setup, setup.batches.view_side(state.step), images)
         calibrate_batch_norm(state.model.backbone, views)
     distributed.copy_from_main(state.model.backbone)
 
 
-def freeze_anew(state: TrainState, setup: Setup) -> None:
-    """Measure the batch-norm statistics once more and freeze them: when the warm-up ends, and when
-    the low resolution ends after it."""
-    is_frozen = setup.config.bn == "frozen" and frozen_at(state.step, setup)
-    if is_frozen and not setup.config.pretrained:
+def calibration_views(setup: Setup, view_side: int, images: int = 2048) -> Iterator[Tensor]:
+    """Views of a random sample of the images, always the same, in parts."""
+    store, rng = setup.batches.store, random_stream(setup.config.seed, CALIBRATION)
+    sample = torch.randperm(len(store), generator=rng)[:images]
+    parts = sample.tensor_split(-(-len(sample) // 256))  # of equal size: they weigh the same
+    batches = progress(parts, desc="calibrating batch norm", unit="batch", leave=False)
+    return (store.views(indices, setup.config.views, view_side, rng) for indices in batches)
+
+
+def end_warmup(state: TrainState, setup: Setup) -> None:
+    """Measure the batch-norm statistics once more, and freeze them."""
+    if setup.config.bn == "frozen" and not setup.config.pretrained:
         calibrate(state, setup)
         freeze_batch_norm(state.model.backbone)
+
+
+def end_low_resolution(state: TrainState, setup: Setup) -> None:
+    """Fit batch-norm statistics that are frozen already to the views of the next step."""
+    if setup.config.bn == "frozen" and frozen_at(state.step, setup):
+        sides = (setup.batches.view_side(step) for step in (state.step - 1, state.step))
+        with autocast(setup.device, setup.dtype):
+            before, after = (calibration_views(setup, side) for side in sides)
+            carry_over_batch_norm(state.model.backbone, before, after)
+        distributed.copy_from_main(state.model.backbone)
 
 
 def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) -> None:
