@@ -17,11 +17,7 @@ from dataset.folder import LeftOut, walk
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.stl10 import stl10_folder, stl10_splits
 from dataset.stl10_archive import get_stl10
-from src.models.batch_norm import (
-    calibrate_batch_norm,
-    carry_over_batch_norm,
-    freeze_batch_norm,
-)
+from src.models.batch_norm import calibrate_batch_norm, carry_over_batch_norm, freeze_batch_norm
 from src.models.simclr import SimCLR
 from src.models.weights import load_weights
 from src.runtime import distributed
@@ -236,8 +232,8 @@ def calibration_views(setup: Setup, view_side: int, images: int = 2048) -> Itera
     store, rng = setup.batches.store, random_stream(setup.config.seed, CALIBRATION)
     sample = torch.randperm(len(store), generator=rng)[:images]
     parts = sample.tensor_split(-(-len(sample) // 256))  # of equal size: they weigh the same
-    batches = progress(parts, desc="calibrating batch norm", unit="batch", leave=False)
-    return (store.views(indices, setup.config.views, view_side, rng) for indices in batches)
+    for indices in progress(parts, desc="calibrating batch norm", unit="batch", leave=False):
+        yield store.views(indices, setup.config.views, view_side, rng)
 
 
 def end_warmup(state: TrainState, setup: Setup) -> None:
