@@ -115,6 +115,10 @@ def test_low_resolution_first(config: TrainConfig, monkeypatch: pytest.MonkeyPat
     assert first["seconds_left"] == pytest.approx(seconds * pixels / (3 * 32**2))
     main(replace(config, epochs=4))
     assert sides[9:] == [(96, 96)] * 3
+    other = replace(config, low_resolution_epochs=0, checkpoint_dir=config.checkpoint_dir / "full")
+    main(replace(other, epochs=0))
+    untrained, expected = (saved(c, 0)["model"] for c in (config, other))
+    assert all(torch.equal(untrained[name], expected[name]) for name in expected)
 
 
 def test_labels_change_nothing(config: TrainConfig, stl10_dir: Path, tmp_path: Path) -> None:

@@ -220,9 +220,12 @@ def frozen_at(step: int, setup: Setup) -> bool:
 
 
 def calibrate(state: TrainState, setup: Setup, images: int = 2048) -> None:
-    """Set the batch-norm statistics to those of `calibration_views` for the next step."""
+    """Set the batch-norm statistics to those of views as in the next step or, if that does not use
+    them, of views of the images' size: the untrained network is compared at that size."""
+    used = frozen_at(state.step, setup)
+    view_side = setup.batches.view_side(state.step) if used else setup.batches.store.side
     with autocast(setup.device, setup.dtype):
-        views = calibration_views(setup, setup.batches.view_side(state.step), images)
+        views = calibration_views(setup, view_side, images)
         calibrate_batch_norm(state.model.backbone, views)
     distributed.copy_from_main(state.model.backbone)
 
