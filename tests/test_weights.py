@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from dataset.load_dataset import load_dataset
 from src import train
-from src.models import weights
 from src.models.encoder import TrainedBackbone, encode
 from src.models.simclr import Backbone
 from src.models.weights import load_weights
@@ -272,7 +271,7 @@ def test_imagenet_is_downloaded_once_and_checked(
         tmp_path / f"resnet18-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
     )
     source = SimpleNamespace(DEFAULT=SimpleNamespace(url=published.as_uri()))
-    monkeypatch.setattr(weights, "get_model_weights", lambda arch: source)
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda arch: source)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     for _ in range(2):
         backbone = Backbone("resnet18", pretrained=True)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from src.storage.artifacts import HEAD_BIAS, HEAD_WEIGHTS, Manifest
@@ -54,6 +53,8 @@ def fit_head(x_NP: np.ndarray, clusters: np.ndarray, count: int) -> LinearHead:
 
     Rows are scaled together to a mean square length of 1, which fixes what its penalty C = 1 means.
     """
+    from sklearn.linear_model import LogisticRegression  # takes a second; predictions need it not
+
     present = np.unique(clusters)
     weights_KP = np.zeros((count, x_NP.shape[1]), np.float32)
     bias_K = np.full(count, NEVER, np.float32)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from src.models.batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d, conv_bn
 from src.runtime import distributed
 
 BatchNorm = Literal["frozen", "train"]
+Norm = type[FrozenBatchNorm2d] | type[SyncedBatchNorm2d]
 
 BRANCH_SCALE = 0.2
 """The last batch-norm scale of a bottleneck's residual branch at initialization (LOG.md)."""
@@ -48,10 +48,16 @@ def nt_xent(views_2Bd: Tensor, temperature: float) -> Tensor:
         return F.cross_entropy(logits, (own + len(first)) % len(candidates))
 
 
-class _BasicBlock(BasicBlock):
-    bn1: nn.BatchNorm2d
-    bn2: nn.BatchNorm2d
-    downsample: nn.Sequential | None
+class _BasicBlock(nn.Module):
+    expansion = 1
+
+    def __init__(
+        self, channels: int, width: int, stride: int, downsample: nn.Sequential | None, norm: Norm
+    ):
+        super().__init__()
+        self.conv1, self.bn1 = _conv(channels, width, 3, stride), norm(width)
+        self.conv2, self.bn2 = _conv(width, width, 3), norm(width)
+        self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(conv_bn(x, self.conv1, self.bn1), inplace=True)
@@ -59,17 +65,29 @@ class _BasicBlock(BasicBlock):
         return F.relu(y.add_(_shortcut(x, self.downsample)), inplace=True)
 
 
-class _Bottleneck(Bottleneck):
-    bn1: nn.BatchNorm2d
-    bn2: nn.BatchNorm2d
-    bn3: nn.BatchNorm2d
-    downsample: nn.Sequential | None
+class _Bottleneck(nn.Module):
+    """With the stride in the 3x3 convolution, as torchvision has it."""
+
+    expansion = 4
+
+    def __init__(
+        self, channels: int, width: int, stride: int, downsample: nn.Sequential | None, norm: Norm
+    ):
+        super().__init__()
+        self.conv1, self.bn1 = _conv(channels, width, 1), norm(width)
+        self.conv2, self.bn2 = _conv(width, width, 3, stride), norm(width)
+        self.conv3, self.bn3 = _conv(width, 4 * width, 1), norm(4 * width)
+        self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(conv_bn(x, self.conv1, self.bn1), inplace=True)
         y = F.relu(conv_bn(y, self.conv2, self.bn2), inplace=True)
         y = conv_bn(y, self.conv3, self.bn3)
         return F.relu(y.add_(_shortcut(x, self.downsample)), inplace=True)
+
+
+def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
 
 
 def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:
@@ -114,7 +132,7 @@ class Backbone(nn.Module):
         super().__init__()
         block, blocks, widths, (kernel, stride, pooling) = ARCHITECTURES[arch]
         norm = FrozenBatchNorm2d if bn == "frozen" else SyncedBatchNorm2d
-        self.conv1 = nn.Conv2d(3, widths[0], kernel, stride, kernel // 2, bias=False)
+        self.conv1 = _conv(3, widths[0], kernel, stride)
         self.bn1 = norm(widths[0])
         self.maxpool = nn.MaxPool2d(2 * pooling - 1, pooling, pooling - 1)
         self.stages = [f"layer{i + 1}" for i in range(len(blocks))]
@@ -125,8 +143,8 @@ class Backbone(nn.Module):
                 stride, out = (2 if i > 0 and j == 0 else 1), widths[i] * block.expansion
                 downsample = None
                 if stride != 1 or channels != out:
-                    downsample = nn.Sequential(conv1x1(channels, out, stride), norm(out))
-                stage.append(block(channels, widths[i], stride, downsample, norm_layer=norm))
+                    downsample = nn.Sequential(_conv(channels, out, 1, stride), norm(out))
+                stage.append(block(channels, widths[i], stride, downsample, norm))
                 channels = out
             self.add_module(name, stage)
         self.feature_dim = channels

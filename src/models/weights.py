@@ -13,7 +13,6 @@ from typing import Any, Literal
 import safetensors.torch
 import torch
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 from src.models.batch_norm import torchvision_state
 from src.models.encoder import TrainedBackbone
@@ -68,6 +67,8 @@ def load_weights(backbone: Backbone, arch: Architecture, weights: str | Path) ->
 
 def imagenet(arch: Architecture) -> Path:
     """torchvision's file in PyTorch's cache, downloaded if it is missing."""
+    from torchvision.models import get_model_weights  # takes a second
+
     try:
         url = get_model_weights(arch).DEFAULT.url  # type: ignore[attr-defined]
     except ValueError:
