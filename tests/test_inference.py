@@ -17,7 +17,7 @@ from PIL import Image
 from pixel_run import load_arrays, pixel_run
 
 from dataset.load_dataset import load_dataset
-from dataset.pictures import BadPicture
+from dataset.pictures import BadPicture, load_picture
 from src import inference
 from src.clusters.confidence import confidence, fit_scale, gaussian_scale, margin
 from src.clusters.head import LinearHead
@@ -403,6 +403,8 @@ def test_no_file_is_written_among_the_pictures(
             infer(file, feature_dir=copied, **flags)
     assert file.read_bytes() == content
     assert infer(file, montage=tmp_path / "m.png", output=file.parent / "table.csv") == 0
+    with pytest.raises(BadPicture, match="this program wrote it"):  # wherever it is moved later
+        load_picture(tmp_path / "m.png", 8)
 
 
 def test_names_as_long_as_names_can_be(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 MARK = ".simclr_output"
+"""The hidden file, and the text in a montage that has no folder of its own."""
 
 
 def mark(folder: Path, contents: str) -> None:
