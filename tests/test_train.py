@@ -263,6 +263,7 @@ def test_a_step_never_waits_for_the_device(config: TrainConfig) -> None:
     assert not waits & operations.names
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")  # PyTorch's
 def test_compiled_training_is_the_same(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
