@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from src.runtime.cli import UserError, printable
-from src.storage.artifacts import replacing
+from src.storage.files import replacing
 from src.storage.output_folder import MARK, marked_as
 
 Format = Literal["table", "csv", "json"]

@@ -13,10 +13,17 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import torch
-from pydantic import InstanceOf, JsonValue, NonNegativeInt, PositiveInt
+from pydantic import (
+    Field,
+    InstanceOf,
+    JsonValue,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from torch import nn
 from typing_extensions import TypedDict
 
@@ -58,13 +65,36 @@ class Flags(TypedDict):
 
 
 class SavedState(TypedDict):
-    """What every stage needs of a checkpoint; `src/training/state.py` adds what resuming needs."""
+    """What every stage needs of a checkpoint."""
 
     model: dict[str, InstanceOf[torch.Tensor]]
     epoch: NonNegativeInt
     config: Flags
     dataset: TrainedOn
     tracking: Tracking
+
+
+class OptimizerState(TypedDict):
+    state: dict[int, dict[str, InstanceOf[torch.Tensor]]]
+    """The moments of every parameter, by its number."""
+
+
+class ScalerState(TypedDict):
+    scale: PositiveFloat
+    growth_factor: PositiveFloat
+    backoff_factor: PositiveFloat
+    growth_interval: PositiveInt
+    _growth_tracker: NonNegativeInt
+
+
+class ResumableState(SavedState):
+    """What resuming needs of a checkpoint."""
+
+    step: NonNegativeInt
+    loss: float | None
+    optimizer: OptimizerState
+    scaler: ScalerState
+    totals: Annotated[list[float], Field(min_length=5, max_length=5)]
 
 
 class BadCheckpoint(UserError):

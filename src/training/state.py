@@ -5,13 +5,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, InstanceOf, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from typing_extensions import TypedDict
 
 from dataset.folder import LeftOut, walk
 from dataset.load_dataset import Dataset, load_dataset
@@ -24,7 +22,7 @@ from src.runtime import distributed
 from src.runtime.cli import UserError, printable, progress
 from src.runtime.device import DTYPES, autocast, select_device, select_precision
 from src.storage import checkpoint
-from src.storage.checkpoint import BadCheckpoint, SavedState
+from src.storage.checkpoint import BadCheckpoint, ResumableState
 from src.storage.files import misfit
 from src.storage.provenance import git_commit, versions
 from src.training import health
@@ -65,29 +63,6 @@ class TrainState:
     """Mean over the last complete epoch."""
     tracking: dict[str, str | None] = field(default_factory=dict)
     """Group and id of the W&B run; empty before the first checkpoint."""
-
-
-class OptimizerState(TypedDict):
-    state: dict[int, dict[str, InstanceOf[torch.Tensor]]]
-    """The moments of every parameter, by its number."""
-
-
-class ScalerState(TypedDict):
-    scale: PositiveFloat
-    growth_factor: PositiveFloat
-    backoff_factor: PositiveFloat
-    growth_interval: PositiveInt
-    _growth_tracker: NonNegativeInt
-
-
-class ResumableState(SavedState):
-    """What resuming needs of a checkpoint."""
-
-    step: NonNegativeInt
-    loss: float | None
-    optimizer: OptimizerState
-    scaler: ScalerState
-    totals: Annotated[list[float], Field(min_length=5, max_length=5)]
 
 
 def prepare(config: TrainConfig) -> Setup:

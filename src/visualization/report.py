@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from src.storage.artifacts import replacing
+from src.storage.files import replacing
 from src.storage.metrics_log import Record
 from src.visualization.palette import UNKNOWN, colors
 from src.visualization.report_sections import how_made, metrics_table, training_image
