@@ -39,6 +39,9 @@ def test_digits(script: Script, tmp_path: Path) -> None:
     for split, images in (("train", 1438), ("test", 359)):
         assert metrics["splits"][split]["images"] == images
         assert metrics["splits"][split].keys() >= EXTERNAL | INTERNAL
+    log = (tmp_path / "checkpoints/metrics.jsonl").read_text().splitlines()
+    watched = json.loads(log[-1])["knn_accuracy"]  # of the network before batch norm is folded
+    assert watched == pytest.approx(metrics["splits"]["train"]["knn_accuracy"], abs=0.003)
     pixels = metrics["baselines"]["raw_pixels"]["splits"]["train"]["hungarian_accuracy"]
     assert pixels == pytest.approx(0.77, abs=0.08)
     assert list((tmp_path / "wandb").glob("offline-run-*"))

@@ -24,6 +24,9 @@ from src.training.batches import ImageStore
 from src.training.randomness import PROBE, random_stream
 from src.training.recipe import TrainConfig
 
+WATCHED = 5_000
+"""Labeled images, at most: all of STL-10's train split, whose final k-NN accuracy is thus watched."""
+
 DIVERGED = "start over (--fresh) with a lower --learning-rate, or with --precision fp32"
 
 
@@ -58,15 +61,14 @@ def probe(model: SimCLR, views_NCSS: Tensor, dtype: torch.dtype) -> dict[str, fl
 
 
 def accuracies(features_ND: np.ndarray, labels_N: np.ndarray, seed: int) -> dict[str, float]:
-    """k-NN accuracy (the first half votes on the second) and Hungarian accuracy of K-means.
+    """k-NN accuracy, leaving one out as the clustering stage does, and Hungarian accuracy of K-means.
 
     The labels are only for monitoring; training never uses them.
     """
     unit = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True).clip(1e-12)
-    half = len(unit) // 2
     clusters = kmeans(unit, len(np.unique(labels_N)), seed=seed, restarts=3).labels_
     return {
-        "knn_accuracy": knn_accuracy(unit[:half], labels_N[:half], unit[half:], labels_N[half:]),
+        "knn_accuracy": knn_accuracy(unit, labels_N, unit, labels_N, leave_one_out=True),
         "kmeans_accuracy": hungarian_accuracy(labels_N, np.asarray(clusters)),
     }
 
@@ -77,7 +79,6 @@ def labeled_sample(dataset: Dataset, size: int, seed: int) -> Split | None:
         split = dataset.splits.get(name)
         if split is not None and split.labels is not None and len(split.images) >= 20:
             rows = np.sort(np.random.default_rng(seed).permutation(len(split.images))[:size])
-            rows = np.random.default_rng(seed).permutation(rows)
             return Split(split.images[rows], split.labels[rows])
     return None
 
@@ -87,8 +88,8 @@ def make_observer(
 ) -> Callable[[SimCLR, int, int, bool], dict[str, float]]:
     """A function of model, epoch, the side of the views that the model is trained on, and whether
     the epoch is the last: `probe` on views of 256 images, and every `--monitor-every` epochs
-    `accuracies` on 2,000 labeled images, all of that side."""
-    labeled = labeled_sample(dataset, 2000, config.seed)
+    `accuracies` on `WATCHED` labeled images, all of that side."""
+    labeled = labeled_sample(dataset, WATCHED, config.seed)
 
     @functools.cache
     def views_NCVV(view_side: int) -> Tensor:

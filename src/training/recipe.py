@@ -97,7 +97,7 @@ class TrainConfig:
     log_every: int = 100
     """Steps between logged training losses."""
     monitor_every: int = 4
-    """Epochs between k-NN and K-means accuracies on 2,000 labeled images, if there are labels."""
+    """Epochs between k-NN and K-means accuracies on 5,000 labeled images, if there are labels."""
     wandb: WandbMode = "auto"
     """Weights & Biases; auto is online if there is a key and the server answers, else offline."""
     wandb_dir: Path = Path("wandb")
