@@ -25,7 +25,7 @@ from src.training.randomness import PROBE, random_stream
 from src.training.recipe import TrainConfig
 
 WATCHED = 5_000
-"""Labeled images, at most: all of STL-10's train split, whose final k-NN accuracy is thus watched."""
+"""Labeled images, at most: all of STL-10's train split, as in the final k-NN accuracy."""
 
 DIVERGED = "start over (--fresh) with a lower --learning-rate, or with --precision fp32"
 
@@ -61,7 +61,7 @@ def probe(model: SimCLR, views_NCSS: Tensor, dtype: torch.dtype) -> dict[str, fl
 
 
 def accuracies(features_ND: np.ndarray, labels_N: np.ndarray, seed: int) -> dict[str, float]:
-    """k-NN accuracy, leaving one out as the clustering stage does, and Hungarian accuracy of K-means.
+    """k-NN accuracy, leaving one out as clustering does, and Hungarian accuracy of K-means.
 
     The labels are only for monitoring; training never uses them.
     """
