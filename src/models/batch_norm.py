@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from src.models.convolution import convolve
 from src.runtime import distributed
 
 
@@ -63,9 +64,9 @@ def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
     into the convolution, which saves a pass over the activations, forward and backward."""
     assert isinstance(bn, SyncedBatchNorm2d)
     if not bn.training:
-        return conv._conv_forward(x, *(bn.folded or fold(conv, bn)))
+        return convolve(x, conv, *(bn.folded or fold(conv, bn)))
     weight = standardized(conv.weight) if bn.standardizes else conv.weight
-    return bn(conv._conv_forward(x, weight, None))
+    return bn(convolve(x, conv, weight, None))
 
 
 def fold(conv: nn.Conv2d, bn: SyncedBatchNorm2d) -> tuple[Tensor, Tensor]:
