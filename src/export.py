@@ -13,8 +13,9 @@ L2 normalization, PCA, linear head and centroids in float32.
           confidence  float32 (N,)
           distances   float32 (N, K)
 
-The metadata hold the class names, the class of every cluster, the image size and the origin of the
-model. Before the file takes its final name, ONNX Runtime and PyTorch are compared on real images.
+The metadata hold the class names, the class and the name of every cluster, the image size and the
+origin of the model. Before the file takes its final name, ONNX Runtime and PyTorch are compared on
+real images.
 
 The second reads a checkpoint and writes all of torchvision's ResNet of that architecture but `fc`,
 as safetensors or for torch.load, by the suffix. The network expects images that are normalized as
@@ -151,10 +152,11 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
     # The exporter's notes hold local paths.
     ClearMetadataAndDocStringPass()(program.model)
     model = program.model_proto
-    recorded = predictor.extraction
+    recorded, clusters = predictor.extraction, len(predictor.cluster_to_class)
     metadata = {  # strings, as ONNX requires; lists and numbers are JSON
         "class_names": json.dumps(predictor.class_names),
         "cluster_to_class": json.dumps(predictor.cluster_to_class.tolist()),
+        "cluster_names": json.dumps([predictor.name_of(k) for k in range(clusters)]),
         "image_size": str(predictor.image_size),
         "opset": str(OPSET),
         "images": "turned upright as EXIF says, shorter side resized to image_size (bicubic, "

@@ -34,17 +34,19 @@ from src.prediction.output import (
     NearCluster,
     Row,
     check_sorted,
-    cluster_folder,
+    folders,
     header,
     line,
     sort_into,
 )
 from src.prediction.picture_stream import decode, find
 from src.prediction.predictor import Predictor
+from src.prediction.similar import SimilarPictures
 from src.runtime.cli import UserError, printable, progress, run_script
 from src.runtime.device import DeviceName, PrecisionName
 from src.storage import artifacts
 from src.storage.artifacts import DatasetRecord, ExtractionRecord
+from src.storage.files import json_digest
 from src.storage.output_folder import left_out_note, mark
 from src.tracking.tracker import stage_tracker
 from src.tracking.wandb_run import WandbMode
@@ -67,10 +69,13 @@ class InferenceConfig:
     montage_size: int = 100
     """Most pictures in the montage and in the W&B table, a random sample of all."""
     sort_into: Path | None = None
-    """Also link every picture into a folder per cluster in this one; overwrites nothing, and never
-    mixes two clusterings."""
+    """Also link every picture into a folder per cluster, or per name in names.json, in this one;
+    overwrites nothing, and never mixes two clusterings or two sets of names."""
     copy: bool = False
     """Copy with --sort-into instead of linking."""
+    neighbors: int = 0
+    """Also show this many of the data set's pictures, the most similar by the cosine of their
+    features."""
     sample: int = 20
     """Number of images in the demonstration."""
 
@@ -111,17 +116,20 @@ def main(config: InferenceConfig) -> int:
         config.feature_dir, config.checkpoint, config.device, config.precision
     )
     _check_outputs(config, predictor.extraction["dataset"])
-    contents = f"{SORTED} {predictor.clustering_id}"
+    given = predictor.given_names
+    contents = f"{SORTED} {predictor.manifest.clusters_id}"
+    contents += f" with names {json_digest(given)}" if any(given) else ""
+    sorted_into: list[str] = []
     if config.sort_into:
-        clusters = range(len(predictor.cluster_to_class))
-        names = {cluster_folder(k, predictor.class_of(k)) for k in clusters}
-        check_sorted(config.sort_into, contents, names)
+        sorted_into = folders(given, [predictor.class_of(k) for k in range(len(given))])
+        check_sorted(config.sort_into, contents, set(sorted_into))
+    similar = _similar(config, predictor) if config.neighbors else None
     pictures = _from_files(config, predictor) if config.paths else _demonstration(config, predictor)
     montage = Montage(config.montage_size)
     right = labeled = predicted = unreadable = unsorted = 0
     started = time.monotonic()
     with contextlib.closing(pictures), _output(config) as write, progress(unit="picture") as bar:
-        for row, content in _predicted(pictures, predictor, config.batch_size):
+        for row, content in _predicted(pictures, predictor, config, similar):
             write(row)
             bar.update()
             if isinstance(content, BadPicture):
@@ -130,11 +138,12 @@ def main(config: InferenceConfig) -> int:
                 continue
             predicted += 1
             labeled += row.label is not None
-            right += row.label is not None and row.label == row.nearest[0].class_name
+            right += row.label is not None and row.label == predictor.class_of(
+                row.nearest[0].cluster
+            )
             montage.add(row, content)
             if config.sort_into:
-                own = row.nearest[0]
-                folder = config.sort_into / cluster_folder(own.cluster, own.class_name)
+                folder = config.sort_into / sorted_into[row.nearest[0].cluster]
                 try:
                     mark(folder, contents)
                     sort_into(folder, Path(row.path), config.copy)
@@ -163,13 +172,13 @@ def track(config: InferenceConfig, extraction: ExtractionRecord, examples: Monta
     table = []
     for row, image_3SS in examples.tiles:
         own, confidence = row.nearest[0], f"{row.confidence:.3f}"
-        values = (own.cluster, own.class_name or "", confidence, row.label or "")
+        values = (own.cluster, own.name, confidence, row.label or "")
         table.append([image_3SS.transpose(1, 2, 0), printable(row.path), *values])
     with (
         contextlib.redirect_stdout(sys.stderr),  # standard output is for the predictions
         stage_tracker(mode, config.wandb_dir, "inference", config, extraction) as tracker,
     ):
-        columns = ["picture", "name", "cluster", "class", "confidence", "label"]
+        columns = ["picture", "path", "cluster", "name", "confidence", "label"]
         tracker.table("predictions", columns, table)
 
 
@@ -177,6 +186,8 @@ def _check(config: InferenceConfig) -> None:
     for name in ("batch_size", "sample", "montage_size"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be above 0")
+    if config.neighbors < 0:
+        raise UserError("--neighbors must be 0 or above")
     if "" in config.paths:
         raise UserError("an empty path: write . for the current folder")
     if config.json and config.csv:
@@ -226,6 +237,15 @@ def _from_files(config: InferenceConfig, predictor: Predictor) -> Generator[Pict
         tqdm.write(printable(f"note: {left_out_note(written)}"), sys.stderr)
 
 
+def _similar(config: InferenceConfig, predictor: Predictor) -> SimilarPictures:
+    dataset = None
+    try:
+        dataset = reload_dataset(predictor.extraction["dataset"], config.data_dir)
+    except UserError as error:
+        print(f"note: no names of similar pictures: {printable(str(error))}", file=sys.stderr)
+    return SimilarPictures(predictor.manifest, dataset)
+
+
 def _names(paths: tuple[str, ...]) -> Iterator[str]:
     for path in paths:
         if path != "-":
@@ -256,24 +276,33 @@ def _demonstration(config: InferenceConfig, predictor: Predictor) -> Generator[P
 
 
 def _predicted(
-    pictures: Iterator[Picture], predictor: Predictor, batch_size: int
+    pictures: Iterator[Picture],
+    predictor: Predictor,
+    config: InferenceConfig,
+    similar: SimilarPictures | None,
 ) -> Iterator[Picture]:
     """The pictures, with their predictions or errors in their rows."""
-    while batch := list(itertools.islice(pictures, batch_size)):
+    while batch := list(itertools.islice(pictures, config.batch_size)):
         images = [content for _, content in batch if not isinstance(content, BadPicture)]
-        predictions = iter(())
+        predictions = neighbors = iter(())
         if images:
-            predictions = zip(*predictor.predict_batch(np.stack(images)), strict=True)
+            features_BD = predictor.features(np.stack(images))
+            predictions = zip(*predictor.predict_features(features_BD), strict=True)
+            if similar:
+                neighbors = iter(similar.find(features_BD, config.neighbors + 1))
         for row, content in batch:
             if isinstance(content, BadPicture):
                 yield replace(row, error=str(content)), content
                 continue
             cluster, confidence, distances_K = next(predictions)
-            others = [k for k in distances_K.argsort(kind="stable") if k != cluster]
+            farther = [k for k in distances_K.argsort(kind="stable") if k != cluster]
             nearest = tuple(
-                NearCluster(int(k), predictor.class_of(k), float(distances_K[k]))
-                for k in [cluster, *others[:2]]
+                NearCluster(int(k), predictor.name_of(k), float(distances_K[k]))
+                for k in [cluster, *farther[:2]]
             )
+            # Without the picture itself, which the demonstration would show first.
+            others = [(name, value) for name, value in next(neighbors, []) if name != row.path]
+            row = replace(row, neighbors=tuple(others[: config.neighbors]))
             yield replace(row, confidence=float(confidence), nearest=nearest), content
 
 
@@ -296,7 +325,7 @@ def _output(config: InferenceConfig) -> Iterator[Callable[[Row], None]]:
             if text is not None:
                 tqdm.write(text, out)  # does not disturb the progress bar
 
-        write_line(header(config.format, width))
+        write_line(header(config.format, width, config.neighbors))
         yield lambda row: write_line(line(row, config.format, width))
 
 

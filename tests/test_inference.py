@@ -24,7 +24,7 @@ from src.clusters.head import LinearHead
 from src.inference import InferenceConfig, main
 from src.prediction.output import Montage, NearCluster, Row, cluster_folder, line, sort_into
 from src.prediction.picture_stream import decode, find
-from src.prediction.predictor import Predictions, Predictor
+from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, Manifest
@@ -264,7 +264,7 @@ def test_paths_on_standard_input_and_csv(
     for row, own, distances in zip(rows, expected.clusters, expected.distances, strict=False):
         others = [k for k in np.argsort(distances) if k != own]
         assert int(row["cluster"]) == own
-        assert row["class"] == predictor.class_of(own)
+        assert row["name"] == predictor.class_of(own)
         assert [int(row["second_cluster"]), int(row["third_cluster"])] == others[:2]
         assert float(row["third_distance"]) == pytest.approx(distances[others[1]], abs=1e-4)
 
@@ -327,7 +327,7 @@ def test_odd_names_in_table_and_montage(tmp_path: Path) -> None:
 def test_montage_is_a_uniform_sample_in_the_order_of_the_clusters() -> None:
     montage = Montage(limit=100)
     for i in range(1000):
-        near = (NearCluster(i % 3, None, 0.0),)
+        near = (NearCluster(i % 3, "a", 0.0),)
         montage.add(Row(str(i), None, i / 1000, near), np.zeros((3, 8, 8), np.uint8))
     rows = [row for row, _ in montage.tiles]
     assert len({row.path for row in rows}) == 100
@@ -433,13 +433,13 @@ def test_a_picture_that_is_gone_before_it_is_sorted_is_named(
 ) -> None:  # fmt: skip
     for i in range(3):
         save(digits["test"][i], tmp_path / "in" / f"{i}.png")
-    real = Predictor.predict_batch
+    real = Predictor.features
 
-    def then_lose_one(self: Predictor, images: np.ndarray) -> Predictions:
+    def then_lose_one(self: Predictor, images: np.ndarray) -> np.ndarray:
         (tmp_path / "in" / "1.png").unlink()
         return real(self, images)
 
-    monkeypatch.setattr(Predictor, "predict_batch", then_lose_one)
+    monkeypatch.setattr(Predictor, "features", then_lose_one)
     assert infer(tmp_path / "in", sort_into=tmp_path / "out", copy=copy) == 3
     printed = capsys.readouterr()
     assert "in/1.png: no such file or directory" in printed.err

@@ -187,7 +187,7 @@ def test_example_pictures_and_figures(pipeline: Pipeline, stl10_dir: Path) -> No
     for index, prediction in enumerate(map(json.loads, predictions)):
         picture, _, *texts = table[prediction["path"]]
         confidence = f"{prediction['confidence']:.3f}"
-        cluster, class_name = str(prediction["cluster"]), prediction["class"] or ""
+        cluster, class_name = str(prediction["cluster"]), prediction["name"]
         assert texts == [cluster, class_name, confidence, prediction["label"]]
         embedded = base64.b64decode(picture.partition("base64,")[2].rstrip('">'))
         shown = np.asarray(Image.open(io.BytesIO(embedded)))

@@ -213,6 +213,7 @@ def test_points_fill_the_map(digits: Path, names: list[str], known: bool, height
         clusters=groups,
         labels=np.where(np.arange(100) < 50, groups, -1) if known else np.full(100, -1),
         class_of_cluster=np.arange(len(names)) - 1,
+        names=[None, *names[:-1]],
         class_names=names,
     )
     with figures.styled():

@@ -27,10 +27,10 @@ Format = Literal["table", "csv", "json"]
 
 @dataclass(frozen=True)
 class NearCluster:
-    """A cluster, the class it is named after, and the distance to its centroid."""
+    """A cluster, its name, and the distance to its centroid."""
 
     cluster: int
-    class_name: str | None
+    name: str
     distance: float
 
 
@@ -46,34 +46,42 @@ class Row:
     """Its own cluster, then the two nearest others or all there are."""
     label: str | None = None
     """The true class, if known."""
+    neighbors: tuple[tuple[str, float], ...] = ()
+    """Name and similarity of the most similar pictures of the data set, if asked for."""
 
     @property
     def caption(self) -> str:
         own = self.nearest[0]
-        return f"{printable(own.class_name or str(own.cluster))} {self.confidence:.2f}"
+        return f"{printable(own.name)} {self.confidence:.2f}"
 
 
 # --- text -------------------------------------------------------------------------------------
 
 _CSV_COLUMNS = (
-    "path", "cluster", "class", "confidence", "distance",
+    "path", "cluster", "name", "confidence", "distance",
     "second_cluster", "second_distance", "third_cluster", "third_distance", "label", "error",
 )  # fmt: skip
 
 
-def header(style: Format, path_width: int | None) -> str | None:
-    """The first line, without its line break; None for JSON."""
+def header(style: Format, path_width: int | None, neighbors: int = 0) -> str | None:
+    """The first line, without its line break; None for JSON.
+
+    Args:
+        neighbors: how many a row has.
+    """
     if style == "csv":
-        return _csv_line(_CSV_COLUMNS)
+        columns = ((f"neighbor_{i}", f"similarity_{i}") for i in range(1, neighbors + 1))
+        return _csv_line([*_CSV_COLUMNS, *itertools.chain(*columns)])
     if style == "table":
-        return _table_line("picture", "cluster", "class", "confidence", "distance", path_width) + (
+        return _table_line("picture", "cluster", "name", "confidence", "distance", path_width) + (
             "own and nearest others (distance)"
         )
     return None
 
 
 def line(row: Row, style: Format, path_width: int | None) -> str | None:
-    """`row` as one line; None for an unreadable picture in a table.
+    """`row` as one line; None for an unreadable picture in a table, where its neighbors
+    take a line of their own.
 
     Args:
         path_width: columns of the path in the table, which cuts longer paths; None cuts nothing.
@@ -85,42 +93,50 @@ def line(row: Row, style: Format, path_width: int | None) -> str | None:
     if row.error:
         return None
     own = row.nearest[0]
-    name = printable(row.path + (f" ({row.label})" if row.label else ""))
+    path = printable(row.path + (f" ({row.label})" if row.label else ""))
     nearest = "  ".join(f"{near.cluster} ({near.distance:.3f})" for near in row.nearest)
+    neighbors = "  ".join(f"{printable(name)} ({value:.3f})" for name, value in row.neighbors)
+    neighbors = neighbors and f"\n    neighbors: {neighbors}"
     numbers = f"{row.confidence:.3f}", f"{own.distance:.3f}"
-    class_name = printable(own.class_name or "")
-    return _table_line(name, str(own.cluster), class_name, *numbers, path_width) + nearest
+    return (
+        _table_line(path, str(own.cluster), printable(own.name), *numbers, path_width)
+        + nearest
+        + neighbors
+    )
 
 
 def _table_line(
-    path: str, cluster: str, class_name: str, confidence: str, distance: str, width: int | None
+    path: str, cluster: str, name: str, confidence: str, distance: str, width: int | None
 ) -> str:
     if width and len(path) > width:
         path = "…" + path[len(path) - width + 1 :]
-    return (
-        f"{path:<{width or 40}}  {cluster:>7}  {class_name:<12}  {confidence:>10}  {distance:>8}  "
-    )
+    return f"{path:<{width or 40}}  {cluster:>7}  {name:<12}  {confidence:>10}  {distance:>8}  "
 
 
 def _fields(row: Row) -> dict:
     if row.error:
         return {"path": row.path, "error": row.error}
     own, *_ = nearest = [
-        {"cluster": near.cluster, "class": near.class_name, "distance": round(near.distance, 6)}
+        {"cluster": near.cluster, "name": near.name, "distance": round(near.distance, 6)}
         for near in row.nearest
     ]
     fields = {
-        "path": row.path, "cluster": own["cluster"], "class": own["class"],
+        "path": row.path, "cluster": own["cluster"], "name": own["name"],
         "confidence": round(row.confidence, 6), "distance": own["distance"], "nearest": nearest,
     }  # fmt: skip
-    return fields | ({"label": row.label} if row.label is not None else {})
+    if row.label is not None:
+        fields["label"] = row.label
+    if row.neighbors:
+        fields["neighbors"] = [{"path": p, "similarity": round(s, 6)} for p, s in row.neighbors]
+    return fields
 
 
 def _csv_values(row: Row) -> list[object]:
     fields = _fields(row)
     for place, near in zip(("second", "third"), fields.get("nearest", [])[1:], strict=False):
         fields |= {f"{place}_cluster": near["cluster"], f"{place}_distance": near["distance"]}
-    return [fields.get(column) for column in _CSV_COLUMNS]
+    neighbors = ((near["path"], near["similarity"]) for near in fields.get("neighbors", []))
+    return [*map(fields.get, _CSV_COLUMNS), *itertools.chain(*neighbors)]
 
 
 def _csv_line(values: Iterable[object]) -> str:
@@ -133,7 +149,7 @@ def _csv_line(values: Iterable[object]) -> str:
 # --- pictures ---------------------------------------------------------------------------------
 
 SORTED = "pictures sorted by clustering"
-"""How the mark of a folder of sorted pictures begins; the id of the clustering follows."""
+"""How the mark of a folder of sorted pictures begins; the clustering and its names follow."""
 
 
 class Montage:
@@ -184,7 +200,7 @@ class Montage:
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """`text` with its class name shortened until it fits; the confidence stays."""
+    """`text` with the name shortened until it fits; the confidence stays."""
     name, confidence = text.rsplit(" ", 1)
     while len(name) > 1 and font.getlength(text) > width:
         name = name[:-1]
@@ -193,14 +209,34 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def cluster_folder(cluster: int, class_name: str | None) -> str:
-    """The name of the folder that `sort_into` gets for a cluster."""
+    """The name of the folder that `sort_into` gets for a cluster without a given name."""
     name = f"{cluster:02d}" + (f"-{class_name.replace(os.sep, '_')}" if class_name else "")
     # The bytes are the same whatever the encoding of this process.
     return _shortened(os.fsdecode(name.encode("utf-8", "surrogateescape")))
 
 
+def folders(given_names: list[str | None], classes: list[str | None]) -> list[str]:
+    """The name of the folder of each cluster: clusters with the same given name share one.
+
+    Raises:
+        UserError: two names would be the same folder, also where upper case is no difference.
+    """
+    owners: dict[str, str | int] = {}
+    result = []
+    for k, (name, class_name) in enumerate(zip(given_names, classes, strict=True)):
+        folder = cluster_folder(k, class_name)
+        if name:
+            folder = name.replace(os.sep, "_")
+            folder = f"_{folder}" if folder.startswith(".") else folder  # neither hidden nor ..
+        if owners.setdefault(folder.casefold(), name or k) != (name or k):
+            raise UserError(f"--sort-into: two names need the folder {folder}: change one of them")
+        result.append(folder)
+    return result
+
+
 def check_sorted(folder: Path, contents: str, names: set[str]) -> None:
-    """Raise UserError if `folder` holds the pictures that another clustering sorted.
+    """Raise UserError if `folder` holds the pictures that another clustering sorted, or this one
+    under other names.
 
     Args:
         contents: the mark of the folders that this clustering sorts pictures into.
@@ -208,8 +244,10 @@ def check_sorted(folder: Path, contents: str, names: set[str]) -> None:
     """
     for place in folder.iterdir() if folder.is_dir() else ():
         held = marked_as(place)
-        unknown = held is None and place.name in names and any(place.iterdir())
-        if unknown or (held and held.startswith(SORTED) and held != contents):
+        if held == contents:
+            continue
+        used = place.name in names and any(place.iterdir())
+        if used or (held or "").startswith(SORTED):
             raise UserError(
                 f"--sort-into {folder}: {place.name} holds {held or 'other files'}: name another "
                 "folder, or move that one away"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dataset.pictures import BadPicture
 from src.clusters.confidence import confidence, squared_distances
 from src.clusters.head import LinearHead
+from src.clusters.names import given_names
 from src.models.encoder import TrainedBackbone, encode
 from src.models.simclr import Backbone
 from src.prediction.picture_stream import decode
@@ -35,7 +36,6 @@ from src.storage.artifacts import (
     ExtractionRecord,
     Manifest,
 )
-from src.storage.files import json_digest
 
 
 class Predictions(NamedTuple):
@@ -100,18 +100,14 @@ class Predictor:
     class_names: tuple[str, ...]
     cluster_to_class: np.ndarray
     """int64 (K,), an index into `class_names`; -1 where no class was matched."""
+    given_names: list[str | None]
+    """The name that the user gave to each of the K clusters, see `src/clusters/names.py`."""
     manifest: Manifest
 
     @property
     def extraction(self) -> ExtractionRecord:
         """The extraction's part of the manifest: checkpoint, dataset, precision."""
         return self.manifest.extraction
-
-    @property
-    def clustering_id(self) -> str:
-        """Changes with the clusters, their numbers and their names."""
-        head, classes = self.head.weights.tolist(), self.cluster_to_class.tolist()
-        return json_digest([self.extraction["id"], head, classes])
 
     @classmethod
     def load(
@@ -152,6 +148,7 @@ class Predictor:
             trained.dataset["image_size"],
             tuple(extraction["dataset"]["class_names"]),
             np.array(manifest.load(CLUSTER_TO_CLASS)),
+            given_names(manifest),
             manifest,
         )
 
@@ -182,16 +179,29 @@ class Predictor:
         parts += [self.predict_batch(np.ascontiguousarray(batch)) for batch in batches]
         return Predictions(*map(np.concatenate, zip(*parts, strict=True)))
 
-    @torch.inference_mode()
     def predict_batch(self, images_BCSS: np.ndarray) -> Predictions:
         """`predict` for images that fit on the device together."""
+        return self.predict_features(self.features(images_BCSS))
+
+    @torch.inference_mode()
+    def features(self, images_BCSS: np.ndarray) -> np.ndarray:
+        """float32 (B, D), of images that fit on the device together."""
         device = next(self.backbone.parameters()).device
-        features = encode(self.backbone, torch.from_numpy(images_BCSS).to(device), self.dtype)
-        cluster, confidence, distances = self.head(features.cpu())
+        images = torch.from_numpy(images_BCSS).to(device)
+        return encode(self.backbone, images, self.dtype).cpu().numpy()
+
+    @torch.inference_mode()
+    def predict_features(self, features_BD: np.ndarray) -> Predictions:
+        """The predictions for pictures that have these features."""
+        cluster, confidence, distances = self.head(torch.from_numpy(features_BD))
         return Predictions(cluster.numpy(), confidence.numpy(), distances.numpy())
 
+    def name_of(self, cluster: int) -> str:
+        """The name that the user gave to a cluster, else its class, else "cluster 3"."""
+        return self.given_names[cluster] or self.class_of(cluster) or f"cluster {cluster}"
+
     def class_of(self, cluster: int) -> str | None:
-        """The class that a cluster is named after; None if it has none."""
+        """The class that was matched to a cluster; None if none was."""
         class_index = self.cluster_to_class[cluster]
         return self.class_names[class_index] if class_index >= 0 else None
 

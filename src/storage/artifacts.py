@@ -82,6 +82,8 @@ METRICS = "metrics.json"
 FIGURES = "figures"
 REPORT = "report.html"
 MODEL = "model.onnx"
+NAMES = "names.json"
+"""Written by hand or by the page, so no stage records it; `clusters/names.py` checks it."""
 
 
 class CheckpointRecord(TypedDict):
@@ -172,6 +174,13 @@ class Manifest:
                 f"{CLUSTERING} again"
             )
         return part
+
+    @property
+    def clusters_id(self) -> str:
+        """Changes with the clusters, their numbers and their classes."""
+        artifacts = (HEAD_WEIGHTS, HEAD_BIAS, CLUSTER_TO_CLASS)
+        digests = [self.clustering["files"].get(artifact.file) for artifact in artifacts]
+        return json_digest([*digests, self.extraction["dataset"]["class_names"]])
 
     def load(self, artifact: Artifact, split: str = "") -> np.ndarray:
         """The array, memory-mapped and read-only."""

@@ -9,6 +9,7 @@ import numpy as np
 from dataset.load_dataset import Dataset, reload_dataset
 from src.clusters.confidence import margin
 from src.clusters.head import LinearHead
+from src.clusters.names import load_names
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.storage.artifacts import ClusteringRecord, ExtractionRecord, Manifest
@@ -30,6 +31,8 @@ class Results:
     """int64 (N,), -1 where the class is unknown."""
     class_of_cluster: np.ndarray
     """int64 (K,), -1 where a cluster has no class."""
+    names: list[str | None]
+    """Of each cluster, see `clusters/names.py`."""
     variance_ratio: np.ndarray
     """float32 (P,)."""
     class_names: list[str]
@@ -45,9 +48,8 @@ class Results:
 
     @property
     def cluster_names(self) -> list[str]:
-        """The number of each cluster, followed by its class if it has one."""
-        classes = [self.class_names[c] if c >= 0 else None for c in self.class_of_cluster]
-        return [f"{k} · {name}" if name else str(k) for k, name in enumerate(classes)]
+        """The number of each cluster, followed by its name if it has one."""
+        return [f"{k} · {name}" if name else str(k) for k, name in enumerate(self.names)]
 
     @property
     def cluster_colors(self) -> list[str]:
@@ -92,6 +94,7 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         clusters=clusters,
         labels=labels,
         class_of_cluster=manifest.load(artifacts.CLUSTER_TO_CLASS),
+        names=load_names(manifest),
         variance_ratio=manifest.load(artifacts.PCA_VARIANCE_RATIO),
         class_names=extraction["dataset"]["class_names"],
         metrics=manifest.metrics(),

@@ -1,0 +1,190 @@
+"""Names that people give to clusters, and the most similar pictures of the data set."""
+
+import csv
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finished_run import cluster, digits_run
+from PIL import Image
+
+from dataset.load_dataset import load_dataset
+from src import inference
+from src.clusters.names import given_names, load_names
+from src.export import to_onnx
+from src.inference import InferenceConfig
+from src.prediction.output import folders
+from src.prediction.predictor import Predictor
+from src.runtime.cli import UserError
+from src.storage import artifacts
+from src.storage.artifacts import Manifest
+from src.visualization.results import load_results
+
+
+@pytest.fixture
+def features(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    finished = digits_run(tmp_path_factory.getbasetemp())[0]
+    return shutil.copytree(finished, tmp_path / "features")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    for i, image in enumerate(load_dataset("digits", Path()).splits["test"].images[:40]):
+        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "in" / f"{i:02d}.png")
+    return tmp_path / "in"
+
+
+def give(features: Path, **content: object) -> None:
+    content = {"clusters": Manifest(features).clusters_id, "names": {}} | content
+    (features / "names.json").write_text(json.dumps(content))
+
+
+def infer(features: Path, *paths: Path, **flags: object) -> int:
+    config = {"feature_dir": features, "device": "cpu", "wandb": "disabled"} | flags
+    return inference.main(InferenceConfig(tuple(map(str, paths)), **config))  # type: ignore[arg-type]
+
+
+def test_given_names_in_every_output(features: Path, pictures: Path, tmp_path: Path) -> None:
+    cluster(features, clusters="12")  # so that two have no class
+    manifest = Manifest(features)
+    class_K = manifest.load(artifacts.CLUSTER_TO_CLASS)
+    unmatched = np.flatnonzero(class_K < 0).tolist()
+    expected = [str(c) if c >= 0 else f"cluster {k}" for k, c in enumerate(class_K)]
+    known = [str(c) if c >= 0 else None for c in class_K]
+    assert load_names(manifest) == known
+    assert infer(features, pictures, output=tmp_path / "before.json") == 0
+    given = {"0": " loop ", "3": "loop", str(unmatched[0]): "Ähre"}
+    give(features, names=given)
+    for key, name in given.items():
+        expected[int(key)] = name.strip()
+    assert load_names(manifest)[unmatched[1]] is None
+    assert infer(features, pictures, output=tmp_path / "after.json") == 0
+    assert infer(features, pictures, output=tmp_path / "after.csv") == 0
+    before, after = (
+        [json.loads(line) for line in (tmp_path / file).read_text().splitlines()]
+        for file in ("before.json", "after.json")
+    )
+    with (tmp_path / "after.csv").open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    for old, new, row in zip(before, after, table, strict=True):
+        assert new["name"] == row["name"] == expected[new["cluster"]]
+        for near in new["nearest"]:
+            assert near["name"] == expected[near["cluster"]]
+        rest = ("path", "cluster", "confidence", "distance")
+        assert [old[key] for key in rest] == [new[key] for key in rest]
+
+    predictor = Predictor.load(features, device="cpu", precision="fp32")
+    metadata = {entry.key: entry.value for entry in to_onnx(predictor).metadata_props}
+    assert json.loads(metadata["cluster_names"]) == expected
+    shown = load_results(features).cluster_names
+    assert shown[3] == "3 · loop"
+    assert shown[unmatched[1]] == str(unmatched[1])
+
+
+def test_pictures_are_sorted_by_name_and_other_names_are_not_mixed(
+    features: Path, pictures: Path, tmp_path: Path
+) -> None:
+    place, manifest = tmp_path / "sorted", Manifest(features)
+    assert infer(features, pictures, sort_into=place) == 0
+    plain = {folder.name: len(list(folder.glob("*.png"))) for folder in place.iterdir()}
+    give(features, names={"1": "a/b", "4": "a/b", "2": "..figures"})
+    with pytest.raises(UserError, match=r"0\d-\d holds pictures sorted by .*: name another folder"):
+        infer(features, pictures, sort_into=place)
+    for _ in range(2):
+        assert infer(features, pictures, sort_into=tmp_path / "named") == 0
+    to = {"01": "a_b", "04": "a_b", "02": "_..figures"}
+    expected = Counter()
+    for name, count in plain.items():
+        expected[to.get(name[:2], name)] += count
+    assert "a_b" in expected
+    found = {f.name: len(list(f.glob("*.png"))) for f in (tmp_path / "named").iterdir()}
+    assert found == dict(expected)
+    give(features, names={"1": "a/b"})
+    with pytest.raises(UserError, match="holds pictures sorted by"):
+        infer(features, pictures, sort_into=tmp_path / "named")
+    (features / "names.json").unlink()
+    assert infer(features, pictures, sort_into=place) == 0  # as before
+    assert given_names(manifest) == [None] * 10
+
+    (tmp_path / "own/loop").mkdir(parents=True)
+    (tmp_path / "own/loop/precious").touch()
+    give(features, names={"1": "loop"})
+    with pytest.raises(UserError, match="loop holds other files"):
+        infer(features, pictures, sort_into=tmp_path / "own")
+
+
+@pytest.mark.parametrize("names", [["a/b", "a_b"], ["Cat", "cat"], ["01-dog", None]])
+def test_two_names_never_share_a_folder(names: list[str | None]) -> None:
+    with pytest.raises(UserError, match="two names need the folder"):
+        folders(names, [None, "dog"])
+    assert folders(["b", "b"], [None, "dog"]) == ["b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"clusters": "0" * 16}, "names the clusters of another clustering .*: remove it"),
+        ({"names": {"10": "x"}}, "no cluster '10': they are 0 to 9"),
+        ({"names": {"03": "x"}}, "no cluster '03'"),
+        ({"names": {"3": " "}}, "cluster 3 is empty"),
+        ({"names": {"3": "x" * 61}}, "61 characters, more than 60"),
+        ({"names": {"3": "a\nb"}}, "another control character"),
+        ({"names": {"3": "\ud800"}}, "another control character"),
+        ({"names": {"3": 4}}, r"names\.3: input should be a valid string.*: correct it"),
+        ({"names": None}, "names: input should be a valid dictionary"),
+    ],
+)
+def test_wrong_names_are_refused_in_one_line(
+    features: Path, content: dict[str, object], message: str
+) -> None:
+    give(features, **content)
+    for load in (Predictor.load, load_results):
+        with pytest.raises(UserError, match=rf"names\.json.*{message}") as caught:
+            load(features)
+        assert "\n" not in str(caught.value)
+
+
+def test_names_outlive_the_same_clustering_and_no_other(features: Path) -> None:
+    give(features, names={"3": "loop"})
+    cluster(features)
+    assert load_names(Manifest(features))[3] == "loop"
+    cluster(features, seed=1)
+    with pytest.raises(UserError, match="of another clustering"):
+        load_names(Manifest(features))
+
+
+def test_the_most_similar_pictures_of_all_splits(
+    features: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    manifest = Manifest(features)
+    bank = np.concatenate([manifest.load(artifacts.FEATURES, s) for s in ("train", "test")])
+    unit = bank.astype(np.float64) / np.linalg.norm(bank.astype(np.float64), axis=1, keepdims=True)
+    names = [f"{s}[{i}]" for s, n in (("train", 1438), ("test", 359)) for i in range(n)]
+    similarity = unit[1438:1478] @ unit.T
+    flags = {"neighbors": 3, "batch_size": 16}
+    assert infer(features, pictures, output=tmp_path / "p.json", **flags) == 0
+    assert infer(features, pictures, output=tmp_path / "p.csv", **flags) == 0
+    rows = [
+        json.loads(line)["neighbors"] for line in (tmp_path / "p.json").read_text().split("\n")[:-1]
+    ]
+    with (tmp_path / "p.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(rows) == len(table) == 40
+    for near, row, expected in zip(rows, table, similarity, strict=True):
+        best = np.argsort(-expected)[:3]
+        assert [n["path"] for n in near] == [names[i] for i in best]
+        np.testing.assert_allclose([n["similarity"] for n in near], expected[best], atol=1e-5)
+        assert [row[f"neighbor_{i}"] for i in (1, 2, 3)] == [names[i] for i in best]
+        assert float(row["similarity_3"]) == near[2]["similarity"]
+
+    assert infer(features, neighbors=2, sample=3) == 0  # the demonstration leaves out each itself
+    lines = capsys.readouterr().out.splitlines()[-6:]
+    best = np.argsort(-(unit[1438] @ unit.T))[1:3]
+    assert lines[0].startswith("test[0]")
+    assert lines[1].split()[1::2] == [names[i] for i in best]
+    with pytest.raises(UserError, match="--neighbors"):
+        infer(features, neighbors=-1)

@@ -1,0 +1,72 @@
+"""Copies that Pillow made are found among random textures, and nothing else is."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from dataset.load_dataset import load_dataset
+from src.evaluation.near_duplicates import crossing, near_duplicates
+
+
+def textures(count: int, seed: int, side: int = 96) -> list[Image.Image]:
+    """Colored noise whose amplitude falls with the frequency, as in photographs."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None]) * side
+    noise = np.fft.fft2(rng.normal(size=(count, 3, side, side))) / np.maximum(frequency, 1) ** 1.2
+    values = np.fft.ifft2(noise).real
+    values = 128 + 45 * values / values.std(axis=(2, 3), keepdims=True)
+    return [Image.fromarray(x.transpose(1, 2, 0)) for x in values.clip(0, 255).astype(np.uint8)]
+
+
+def altered(picture: Image.Image, rng: np.random.Generator, mirrored: bool) -> Image.Image:
+    """Cropped to 95 to 100 %, half to twice the size, brighter or darker, JPEG of 30 to 90."""
+    side = picture.width * rng.uniform(0.95, 1)
+    x, y = rng.uniform(0, picture.width - side, 2)
+    pixels = round(side * 2 ** rng.uniform(-1, 1))
+    copy = picture.resize((pixels, pixels), Image.Resampling.BICUBIC, (x, y, x + side, y + side))
+    copy = ImageEnhance.Brightness(copy).enhance(rng.uniform(0.9, 1.1))
+    stream = io.BytesIO()
+    (ImageOps.mirror(copy) if mirrored else copy).save(
+        stream, "JPEG", quality=int(rng.integers(30, 91))
+    )
+    return Image.open(stream)
+
+
+def arrays(pictures: list[Image.Image], side: int = 96) -> np.ndarray:
+    images = [p.convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for p in pictures]
+    return np.stack([np.asarray(image).transpose(2, 0, 1) for image in images])
+
+
+@pytest.mark.parametrize("side", [96, 45])
+def test_altered_copies_are_found_and_nothing_else(side: int) -> None:
+    rng = np.random.default_rng(1)
+    originals = textures(150, seed=0)
+    copies = [altered(originals[i], rng, mirrored=i % 2 == 0) for i in range(20)]
+    copies += [altered(originals[0], rng, mirrored=True)]  # a group of three
+    splits = {"unlabeled": arrays(originals[:100], side), "train": arrays(originals[100:], side)}
+    splits["test"] = arrays(copies, side)
+    groups = near_duplicates(splits, block=64)
+    assert {split: len(x) for split, x in groups.items()} == {s: len(x) for s, x in splits.items()}
+    assert groups["unlabeled"].tolist() == [*range(20), *[-1] * 80]
+    assert groups["train"].tolist() == [-1] * 50
+    assert groups["test"].tolist() == [*range(20), 0]
+    assert crossing(groups) == 20
+    assert crossing({"train": np.array([0, 0, -1]), "test": np.array([1, -1, 1])}) == 0
+
+
+def test_similar_digits_are_no_copies_but_mirrored_ones_are() -> None:
+    digits = load_dataset("digits", Path()).splits["test"].images[:120]
+    assert (near_duplicates({"test": digits})["test"] == -1).all()
+    groups = near_duplicates({"train": digits, "test": digits[:3, :, :, ::-1]})
+    assert groups["test"].tolist() == groups["train"][:3].tolist() == [0, 1, 2]
+
+
+def test_pictures_of_one_color_and_a_single_picture() -> None:
+    flat = np.full((4, 3, 16, 16), 255, np.uint8)
+    flat[2:] = 7
+    assert near_duplicates({"train": flat})["train"].tolist() == [-1] * 4
+    assert near_duplicates({"train": flat[:1]})["train"].tolist() == [-1]
+    assert crossing({"train": np.array([-1])}) == 0
