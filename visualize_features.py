@@ -8,6 +8,11 @@ training log or images it leaves out what needs them, and says so. Weights & Bia
 figures; those of your own pictures only with --wandb.
 """
 
+import importlib.util
+
+if not importlib.util.find_spec("tyro"):  # a Python without the packages
+    raise SystemExit("error: run `source .venv/bin/activate` first; `make run` creates .venv")
+
 import io
 import time
 from collections.abc import Iterator

@@ -15,6 +15,11 @@ papers report. `transferred_accuracy` names the clusters once, on the split that
 on, and applies these names to the other splits, as you would without test labels.
 """
 
+import importlib.util
+
+if not importlib.util.find_spec("tyro"):  # a Python without the packages
+    raise SystemExit("error: run `source .venv/bin/activate` first; `make run` creates .venv")
+
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path

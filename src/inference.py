@@ -9,6 +9,11 @@ with. Writes a table, CSV or JSON lines, in the order of the pictures. The exit 
 picture was read, and 3 if some could not be read or sorted; each of those is named with the reason.
 """
 
+import importlib.util
+
+if not importlib.util.find_spec("tyro"):  # a Python without the packages
+    raise SystemExit("error: run `source .venv/bin/activate` first; `make run` creates .venv")
+
 import contextlib
 import errno
 import itertools
