@@ -36,7 +36,7 @@ from src.evaluation.tables import (
     COLUMNS,
     K_MEANS,
     SMOOTHED,
-    class_table,
+    class_line,
     summary_table,
     used_splits,
 )
@@ -297,8 +297,7 @@ def report(metrics: dict[str, Any]) -> None:
             print(f"note: {split}: {', '.join(undefined)} undefined with one class or one cluster")
     labeled = [split for split in splits if "per_class" in splits[split]]
     if labeled:
-        print(f"\n{labeled[-1]}, clusters matched to classes on it:")
-        print(class_table(splits[labeled[-1]]["per_class"]))
+        print(f"{labeled[-1]}, {class_line(splits[labeled[-1]]['per_class'])}")
     print(f"\n{summary_table(metrics)}\n")
     seeds = metrics.get("seeds", {})
     for key, method in (("splits", K_MEANS), ("smoothed", SMOOTHED)):
