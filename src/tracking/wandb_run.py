@@ -84,9 +84,10 @@ def open_run(mode: WandbMode, directory: Path, options: dict[str, Any]) -> Any:
                 wandb.teardown()  # else the id counts as in use
             load_wandb(directory)
     run = wandb.init(mode="offline", **options)
-    reason = f"W&B: {problem}; " if problem else "W&B: "
-    text = f"offline run in {os.path.relpath(Path(run.dir).parent)}, sync with: make sync"
-    tqdm.write(reason + text, file=sys.stderr if unexpected else sys.stdout)
+    if unexpected or options["job_type"] == "train":  # later stages need no line of their own
+        reason = f"W&B: {problem}; " if problem else "W&B: "
+        text = f"offline run in {os.path.relpath(Path(run.dir).parent)}, sync with: make sync"
+        tqdm.write(reason + text, file=sys.stderr if unexpected else sys.stdout)
     return run
 
 
