@@ -5,12 +5,14 @@ import re
 from conftest import ROOT
 
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+"""A block of code: its language and its text."""
 
 
 def blocks(language: str) -> list[str]:
     """The fenced code blocks of a language; "" stands for those of shell commands."""
-    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.DOTALL | re.MULTILINE)
-    return [block for file in DOCUMENTS for block in pattern.findall(file.read_text())]
+    found = [match for file in DOCUMENTS for match in FENCED.findall(file.read_text())]
+    return [block for name, block in found if name == language]
 
 
 def python_examples() -> list[str]:
@@ -20,9 +22,6 @@ def python_examples() -> list[str]:
 def code() -> list[str]:
     """Every line of the shell blocks, continued ones joined, and every `span` in the text."""
     lines = "\n".join(blocks("")).replace("\\\n", " ").splitlines()
-    prose = "\n".join(
-        re.sub(r"^```.*?^```", "", file.read_text(), flags=re.DOTALL | re.MULTILINE)
-        for file in DOCUMENTS
-    )
+    prose = "\n".join(FENCED.sub("", file.read_text()) for file in DOCUMENTS)
     spans = re.findall(r"`([^`]+)`", prose)
     return [*lines, *(" ".join(span.split()) for span in spans)]
