@@ -76,7 +76,7 @@ class InferenceConfig:
     mixes two clusterings."""
     copy: bool = False
     """Copy with --sort-into instead of linking."""
-    sample: int = 10
+    sample: int = 5
     """Number of images in the demonstration."""
 
     feature_dir: Path = Path("features")

@@ -4,7 +4,11 @@ import re
 
 from conftest import ROOT
 
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+# The commands in extending.md need its patches: its own test applies them.
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted(set(ROOT.glob("docs/*.md")) - {ROOT / "docs" / "extending.md"}),
+]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 """A block of code: its language and its text."""
 
