@@ -8,6 +8,11 @@ training log or images it leaves out what needs them, and says so. Weights & Bia
 figures; those of your own pictures only with --wandb.
 """
 
+import importlib.util
+
+if not importlib.util.find_spec("tyro"):  # a Python without the packages
+    raise SystemExit("error: run `source .venv/bin/activate` first; `make run` creates .venv")
+
 import io
 import time
 from collections.abc import Iterator
@@ -20,7 +25,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from src.evaluation.silhouette import silhouette_samples
-from src.evaluation.tables import summary_table, used_splits
+from src.evaluation.tables import used_splits
 from src.runtime.cli import check_seed, run_script
 from src.storage import artifacts, checkpoint
 from src.storage.metrics_log import Record, read_metrics
@@ -91,7 +96,6 @@ def main(config: VisualizeConfig) -> None:
     report = config.feature_dir / artifacts.REPORT
     write_report(report, results, records, xy_N2, TITLES[method])
 
-    print(summary_table(results.metrics))
     print(f"wrote {len(files)} figures to {folder} in {time.monotonic() - started:.0f} s")
     print(f"open {report} in a browser ({report.stat().st_size / 2**20:.1f} MB)")
 

@@ -8,6 +8,11 @@ this is run again; the archive is verified before it is unpacked, and removed af
 folder already holds images, this lists them and changes nothing.
 """
 
+import importlib.util
+
+if not importlib.util.find_spec("tyro"):  # a Python without the packages
+    raise SystemExit("error: run `source .venv/bin/activate` first; `make run` creates .venv")
+
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

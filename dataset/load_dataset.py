@@ -143,7 +143,8 @@ def _folder(
     """Splits, class names, and a digest of every file's name and size."""
     folder = find_pictures(data_dir, notes)
     decoded = {
-        split: load_pictures(pictures, size, cache_dir) for split, pictures in folder.items()
+        split: load_pictures(pictures, size, cache_dir, notes=notes)
+        for split, pictures in folder.items()
     }
     labeled = [split for split, pictures in folder.items() if pictures.labeled]
     # Of the pictures that were decoded: a class without any does not count.

@@ -54,7 +54,11 @@ class CacheRecord(TypedDict):
 
 
 def load_pictures(
-    pictures: Pictures, size: int, cache_dir: Path | None = None, workers: int | None = None
+    pictures: Pictures,
+    size: int,
+    cache_dir: Path | None = None,
+    workers: int | None = None,
+    notes: list[str] | None = None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The decoded pictures of a split.
 
@@ -64,10 +68,12 @@ def load_pictures(
         cache_dir: where the cache is written; by default in the folder of pictures.
         workers: how many processes decode; by default one per core, and only this one for a
             small folder.
+        notes: receives a line if pictures could not be decoded earlier.
 
     Returns:
         Images, uint8 (N, 3, S, S), memory-mapped, and the names of the N pictures. Pictures that
-        cannot be decoded are named on standard error and left out; N may be 0.
+        cannot be decoded are left out, and named on standard error by the call that tries them; N
+        may be 0.
 
     Raises:
         UserError: the cache cannot be written.
@@ -79,6 +85,7 @@ def load_pictures(
     stem = f"{pictures.split}_{size}px"
     pixels = folder / f"{stem}_{json_digest([PIXELS_VERSION, pictures.files])}.pixels"
     cached = _open(pixels, pictures, size)
+    is_new = cached is None
     if cached is None:
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +97,12 @@ def load_pictures(
                 cached = _open(pixels, pictures, size)
     assert cached is not None
     images, broken = cached
-    _report(pictures, broken)
+    if is_new:
+        _report(pictures, broken)
+    elif broken and notes is not None:
+        count = f"{len(broken):,} of {len(pictures.files):,} pictures of {pictures.split}"
+        record = pixels.with_suffix(".json")
+        notes.append(f"{count} cannot be read and are left out; {record} names them")
     return images, tuple(name for name, _, _ in pictures.files if name not in broken)
 
 

@@ -1,14 +1,19 @@
 """Make the README's pictures from a finished run: two figures and a screenshot of the report.
 
     python docs/make_pictures.py
+    python docs/make_pictures.py --example    # docs/example_report.html alone, from the digits
 
 Reads features/figures/ and features/report.html, which visualize_features.py writes. Writes
-docs/map.png, docs/clusters.png and docs/report.png. Needs Chromium and requirements-dev.txt.
+docs/map.png, docs/clusters.png and docs/report.png. Needs Chromium and requirements-dev.txt. The
+example needs neither: it is the page with its thumbnails in lower quality.
 """
 
+import base64
 import io
+import re
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -21,6 +26,9 @@ WIDTH, HEIGHT = 1400, 900
 """Size of the screenshot in pixels."""
 MAX_BYTES = 250_000
 """Of one picture: every clone of the repository downloads them."""
+MAX_EXAMPLE_BYTES = 500_000
+SHEET = re.compile(r'(id="sheet-\d+"[^>]*>)([^<]+)')
+"""Many thumbnails in the page, a WebP in base64."""
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -40,16 +48,21 @@ class PicturesConfig:
     """Directory of the pictures."""
     chromium: str = "chromium"
     """Command or path of the browser."""
+    example: bool = False
+    """Write the example page instead of the pictures."""
 
 
 def main(config: PicturesConfig) -> None:
+    report = existing(config.feature_dir / artifacts.REPORT)
+    if config.example:
+        write_example(report, config.output_dir / "example_report.html")
+        return
     program = shutil.which(config.chromium)
     if program is None:
         raise UserError(f"{config.chromium} was not found: name a browser with --chromium")
     for name in FIGURES:
         picture = config.feature_dir / artifacts.FIGURES / f"{name}.png"
         write(existing(picture), config.output_dir / f"{name}.png")
-    report = existing(config.feature_dir / artifacts.REPORT)
     write(screenshot(report, program), config.output_dir / "report.png")
 
 
@@ -65,6 +78,28 @@ def screenshot(report: Path, program: str) -> io.BytesIO:
         content = page.screenshot()
         browser.close()
     return io.BytesIO(content)
+
+
+def write_example(report: Path, file: Path) -> None:
+    """Write a copy with thumbnails in the best quality that `MAX_EXAMPLE_BYTES` allows."""
+    page = report.read_text(encoding="utf-8")
+    for quality in (60, 45, 30, 20, 10, 5):
+        small = SHEET.sub(partial(recoded, quality=quality), page)
+        if len(small.encode()) < MAX_EXAMPLE_BYTES:
+            break
+    else:
+        raise UserError(f"{report} stays above {MAX_EXAMPLE_BYTES:,} bytes: use the digits")
+    with artifacts.replacing(file) as temporary:
+        temporary.write_text(small, encoding="utf-8")
+    print(f"wrote {file} ({len(small.encode()) / 1000:.0f} kB, quality {quality})")
+
+
+def recoded(sheet: re.Match[str], quality: int) -> str:
+    """A match of `SHEET`, its picture encoded again."""
+    content = io.BytesIO()
+    image = Image.open(io.BytesIO(base64.b64decode(sheet[2])))
+    image.save(content, "WEBP", quality=quality, method=6)
+    return sheet[1] + base64.b64encode(content.getvalue()).decode()
 
 
 def existing(file: Path) -> Path:

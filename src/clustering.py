@@ -15,6 +15,11 @@ papers report. `transferred_accuracy` names the clusters once, on the split that
 on, and applies these names to the other splits, as you would without test labels.
 """
 
+import importlib.util
+
+if not importlib.util.find_spec("tyro"):  # a Python without the packages
+    raise SystemExit("error: run `source .venv/bin/activate` first; `make run` creates .venv")
+
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +36,7 @@ from src.evaluation.tables import (
     COLUMNS,
     K_MEANS,
     SMOOTHED,
-    class_table,
+    class_line,
     summary_table,
     used_splits,
 )
@@ -292,8 +297,7 @@ def report(metrics: dict[str, Any]) -> None:
             print(f"note: {split}: {', '.join(undefined)} undefined with one class or one cluster")
     labeled = [split for split in splits if "per_class" in splits[split]]
     if labeled:
-        print(f"\n{labeled[-1]}, clusters matched to classes on it:")
-        print(class_table(splits[labeled[-1]]["per_class"]))
+        print(f"{labeled[-1]}, {class_line(splits[labeled[-1]]['per_class'])}")
     print(f"\n{summary_table(metrics)}\n")
     seeds = metrics.get("seeds", {})
     for key, method in (("splits", K_MEANS), ("smoothed", SMOOTHED)):

@@ -22,6 +22,11 @@ as safetensors or for torch.load, by the suffix. The network expects images that
 in src/models/preprocessing.py.
 """
 
+import importlib.util
+
+if not importlib.util.find_spec("tyro"):  # a Python without the packages
+    raise SystemExit("error: run `source .venv/bin/activate` first; `make run` creates .venv")
+
 import contextlib
 import io
 import json

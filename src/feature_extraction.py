@@ -6,6 +6,11 @@ Reads checkpoints/ and the images. Writes features/{split}_features.npy and _lab
 part of features/manifest.json. The checkpoint determines dataset and architecture.
 """
 
+import importlib.util
+
+if not importlib.util.find_spec("tyro"):  # a Python without the packages
+    raise SystemExit("error: run `source .venv/bin/activate` first; `make run` creates .venv")
+
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass

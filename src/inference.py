@@ -9,6 +9,11 @@ with. Writes a table, CSV or JSON lines, in the order of the pictures. The exit 
 picture was read, and 3 if some could not be read or sorted; each of those is named with the reason.
 """
 
+import importlib.util
+
+if not importlib.util.find_spec("tyro"):  # a Python without the packages
+    raise SystemExit("error: run `source .venv/bin/activate` first; `make run` creates .venv")
+
 import contextlib
 import errno
 import itertools
@@ -76,7 +81,7 @@ class InferenceConfig:
     neighbors: int = 0
     """Also show this many of the data set's pictures, the most similar by the cosine of their
     features."""
-    sample: int = 20
+    sample: int = 5
     """Number of images in the demonstration."""
 
     feature_dir: Path = Path("features")

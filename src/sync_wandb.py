@@ -8,6 +8,11 @@ damaged one does not stop the others. W&B marks what arrived with a `*.wandb.syn
 1 when something did not arrive. Log in first, with `wandb login`, and let running runs end.
 """
 
+import importlib.util
+
+if not importlib.util.find_spec("tyro"):  # a Python without the packages
+    raise SystemExit("error: run `source .venv/bin/activate` first; `make run` creates .venv")
+
 import subprocess
 import sys
 from dataclasses import dataclass

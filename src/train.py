@@ -7,7 +7,17 @@
 Reads the images, and resumes from the newest checkpoint. Writes checkpoints/simclr_epoch_NNNN.pt
 and checkpoints/metrics.jsonl. Stop it at any time: on Ctrl-C or SIGTERM it finishes the step,
 writes a checkpoint and exits; the same command resumes from there.
+
+A line about the epoch is printed every --monitor-every epochs, and every minute in which one ends:
+loss, mean gradient norm before clipping, rank (how many dimensions the projections fill, of 128; a
+few mean collapse), speed, and with labels k-NN and K-means accuracy of 2,000 images. The file
+metrics.jsonl has all epochs.
 """
+
+import importlib.util
+
+if not importlib.util.find_spec("tyro"):  # a Python without the packages
+    raise SystemExit("error: run `source .venv/bin/activate` first; `make run` creates .venv")
 
 import math
 import secrets
@@ -43,6 +53,9 @@ from src.training.state import (
 )
 from src.training.stop_signal import StopSignal
 from src.training.views import make_views
+
+QUIET_SECONDS = 60
+"""Between the printed lines of epochs that are not monitored."""
 
 
 def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
@@ -102,7 +115,8 @@ def train(
         total=pixels(0, steps), initial=pixels(0, state.step), desc="training",
         bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}",
     )  # fmt: skip
-    epoch_started, first_step = time.monotonic(), state.step
+    epoch_started = printed = time.monotonic()
+    first_step = state.step
 
     for batches in prefetch(setup.batches.load, range(state.step, steps)):
         rate = learning_rate(state.step, steps, setup.warmup_steps, peak)
@@ -141,7 +155,11 @@ def train(
                 record = {"kind": "epoch", "epoch": epoch, **position, **means, **measured, **speed}
                 log(record)
                 with bar.external_write_mode():
-                    report(record, config, state.model.projection_dim)
+                    is_monitored = epoch % config.monitor_every == 0 or state.step == steps
+                    if is_monitored or time.monotonic() - printed > QUIET_SECONDS:
+                        print(epoch_line(record, config.epochs), flush=True)
+                        printed = time.monotonic()
+                    warn_of_collapse(record, config, state.model.projection_dim)
             state.loss = means["loss"]
             state.totals.reset()
             epoch_started, first_step = time.monotonic(), state.step
@@ -157,11 +175,10 @@ def train(
     return 0
 
 
-def report(record: dict[str, Any], config: TrainConfig, projection_dim: int) -> None:
-    """Print the epoch in one line, and a warning if the training has collapsed."""
+def epoch_line(record: dict[str, Any], epochs: int) -> str:
     loss = "  -  " if record["loss"] is None else f"{record['loss']:.3f}"
     line = (
-        f"epoch {record['epoch']:>3}/{config.epochs}  loss {loss}  "
+        f"epoch {record['epoch']:>3}/{epochs}  loss {loss}  "
         f"gradient {record['gradient_norm'] or 0:.2f}  "
         f"rank {record['projection_rank']:.0f}  {record['images_per_second']:,.0f} images/s  "
         f"{record['seconds_left'] / 60:.0f} min left"
@@ -169,7 +186,10 @@ def report(record: dict[str, Any], config: TrainConfig, projection_dim: int) -> 
     if "knn_accuracy" in record:
         knn, kmeans = record["knn_accuracy"], record["kmeans_accuracy"]
         line += f"  k-NN {knn:.1%}  K-means {kmeans:.1%}"
-    print(line, flush=True)
+    return line
+
+
+def warn_of_collapse(record: dict[str, Any], config: TrainConfig, projection_dim: int) -> None:
     if record["epoch"] > config.warmup_epochs:
         warning = health.collapse(record, config.batch_size, projection_dim)
         if warning:

@@ -15,7 +15,7 @@ from src.evaluation.metrics import (
     majority_match,
 )
 from src.evaluation.silhouette import silhouette_samples
-from src.evaluation.tables import summary_table
+from src.evaluation.tables import class_line, summary_table
 
 
 @pytest.mark.parametrize(("classes", "n_clusters"), [(4, 4), (3, 5), (5, 3)])
@@ -150,3 +150,11 @@ def test_summary_table_lines_up_and_names_both_protocols() -> None:
     assert rows[5].startswith("raw pixels K-means test")
     assert len({len(line) for line in lines[:8]}) == 1
     assert "named on train, test has an accuracy of 0.600" in lines[-1]
+
+
+def test_class_line_begins_with_the_worst_and_ends_after_ten() -> None:
+    scores = {f"class {i}": {"f1": 1 - i / 100, "recall": 0.0} for i in range(12)}
+    line = class_line(scores)
+    assert line.startswith("F1 of each class, worst first: class 11 0.890, class 10 0.900, ")
+    assert line.endswith("class 2 0.980, 2 more in metrics.json")
+    assert "more" not in class_line({"a": {"f1": 0.5}})

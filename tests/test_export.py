@@ -1,5 +1,4 @@
 import json
-import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -13,6 +12,7 @@ import timm
 import torch
 import torchvision
 from conftest import ROOT, Script, run_python
+from documentation import python_examples
 from finished_run import cluster as run_clustering
 from finished_run import digits_run, write_checkpoint
 from PIL import Image
@@ -89,11 +89,10 @@ def test_one_clean_file_with_its_metadata(features: Path, file: Path) -> None:
     assert kinds["BatchNormalization"] == kinds["Mul"] == 0  # folded into the convolutions
 
 
-def test_the_example_of_the_readme(
+def test_the_example_of_the_documentation(
     features: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (example,) = (block for block in blocks if "onnxruntime" in block)
+    (example,) = (block for block in python_examples() if "onnxruntime" in block)
     digits = load_dataset("digits", Path()).splits["test"].images
     row = np.concatenate([image.transpose(1, 2, 0) for image in digits[:3]], axis=1)
     Image.fromarray(row).save(tmp_path / "photo.jpg")  # 96 x 32, the second is in the center
@@ -201,7 +200,7 @@ def test_backbone_in_torchvision_and_timm_alone(
         assert error.max() < 1e-4
 
 
-def test_backbone_needs_no_features_and_the_lines_of_the_readme_load_it(
+def test_backbone_needs_no_features_and_the_lines_of_the_documentation_load_it(
     features: Path, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = Manifest(features).extraction["checkpoint"]["file"]
@@ -209,13 +208,10 @@ def test_backbone_needs_no_features_and_the_lines_of_the_readme_load_it(
     assert (run.returncode, run.stderr) == (0, "")
     assert "resnet18 of " in run.stdout
     assert not (tmp_path / "features").exists()
-    text = (ROOT / "README.md").read_text().replace("resnet50", "resnet18")
-    (example,) = (
-        b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "torchvision" in b
-    )
+    (example,) = (block for block in python_examples() if "torchvision" in block)
     monkeypatch.chdir(tmp_path)
     variables: dict[str, Any] = {}
-    exec(example, variables)
+    exec(example.replace("resnet50", "resnet18"), variables)
     own = TrainedBackbone.load(Path(file), tmp_path, torch.device("cpu")).backbone
     assert torch.equal(variables["network"].bn1.running_var, own.bn1.running_var)
 

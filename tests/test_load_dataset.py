@@ -1,5 +1,6 @@
 """STL-10 by its shapes, folders of pictures and their cache, and the fingerprint of both."""
 
+import json
 import os
 import re
 import shutil
@@ -427,7 +428,7 @@ def test_broken_pictures_are_named_and_left_out(
     (tmp_path / "train" / "dog" / "51.png").write_bytes(whole[: len(whole) // 2])
     good = [level for level in range(100) if level not in (2, 51, 98)]
     order = sorted(good, key=lambda level: (level % 2, level))
-    for _ in range(2):
+    for is_first in (True, False):
         dataset = load(tmp_path)
         train = dataset.splits["train"]
         np.testing.assert_array_equal(train.images, expected(*order))
@@ -435,10 +436,17 @@ def test_broken_pictures_are_named_and_left_out(
         assert [int(Path(name).stem) for name in train.names or ()] == order
         lines = capsys.readouterr().err.splitlines()
         left_out = [line for line in lines if line.startswith("left out")]
-        assert [re.findall(r"/(..)\.png: (\w+)", line) for line in left_out] == [
-            [("02", "empty")], [("98", "not")], [("51", "damaged")]
-        ]  # fmt: skip
-    assert len(decoded) == 100  # the second time they are named from the cache
+        named = [re.findall(r"/(..)\.png: (\w+)", line) for line in left_out]
+        if is_first:
+            assert named == [[("02", "empty")], [("98", "not")], [("51", "damaged")]]
+            assert dataset.notes == ()
+        else:
+            (note,) = dataset.notes
+            assert named == []
+            assert note.startswith("3 of 100 pictures of train cannot be read")
+            record = Path(note.split("; ")[1].removesuffix(" names them"))
+            assert len(json.loads(record.read_text())["broken"]) == 3
+    assert len(decoded) == 100
 
 
 def test_many_broken_pictures_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,7 +1,9 @@
 """The report in a real headless Chromium, against the `.npy` files and the images."""
 
+import base64
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,6 +141,21 @@ def test_readme_pictures(script: Script, digits: Path, program: str, tmp_path: P
     run = script("docs/make_pictures.py", "--feature-dir", tmp_path, *flags)
     assert run.returncode == 2
     assert "run python visualize_features.py first" in run.stderr
+
+
+def test_the_example_is_the_page_with_smaller_pictures(
+    script: Script, digits: Path, tmp_path: Path
+) -> None:
+    flags = ("--feature-dir", digits, "--output-dir", tmp_path, "--example")
+    run = script("docs/make_pictures.py", *flags)
+    assert run.returncode == 0, run.stderr
+    whole, example = (digits / "report.html", tmp_path / "example_report.html")
+    assert example.stat().st_size < 500_000
+    pages = [file.read_text(encoding="utf-8") for file in (whole, example)]
+    sheet = re.compile(r'(?<=id="sheet-0" data-type="">)[^<]+')
+    assert len({sheet.sub("", page) for page in pages}) == 1
+    sizes = [Image.open(io.BytesIO(base64.b64decode(sheet.findall(p)[0]))).size for p in pages]
+    assert sizes[0] == sizes[1]
 
 
 def test_it_shows_every_point(report: Report) -> None:

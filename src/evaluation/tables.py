@@ -56,13 +56,12 @@ def used_splits(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return metrics.get("smoothed", metrics)["splits"]
 
 
-def class_table(per_class: dict[str, dict[str, float]]) -> str:
-    """Precision, recall and F1 of every class as aligned text."""
-    rows = [["class", "precision", "recall", "F1"]]
-    for name, scores in per_class.items():
-        numbers = (_number(scores[key]) for key in ("precision", "recall", "f1"))
-        rows.append([printable(name), *numbers])
-    return aligned(rows)
+def class_line(per_class: dict[str, dict[str, float]]) -> str:
+    """F1 of every class, or of the 10 worst, in one line."""
+    worst = sorted(per_class, key=lambda name: per_class[name]["f1"])
+    f1 = ", ".join(f"{printable(name)} {_number(per_class[name]['f1'])}" for name in worst[:10])
+    more = f", {len(worst) - 10:,} more in metrics.json" if len(worst) > 10 else ""
+    return f"F1 of each class, worst first: {f1}{more}"
 
 
 def aligned(rows: list[list[str]], left: int = 1) -> str:

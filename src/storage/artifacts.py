@@ -38,8 +38,11 @@ from src.storage.files import (
 DatasetName = Literal["stl10", "digits", "folder"]
 SPLITS = ("unlabeled", "train", "test")
 
+TRAINING = "src/train.py"
 EXTRACTION = "src/feature_extraction.py"
 CLUSTERING = "src/clustering.py"
+
+NO_FEATURES = f"run python {TRAINING}, then python {EXTRACTION}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class Manifest:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._parts = read_json(directory / MANIFEST, f"run python {EXTRACTION} first")
+        self._parts = read_json(directory / MANIFEST, NO_FEATURES)
 
     @cached_property
     def extraction(self) -> ExtractionRecord:
@@ -308,7 +311,7 @@ def writing(directory: Path, stage: str) -> Iterator[Stage]:
 def only_writer(directory: Path) -> Iterator[None]:
     """Raises UserError if another process is in such a block, or `directory` does not exist."""
     if not directory.is_dir():
-        raise UserError(f"there is no {directory}: run python {EXTRACTION} first")
+        raise UserError(f"there is no {directory}: {NO_FEATURES}")
     with locked(
         directory,
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",

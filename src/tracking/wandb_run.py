@@ -60,7 +60,7 @@ def load_wandb(directory: Path, mode: WandbMode = "auto") -> tuple[ModuleType, s
 
 def open_run(mode: WandbMode, directory: Path, options: dict[str, Any]) -> Any:
     """What `wandb.init` returns for `options`, offline where online cannot be; prints where the
-    run is. Raises RunError and whatever W&B raises."""
+    run is. None if W&B is disabled. Raises RunError and whatever W&B raises."""
     directory.mkdir(parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK):  # W&B would quietly use the system's temporary one
         raise RunError(f"{directory} is not writable; nothing is recorded")
@@ -68,8 +68,8 @@ def open_run(mode: WandbMode, directory: Path, options: dict[str, Any]) -> Any:
     options["dir"] = directory.parent if directory.name == "wandb" else directory
     options["project"] = os.environ.get("WANDB_PROJECT", "simclr-clusters")
     allowed = wandb.setup().settings.mode
-    if allowed == "disabled":
-        raise RunError("disabled by WANDB_MODE or `wandb disabled`")
+    if allowed == "disabled":  # the user said so, by WANDB_MODE or `wandb disabled`
+        return None
     mark(options["dir"] / "wandb", "the files of W&B")  # among them are pictures
     del sys.argv[1:]  # W&B logs them, and fails where a path is no UTF-8; the config has the flags
     unexpected = bool(problem) or mode == "online"
@@ -84,9 +84,10 @@ def open_run(mode: WandbMode, directory: Path, options: dict[str, Any]) -> Any:
                 wandb.teardown()  # else the id counts as in use
             load_wandb(directory)
     run = wandb.init(mode="offline", **options)
-    reason = f"W&B: {problem}; " if problem else "W&B: "
-    text = f"offline run in {os.path.relpath(Path(run.dir).parent)}, sync with: make sync"
-    tqdm.write(reason + text, file=sys.stderr if unexpected else sys.stdout)
+    if unexpected or options["job_type"] == "train":  # later stages need no line of their own
+        reason = f"W&B: {problem}; " if problem else "W&B: "
+        text = f"offline run in {os.path.relpath(Path(run.dir).parent)}, sync with: make sync"
+        tqdm.write(reason + text, file=sys.stderr if unexpected else sys.stdout)
     return run
 
 

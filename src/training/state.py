@@ -103,11 +103,11 @@ def prepare(config: TrainConfig) -> Setup:
         store, config.views, config.batch_size, config.accumulate, config.seed,
         config.low_resolution, config.low_resolution_epochs,
     )  # fmt: skip
-    placement = "in its memory" if store.placement == "device" else "streamed"
+    placement = "held in its memory" if store.placement == "device" else "read batch by batch"
     processes = f"{distributed.size()} processes, the first on " if distributed.size() > 1 else ""
     print(
         f"{config.arch} on {processes}{device} in {config.precision}, "
-        f"{store.bytes / 1e6:,.0f} MB of images {placement}"
+        f"{store.bytes / 1e6:,.0f} MB of images, {placement}"
     )
     if batches.low_resolution_steps:
         print(
