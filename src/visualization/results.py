@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import pairwise_distances_argmin_min
 
 from dataset.load_dataset import Dataset, reload_dataset
-from src.clusters.confidence import margin
+from src.clusters.confidence import confidence, margin
 from src.clusters.head import LinearHead
-from src.clusters.names import load_names
+from src.clusters.names import given_names, load_names
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.storage.artifacts import ClusteringRecord, ExtractionRecord, Manifest
@@ -33,6 +34,9 @@ class Results:
     """int64 (K,), -1 where a cluster has no class."""
     names: list[str | None]
     """Of each cluster, see `clusters/names.py`."""
+    given_names: list[str | None]
+    """Those of names.json alone."""
+    clusters_id: str
     variance_ratio: np.ndarray
     """float32 (P,)."""
     class_names: list[str]
@@ -41,19 +45,34 @@ class Results:
     clustering: ClusteringRecord
     distance: np.ndarray
     """float32 (N,), from each image to the centroid of its cluster."""
-    margin: np.ndarray
-    """float32 (N,), from 0 on the border to another cluster to 1, see `clusters/confidence.py`."""
+    certainty: np.ndarray
+    """float32 (N,), `clusters/confidence.py` has both: confidence with labels, else the margin."""
+    certainty_name: str
+    """What it is."""
+    unusual: np.ndarray | None
+    """bool (N,), farther from every centroid than nearly all; None where the clustering recorded no
+    distance for it."""
     dataset: Dataset | None
     """The images; None where they are missing."""
+    picture_dir: Path
+    """The directory that the paths of a folder's pictures are relative to."""
 
     @property
     def cluster_names(self) -> list[str]:
         """The number of each cluster, followed by its name if it has one."""
-        return [f"{k} · {name}" if name else str(k) for k, name in enumerate(self.names)]
+        return [f"{k} → {name}" if name else str(k) for k, name in enumerate(self.names)]
 
     @property
     def cluster_colors(self) -> list[str]:
         return cluster_colors(self.class_of_cluster, len(self.class_names))
+
+    @property
+    def file_names(self) -> list[str] | None:
+        """The path of every image, of a folder of pictures; None for other datasets."""
+        if self.dataset is None:
+            return None
+        parts = [self.dataset.splits[split].names for split in self.split_names]
+        return [name for names in parts for name in names or ()] if all(parts) else None
 
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.splits == self.split_names.index(split))
@@ -82,6 +101,10 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
     x_NP, clusters, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     scores = LinearHead.load(manifest).scores(x_NP)
     centroids_KP = manifest.load(artifacts.CENTROIDS)
+    certainty_name = clustering.get("certainty") or (
+        "confidence" if (labels >= 0).any() else "margin"
+    )
+    measure = {"confidence": confidence, "margin": margin}[certainty_name]
     try:
         dataset = reload_dataset(extraction["dataset"], data_dir)
     except UserError as error:
@@ -95,14 +118,19 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         labels=labels,
         class_of_cluster=manifest.load(artifacts.CLUSTER_TO_CLASS),
         names=load_names(manifest),
+        given_names=given_names(manifest),
+        clusters_id=manifest.clusters_id,
         variance_ratio=manifest.load(artifacts.PCA_VARIANCE_RATIO),
         class_names=extraction["dataset"]["class_names"],
         metrics=manifest.metrics(),
         extraction=extraction,
         clustering=clustering,
         distance=np.linalg.norm(x_NP - centroids_KP[clusters], axis=1),
-        margin=margin(scores, clustering["confidence_scale"]).numpy(),
+        certainty=measure(scores, clustering["confidence_scale"]).numpy(),
+        certainty_name=certainty_name,
+        unusual=_unusual(x_NP, centroids_KP, clustering.get("unusual_distance")),
         dataset=dataset,
+        picture_dir=data_dir or Path(extraction["dataset"]["data_dir"] or "."),
     )
 
 
@@ -112,3 +140,13 @@ def _load_split(manifest: Manifest, split: str) -> tuple[np.ndarray, np.ndarray,
     if manifest.has(artifacts.LABELS, split):
         labels = manifest.load(artifacts.LABELS, split)
     return x, manifest.load(artifacts.ASSIGNMENTS, split), labels
+
+
+def _unusual(
+    x_NP: np.ndarray, centroids_KP: np.ndarray, distance: float | None
+) -> np.ndarray | None:
+    """bool (N,), whether an image is farther than `distance` from every centroid."""
+    if distance is None:
+        return None
+    nearest = pairwise_distances_argmin_min(x_NP, centroids_KP)[1]
+    return nearest > distance
