@@ -25,7 +25,6 @@ from src.evaluation.silhouette import silhouette_samples
 from src.evaluation.tables import summary_table, used_splits
 from src.runtime.cli import check_seed, run_script
 from src.storage import artifacts, checkpoint
-from src.storage.artifacts import FEATURES, Manifest
 from src.storage.metrics_log import Record, read_metrics
 from src.storage.output_folder import mark
 from src.tracking.tracker import stage_tracker
@@ -92,7 +91,7 @@ def main(config: VisualizeConfig) -> None:
             if mode != "disabled":
                 picture = files[-1] if config.format == "png" else pixels(figure)
                 tracker.image(f"figures/{name}", picture)
-    near_N = duplicate_groups(config.feature_dir, results)
+    near_N = duplicate_groups(results)
     report, table = (config.feature_dir / name for name in (artifacts.REPORT, artifacts.IMAGES))
     write_report(report, results, records, near_N, xy_N2, TITLES[method])
     write_images(table, results, near_N, xy_N2)
@@ -103,16 +102,14 @@ def main(config: VisualizeConfig) -> None:
     print(f"open {report} in a browser ({report.stat().st_size / 2**20:.1f} MB)")
 
 
-def duplicate_groups(directory: Path, results: Results) -> np.ndarray:
+def duplicate_groups(results: Results) -> np.ndarray:
     """int64 (N,), the group of near-duplicates of each image, -1 for none."""
     if results.dataset is None or not find_spec("src.evaluation.near_duplicates"):
         return np.full(len(results.clusters), -1)
     from src.evaluation.near_duplicates import near_duplicates  # type: ignore[import-not-found]
 
-    manifest, splits = Manifest(directory), results.dataset.splits
-    features = {split: manifest.load(FEATURES, split) for split in results.split_names}
-    groups = near_duplicates(features, {split: splits[split].images for split in features})
-    return np.concatenate([groups[split] for split in features])
+    groups = near_duplicates({split: part.images for split, part in results.dataset.splits.items()})
+    return np.concatenate([groups[split] for split in results.split_names])
 
 
 def pixels(figure: Figure) -> np.ndarray:

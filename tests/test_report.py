@@ -132,7 +132,8 @@ class Report:
     def in_view(self, selector: str) -> bool:
         """Whether an element is in the window as a whole, and nothing covers its middle."""
         return self.js(
-            f"(() => {{ const e = document.querySelector('{selector}'), b = e.getBoundingClientRect();"
+            f"(() => {{ const e = document.querySelector('{selector}');"
+            "const b = e.getBoundingClientRect();"
             "const over = document.elementFromPoint(b.x + b.width / 2, b.y + b.height / 2);"
             "return b.width > 0 && b.top >= 0 && b.bottom <= innerHeight && b.left >= 0"
             "&& b.right <= innerWidth && (e.contains(over) || over.contains(e)); })()"

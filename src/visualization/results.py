@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import pairwise_distances_argmin_min
 
 from dataset.load_dataset import Dataset, reload_dataset
 from src.clusters.confidence import confidence, margin
@@ -50,8 +49,7 @@ class Results:
     certainty_name: str
     """What it is."""
     unusual: np.ndarray | None
-    """bool (N,), farther from every centroid than nearly all; None where the clustering recorded no
-    distance for it."""
+    """bool (N,), what the clustering stage marked as unusual; None where it marked nothing."""
     dataset: Dataset | None
     """The images; None where they are missing."""
     picture_dir: Path
@@ -128,7 +126,7 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         distance=np.linalg.norm(x_NP - centroids_KP[clusters], axis=1),
         certainty=measure(scores, clustering["confidence_scale"]).numpy(),
         certainty_name=certainty_name,
-        unusual=_unusual(x_NP, centroids_KP, clustering.get("unusual_distance")),
+        unusual=_unusual(manifest, names),
         dataset=dataset,
         picture_dir=data_dir or Path(extraction["dataset"]["data_dir"] or "."),
     )
@@ -142,11 +140,9 @@ def _load_split(manifest: Manifest, split: str) -> tuple[np.ndarray, np.ndarray,
     return x, manifest.load(artifacts.ASSIGNMENTS, split), labels
 
 
-def _unusual(
-    x_NP: np.ndarray, centroids_KP: np.ndarray, distance: float | None
-) -> np.ndarray | None:
-    """bool (N,), whether an image is farther than `distance` from every centroid."""
-    if distance is None:
+def _unusual(manifest: Manifest, splits: list[str]) -> np.ndarray | None:
+    """bool (N,), the images that the clustering stage marked; None where it marks none."""
+    artifact = getattr(artifacts, "UNUSUAL", None)
+    if artifact is None or not all(manifest.has(artifact, split) for split in splits):
         return None
-    nearest = pairwise_distances_argmin_min(x_NP, centroids_KP)[1]
-    return nearest > distance
+    return np.concatenate([manifest.load(artifact, split) for split in splits])
