@@ -28,7 +28,7 @@ def write_images(file: Path, results: Results, near_N: np.ndarray, xy_N2: np.nda
         "path": results.file_names or indexed(results),
         "cluster": results.clusters,
         "name": [names[k] for k in results.clusters],
-        results.certainty_name: numbers(results.certainty),
+        results.clustering["certainty"]: numbers(results.certainty),
         "distance": numbers(results.distance),
         "unusual": unusual,
         "near_duplicates": ["" if group < 0 else group for group in near_N],

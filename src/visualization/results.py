@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dataset.load_dataset import Dataset, reload_dataset
-from src.clusters.confidence import confidence, margin
+from src.clusters.confidence import certainty
 from src.clusters.head import LinearHead
 from src.clusters.names import given_names, load_names
 from src.runtime.cli import UserError, printable
@@ -45,9 +45,7 @@ class Results:
     distance: np.ndarray
     """float32 (N,), from each image to the centroid of its cluster."""
     certainty: np.ndarray
-    """float32 (N,), `clusters/confidence.py` has both: confidence with labels, else the margin."""
-    certainty_name: str
-    """What it is."""
+    """float32 (N,), confidence or margin, as `clustering["certainty"]` says."""
     unusual: np.ndarray | None
     """bool (N,), what the clustering stage marked as unusual; None where it marked nothing."""
     dataset: Dataset | None
@@ -99,10 +97,6 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
     x_NP, clusters, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     scores = LinearHead.load(manifest).scores(x_NP)
     centroids_KP = manifest.load(artifacts.CENTROIDS)
-    certainty_name = clustering.get("certainty") or (
-        "confidence" if (labels >= 0).any() else "margin"
-    )
-    measure = {"confidence": confidence, "margin": margin}[certainty_name]
     try:
         dataset = reload_dataset(extraction["dataset"], data_dir)
     except UserError as error:
@@ -124,8 +118,9 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         extraction=extraction,
         clustering=clustering,
         distance=np.linalg.norm(x_NP - centroids_KP[clusters], axis=1),
-        certainty=measure(scores, clustering["confidence_scale"]).numpy(),
-        certainty_name=certainty_name,
+        certainty=certainty(
+            clustering["certainty"], scores, clustering["confidence_scale"]
+        ).numpy(),
         unusual=_unusual(manifest, names),
         dataset=dataset,
         picture_dir=data_dir or Path(extraction["dataset"]["data_dir"] or "."),
