@@ -3,9 +3,10 @@
     python visualize_features.py
 
 Reads features/, checkpoints/metrics.jsonl and the images that the features come from. Writes
-features/figures/ and features/report.html, which opens from disk without a network. Without labels,
-training log or images it leaves out what needs them, and says so. Weights & Biases gets the
-figures; those of your own pictures only with --wandb.
+features/figures/, features/report.html, which opens from disk without a network, and
+features/images.csv, a row for each image. Without labels, training log or images it leaves out what
+needs them, and says so. Weights & Biases gets the figures; those of your own pictures only with
+--wandb.
 """
 
 import importlib.util
@@ -17,6 +18,7 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +35,7 @@ from src.storage.output_folder import mark
 from src.tracking.tracker import stage_tracker
 from src.tracking.wandb_run import WandbMode
 from src.visualization import figures
+from src.visualization.images_table import write_images
 from src.visualization.map_figure import projection_map
 from src.visualization.projection import FIT_POINTS, TITLES, ProjectionName, can_arrange, project
 from src.visualization.report import write_report
@@ -93,11 +96,24 @@ def main(config: VisualizeConfig) -> None:
             if mode != "disabled":
                 picture = files[-1] if config.format == "png" else pixels(figure)
                 tracker.image(f"figures/{name}", picture)
-    report = config.feature_dir / artifacts.REPORT
-    write_report(report, results, records, xy_N2, TITLES[method])
+    near_N = duplicate_groups(results)
+    report, table = (config.feature_dir / name for name in (artifacts.REPORT, artifacts.IMAGES))
+    write_report(report, results, records, near_N, xy_N2, TITLES[method])
+    write_images(table, results, near_N, xy_N2)
 
     print(f"wrote {len(files)} figures to {folder} in {time.monotonic() - started:.0f} s")
+    print(f"wrote {table}, a row for each image")
     print(f"open {report} in a browser ({report.stat().st_size / 2**20:.1f} MB)")
+
+
+def duplicate_groups(results: Results) -> np.ndarray:
+    """int64 (N,), the group of near-duplicates of each image, -1 for none."""
+    if results.dataset is None or not find_spec("src.evaluation.near_duplicates"):
+        return np.full(len(results.clusters), -1)
+    from src.evaluation.near_duplicates import near_duplicates  # type: ignore[import-not-found]
+
+    groups = near_duplicates({split: part.images for split, part in results.dataset.splits.items()})
+    return np.concatenate([groups[split] for split in results.split_names])
 
 
 def pixels(figure: Figure) -> np.ndarray:
@@ -160,7 +176,7 @@ def picture_rows(results: Results) -> Figure:
     for k in largest[sizes[largest] > 0]:
         own = np.flatnonzero(results.clusters == k)
         nearest = own[np.argsort(results.distance[own], kind="stable")[:PICTURES]]
-        unsure = own[np.argsort(results.margin[own], kind="stable")[:PICTURES]]
+        unsure = own[np.argsort(results.certainty[own], kind="stable")[:PICTURES]]
         rows.append((names[k], results.pictures(nearest), results.pictures(unsure)))
     return figures.cluster_pictures(rows, ("Nearest to the centroid", "Least certain"))
 

@@ -1,13 +1,17 @@
 """The report in a real headless Chromium, against the `.npy` files and the images."""
 
 import base64
+import csv
 import io
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 from urllib.request import urlopen
 
 import numpy as np
@@ -19,10 +23,16 @@ from scipy.spatial import KDTree
 
 from dataset.load_dataset import load_dataset
 from docs.make_pictures import FLAGS, READY
+from src.clusters.names import load_names
 from src.storage import artifacts
 from src.visualization import thumbnails
+from src.visualization.images_table import write_images
+from src.visualization.report import write_report
+from src.visualization.results import load_results
 from visualize_features import VisualizeConfig, main
 
+PHONE = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
+WIDTHS = pytest.mark.parametrize("context", [{}, PHONE], ids=["wide", "phone"])
 HOSTILE = ("<img src=x onerror=hacked=1>", "<script>hacked=1<", "a&amp;b'c\"@@data@@ $x^{")
 
 
@@ -62,6 +72,36 @@ def arrays(digits: Path) -> Arrays:
     return load_arrays(digits)
 
 
+ODD_NAMES = {0: "a b#1?.png", 1: 'x, "y".png', 2: "caf\udce9.png"}  # the last one is no UTF-8
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The features and report of 60 pictures without labels, in a folder, with everything that a
+    clustering may record about them."""
+    root = tmp_path_factory.mktemp("root")
+    (root / "my pictures/sub").mkdir(parents=True)
+    for i, image in enumerate(load_dataset("digits", Path()).splits["train"].images[:60]):
+        file = root / "my pictures/sub" / ODD_NAMES.get(i, f"digit{i:02d}.png")
+        Image.fromarray(image.transpose(1, 2, 0)).save(file)
+    directory = root / "features"
+    pixel_run(directory, "folder", root / "my pictures", clusters="3:5")
+    results = load_results(directory)
+    agreement = {"views": 0.912, "halves": 0.834}
+    trust = {"verdict": "partial", **agreement, "pixels": {"views": 0.56, "halves": 0.43}}
+    order = np.argsort(results.distance)
+    results = replace(
+        results, unusual=results.distance > results.distance[order[50]],
+        metrics=results.metrics | {"trust": trust},
+    )  # fmt: skip
+    near = np.full(60, -1)
+    near[[3, 9, 30]], near[[20, 21]] = 0, 1
+    xy = results.x_NP[:, :2].copy()
+    write_report(directory / artifacts.REPORT, results, [], near, xy, "PCA")
+    write_images(directory / artifacts.IMAGES, results, near, xy)
+    return directory
+
+
 class Report:
     """A report in a tab of the browser, and everything that went wrong in it."""
 
@@ -75,6 +115,14 @@ class Report:
         self.page.goto((directory / artifacts.REPORT).as_uri(), timeout=60_000)
         self.js(READY)
 
+    def until(self, condition: str) -> None:
+        """Wait for it, and fail where it does not come true."""
+        self.js(
+            "new Promise((done, fail) => { const end = Date.now() + 20000, look = () => "
+            f"({condition}) ? done() : Date.now() > end ? fail('never: ' + {condition!r})"
+            " : setTimeout(look, 20); look(); })"
+        )
+
     def js(self, code: str) -> Any:
         return self.page.evaluate(code)
 
@@ -82,6 +130,24 @@ class Report:
         """The images whose thumbnails stand in an element."""
         thumbnails = f"document.querySelectorAll('{selector} .thumb')"
         return self.js(f"[...{thumbnails}].map(thumbnail => +thumbnail.dataset.image)")
+
+    def in_view(self, selector: str) -> bool:
+        """Whether an element is in the window as a whole, and nothing covers its middle."""
+        return self.js(
+            f"(() => {{ const e = document.querySelector('{selector}');"
+            "const b = e.getBoundingClientRect();"
+            "const over = document.elementFromPoint(b.x + b.width / 2, b.y + b.height / 2);"
+            "return b.width > 0 && b.top >= 0 && b.bottom <= innerHeight && b.left >= 0"
+            "&& b.right <= innerWidth && (e.contains(over) || over.contains(e)); })()"
+        )
+
+    def open_filters(self) -> None:
+        self.js("document.querySelector('#filters').open = true")
+
+    def downloaded(self, button: str) -> bytes:
+        with self.page.expect_download() as download:
+            self.page.click(button)
+        return Path(download.value.path()).read_bytes()
 
     def selected(self) -> int:
         return int(self.page.get_attribute("#detail", "data-image") or -1)
@@ -165,6 +231,7 @@ def test_it_shows_every_point(report: Report) -> None:
         pixels = report.pixels("#map")
         drawn = (pixels != pixels[0, 0]).any(axis=2).sum()
         assert drawn > shown or drawn == shown == 0
+        assert report.page.is_hidden("#empty") == bool(shown)
         report.page.click("text=Split >> xpath=../button[2]")
 
 
@@ -176,7 +243,7 @@ def test_hovering_shows_a_picture_and_a_click_more(report: Report, arrays: Array
         report.page.wait_for_selector(f"#tip[data-image='{image}']:not([hidden])")
         differences = images.astype(int) - report.pixels("#tip canvas")
         assert np.abs(differences).mean(axis=(1, 2, 3)).argmin() == image
-        name = f"train {image}" if image < 1438 else f"test {image - 1438}"
+        name = f"train[{image}]" if image < 1438 else f"test[{image - 1438}]"
         assert report.page.inner_text("#tip").startswith(name)
         report.page.mouse.click(*report.point(image))
         distance = np.linalg.norm(arrays.x - arrays.x[image], axis=1)
@@ -191,7 +258,7 @@ def test_hovering_shows_a_picture_and_a_click_more(report: Report, arrays: Array
 def test_filters_keep_what_they_name(report: Report, arrays: Arrays) -> None:
     clusters, labels, named = arrays.clusters, arrays.labels, arrays.class_of_cluster
     train = np.arange(len(labels)) < 1438
-    keep = np.ones(len(labels), bool)
+    keep, table = np.ones(len(labels), bool), np.ones(len(labels), bool)
     for act, box, rule in (
         (report.page.uncheck, "#cluster-3", clusters != 3),
         (report.page.uncheck, "#label-5", labels != 5),
@@ -200,6 +267,8 @@ def test_filters_keep_what_they_name(report: Report, arrays: Arrays) -> None:
     ):
         act(box)
         keep &= rule
+        if box in ("#wrong", "#split-1"):  # the table is where the others are chosen
+            table &= rule
         assert report.js("report.visibleCount()") == keep.sum()
 
     cells = report.js(
@@ -207,7 +276,7 @@ def test_filters_keep_what_they_name(report: Report, arrays: Arrays) -> None:
         ".map(r => [...r.querySelectorAll('button')].map(b => +b.textContent))"
     )
     expected = np.zeros((10, 10), int)
-    np.add.at(expected, (labels[keep], clusters[keep]), 1)
+    np.add.at(expected, (labels[table], clusters[table]), 1)
     np.testing.assert_array_equal(cells, expected[:, np.argsort(named)])
 
 
@@ -215,7 +284,11 @@ def test_the_gallery_is_in_order(report: Report, arrays: Arrays) -> None:
     own = np.flatnonzero(arrays.clusters == 4)
     distance = arrays.distances[:, 4]
     report.page.click("#cluster-4 ~ button.name")
-    for order, key in (("nearest", distance), ("unsure", arrays.margins), ("farthest", -distance)):
+    for order, key in (
+        ("nearest", distance),
+        ("unsure", arrays.certainty),
+        ("farthest", -distance),
+    ):
         report.page.select_option("#gallery-order", order)
         images = report.images("#gallery-grid")
         assert set(images) <= set(own)
@@ -234,10 +307,12 @@ def test_it_works_with_the_keyboard(report: Report, arrays: Arrays) -> None:
     assert after["x"] > before["x"]
     press("Enter")
     first = report.selected()
-    press("]")
+    press("n")
     second = report.selected()
     assert first != second
     assert arrays.clusters[first] == arrays.clusters[second]
+    press("p")
+    assert report.selected() == first
     press("Escape")
     assert report.page.is_hidden("#detail")
     for _ in range(14):  # until the points are pictures
@@ -245,11 +320,23 @@ def test_it_works_with_the_keyboard(report: Report, arrays: Arrays) -> None:
     press("0")
     assert report.js("report.view()") == before
 
+    report.page.focus("#theme")
+    inside = "document.activeElement.closest('#gallery-grid') !== null"
+    stops = next(stop for stop in range(50) if press("Tab") or report.js(inside))
+    assert stops < 15
+    press("ArrowRight")
+    assert report.js("document.activeElement.matches('#gallery-grid :nth-child(2)')")
+    press("Enter")
+    assert report.selected() == report.images("#gallery-grid")[1]
+    press("Tab")
+    assert not report.js(inside)
+
 
 def test_dragging_and_the_wheel_move_the_map(report: Report) -> None:
     (image,) = report.isolated_images(1)
     (x, y), mouse = report.point(image), report.page.mouse
     mouse.move(x, y)
+    report.page.focus("#map")
     mouse.wheel(0, -500)
     assert report.point(image) == pytest.approx((x, y), abs=1.5)  # it stays under the pointer
     mouse.down()
@@ -261,8 +348,7 @@ def test_dragging_and_the_wheel_move_the_map(report: Report) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_it_fits_a_phone(open_report: Callable[..., Report], digits: Path, theme: str) -> None:
-    phone = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
-    report = open_report(digits, color_scheme=theme, **phone)
+    report = open_report(digits, color_scheme=theme, **PHONE)
     assert report.js("document.documentElement.scrollWidth") <= 400
     background = report.js("getComputedStyle(document.body).backgroundColor")
     brightness = sum(map(int, background[4:-1].split(","))) / 3
@@ -292,7 +378,7 @@ def test_names_are_shown_and_not_run(open_report: Callable[..., Report], tmp_pat
     report = open_report(tmp_path)
     text = report.page.inner_text("body")
     assert text.startswith("Clusters of pictures")
-    assert "No training was logged." in text
+    assert "Training" not in text
     assert all(name in text for name in HOSTILE)
     report.page.click("#gallery-grid .thumb >> nth=0")
     assert "<b>" in report.page.inner_text("#portrait")
@@ -317,3 +403,179 @@ def test_a_sample_of_the_pictures_is_called_one(
     nearest = np.sort(distance[pictured])[:12]
     np.testing.assert_allclose(distance[report.images("#neighbors")], nearest, rtol=1e-5)
     assert report.page.is_hidden("#portrait canvas")
+
+
+@WIDTHS
+def test_what_answers_a_click_is_in_view(
+    open_report: Callable[..., Report], digits: Path, arrays: Arrays, context: dict[str, Any]
+) -> None:
+    report = open_report(digits, **context)
+    page, wide = report.page, not context
+    place = "cluster " * wide
+    names = [f"{place}{k} → {c}" for k, c in enumerate(arrays.class_of_cluster)]
+    assert sorted(report.js("report.names()")) == names
+    assert page.inner_text("#gallery-title").startswith(f"Cluster {names[0].removeprefix(place)}:")
+
+    page.locator("#gallery-grid .thumb >> nth=40").click()
+    assert report.selected() == report.images("#gallery-grid")[40]
+    assert report.in_view("#portrait")
+    assert report.js("[...document.querySelectorAll('[aria-current=true]')].length") >= 1
+    (other,) = arrays.clusters[[report.isolated_images(1)[0]]]
+    report.js(f"select({report.isolated_images(1)[0]})")
+    assert page.input_value("#gallery-cluster") == str(other)
+    page.click("#deselect")
+
+    numbers = "[...document.querySelectorAll('#crossing button')].map(b => +b.textContent)"
+    before = report.js(numbers)
+    cell = page.locator("#crossing button:enabled >> nth=1")
+    cell.click()
+    assert report.js("report.visibleCount()") == int(cell.text_content() or 0)
+    assert report.js(numbers) == before
+    assert all(map(report.in_view, ("#gallery-title", "#shown-count", "#show-all")))
+    assert len(report.js("report.names()")) == 1  # clusters without a point have no name
+    page.click("#show-all")
+    assert report.js("report.visibleCount()") == 1797
+
+    report.open_filters()
+    page.click("#cluster-3 ~ button.link")
+    assert report.js("report.visibleCount()") == (arrays.clusters == 3).sum()
+    assert all(map(report.in_view, ("#shown-count", "#show-all")))
+    page.click("text=Cluster >> xpath=../button[2]")
+    assert page.is_visible("text=No image passes the filters.")
+
+
+def test_the_wheel_is_the_pages_until_a_click(report: Report) -> None:
+    page, before = report.page, report.js("report.view()")
+    x, y = report.point(0)
+
+    page.mouse.move(x, y)
+    page.mouse.wheel(0, 100)
+    report.until("scrollY === 100 && !document.querySelector('#wheel-hint').hidden")
+    assert report.js("report.view()") == before
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -50)
+    page.keyboard.up("Control")
+    report.until(f"report.view().scale > {before['scale']}")
+    zoomed = report.js("report.view().scale")
+    page.mouse.click(x, y)
+    page.mouse.wheel(0, -50)
+    report.until(f"report.view().scale > {zoomed}")
+    assert report.js("scrollY") == 100
+
+
+def test_one_finger_scrolls_and_two_zoom(
+    open_report: Callable[..., Report], pictures: Path
+) -> None:
+    report = open_report(pictures, **PHONE)
+    before = report.js("report.view()")
+    box = report.page.locator("#map").bounding_box()
+    middle = {"x": 200, "y": int(box["y"] + box["height"] / 2)}
+    devtools = report.page.context.new_cdp_session(report.page)
+    touch = {"gestureSourceType": "touch"}
+    pinch = {"scaleFactor": 2, **middle, **touch}
+    devtools.send("Input.synthesizePinchGesture", pinch)
+    assert report.js("report.view()")["scale"] > 1.4 * before["scale"]
+    assert report.js("visualViewport.scale") == 1
+    before = report.js("report.view()")
+    devtools.send("Input.synthesizeScrollGesture", {"yDistance": -150, **middle, **touch})
+    report.until("scrollY > 100")
+    assert report.js("report.view()") == before
+
+
+@WIDTHS
+def test_pictures_without_labels(
+    open_report: Callable[..., Report], pictures: Path, context: dict[str, Any]
+) -> None:
+    report = open_report(pictures, **context)
+    page, results = report.page, load_results(pictures)
+    count = results.clustering["clusters"]
+    with (pictures / artifacts.IMAGES).open(
+        encoding="utf-8", errors="surrogateescape", newline=""
+    ) as file:
+        table = list(csv.DictReader(file))
+
+    # Nothing that does not exist; every number that does.
+    report.open_filters()
+    body = page.inner_html("main") + page.inner_text("body")
+    assert "unknown" not in body
+    assert "Class" not in page.inner_text("body")
+    cells = page.locator("#metrics td").all_text_contents()
+    assert "-" not in cells
+    assert len(cells) == 2 * 6
+    alt = page.get_attribute("#scan img", "alt")
+    assert alt == "Scores by number of clusters: Silhouette, Davies-Bouldin index, Stability"
+    assert page.locator("#training").count() == 0
+    for words in ("Partial", "0.912", "0.834", "0.560", "0.430"):
+        assert words in page.inner_text("#trust")
+    groups = page.locator("#duplicates .grid")
+    shown = [groups.nth(i).locator(".thumb") for i in range(groups.count())]
+    images = [[int(t.get_attribute("data-image")) for t in row.all()] for row in shown]
+    assert images == [[3, 9, 30], [20, 21]]
+
+    # Pictures on the map, by their pixels.
+    (image,) = report.isolated_images(1)
+    side = int(report.js("pictureSize(60)")) - 6
+    place = report.js(f"report.place({image})")
+    left, top = int(place["x"] - side / 2), int(place["y"] - side / 2)
+    drawn = report.pixels("#map")[top : top + side, left : left + side, 0]
+    tile = Image.fromarray(results.pictures(np.array([image]))[0]).resize((side, side))
+    assert np.corrcoef(drawn.ravel(), np.asarray(tile)[..., 0].ravel())[0, 1] > 0.8
+
+    # Search, unusual ones, the original picture.
+    names = results.file_names or []
+    page.fill("#search", "DIGIT1")
+    assert report.js("report.visibleCount()") == sum("digit1" in name for name in names) == 10
+    page.fill("#search", "")
+    page.check("#unusual-only")
+    assert report.js("report.visibleCount()") == 9
+    assert page.inner_text("label:has(#unusual-only) .count") == "9"
+    page.click("#show-all")
+    for image, name in ODD_NAMES.items():
+        row = names.index(f"sub/{name}")
+        report.js(f"select({row})")
+        link = page.locator("#portrait a").evaluate("a => a.href")
+        target = os.fsdecode(unquote_to_bytes(link.removeprefix("file://")))
+        assert Path(target) == pictures.parent / "my pictures/sub" / name, image
+        assert Path(target).is_file()
+        assert f"{results.certainty[row]:.3f}" in page.inner_text("#portrait")
+    assert "Margin" in page.inner_text("#portrait")
+    page.click("#deselect")
+
+    # A frame around a part of the map, and its images as a file.
+    page.click("#frame")
+    page.locator("#stage").scroll_into_view_if_needed()
+    box = page.locator("#map").bounding_box()
+    right, bottom = box["x"] + 0.55 * box["width"], box["y"] + 0.6 * box["height"]
+    page.mouse.move(box["x"] + 3, box["y"] + 3)
+    page.mouse.down()
+    page.mouse.move(right, bottom, steps=3)
+    page.mouse.up()
+    places = [report.point(i) for i in range(60)]
+    inside = [i for i, (x, y) in enumerate(places) if x <= right and y <= bottom]
+    assert 0 < len(inside) < 60
+    assert report.js("report.visibleCount()") == len(inside)
+    assert set(report.images("#gallery-grid")) == set(inside)
+    content = report.downloaded("#save-csv").decode("utf-8", "surrogateescape")
+    rows = list(csv.DictReader(io.StringIO(content, newline="")))
+    assert len(rows) == len(inside)
+    for row, i in zip(rows, inside, strict=True):
+        for column in ("margin", "distance", "x", "y"):
+            assert float(row.pop(column)) == pytest.approx(float(table[i][column]), rel=1e-5)
+        assert row == {key: table[i][key] for key in row}
+    page.click("#frame")
+    assert report.js("report.visibleCount()") == 60
+
+    # Names: two clusters with one name are one.
+    for k in (0, 1):
+        page.fill(f"[aria-label='name of cluster {k}']", " sparrow")
+        page.keyboard.press("Tab")
+    assert page.locator("#gallery-cluster option").count() == 1 + count - 1
+    assert page.inner_text("#gallery-title").startswith("Clusters 0 + 1 → sparrow: ")
+    page.click("#cluster-0 ~ button.link")
+    assert report.js("report.visibleCount()") == (results.clusters < 2).sum()
+    saved = json.loads(report.downloaded("#save-names"))
+    assert saved == {"clusters": results.clusters_id, "names": {"0": "sparrow", "1": "sparrow"}}
+    (pictures / artifacts.NAMES).write_text(json.dumps(saved))
+    assert load_names(artifacts.Manifest(pictures)) == ["sparrow"] * 2 + [None] * (count - 2)
+    (pictures / artifacts.NAMES).unlink()
+    assert report.js("document.documentElement.scrollWidth") <= report.js("innerWidth")

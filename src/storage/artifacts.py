@@ -36,6 +36,7 @@ from src.storage.files import (
 )
 
 DatasetName = Literal["stl10", "digits", "folder"]
+CertaintyName = Literal["confidence", "margin"]
 SPLITS = ("unlabeled", "train", "test")
 
 TRAINING = "src/train.py"
@@ -84,6 +85,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.json"
 FIGURES = "figures"
 REPORT = "report.html"
+IMAGES = "images.csv"
 MODEL = "model.onnx"
 NAMES = "names.json"
 """Written by hand or by the page, so no stage records it; `clusters/names.py` checks it."""
@@ -137,6 +139,8 @@ class ClusteringRecord(StageRecord):
     """The extraction's `id`."""
     fit_on: str
     clusters: int
+    certainty: CertaintyName
+    """What a prediction's certainty is: confidence with labels, else margin."""
     confidence_scale: float
     config: dict[str, Any]
     """The flags of the clustering."""

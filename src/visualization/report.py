@@ -2,9 +2,11 @@
 
 import base64
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
@@ -12,21 +14,29 @@ from sklearn.neighbors import NearestNeighbors
 from src.storage.files import replacing
 from src.storage.metrics_log import Record
 from src.visualization.palette import UNKNOWN, colors
-from src.visualization.report_sections import how_made, metrics_table, training_image
+from src.visualization.report_sections import sections
 from src.visualization.results import Results
 from src.visualization.thumbnails import COLUMNS, Sheets, make_sheets
 
 PARTS = Path(__file__).parent / "report_page"
-SCRIPTS = ("data.js", "map.js", "panels.js")
+SCRIPTS = ("data.js", "map.js", "filters.js", "panels.js", "naming.js", "start.js")
 NEIGHBORS = 12
 
 
 def write_report(
-    file: Path, results: Results, records: list[Record], xy_N2: np.ndarray, method: str
+    file: Path,
+    results: Results,
+    records: list[Record],
+    near_N: np.ndarray,
+    xy_N2: np.ndarray,
+    method: str,
 ) -> None:
     """Write the page to `file`. Without images it shows names only, and without records no curves.
 
-    `method` is the projection that made the map `xy_N2`, as the page calls it.
+    Args:
+        near_N: the group of near-duplicates of each image, -1 for none.
+        xy_N2: the map.
+        method: the projection that made it, as the page calls it.
     """
     count = len(results.clusters)
     sheets = Sheets(0, np.arange(count), [])  # without pictures, every image can be a neighbor
@@ -41,19 +51,20 @@ def write_report(
         "label": results.labels.astype("<i2"),
         "split": results.splits.astype("u1"),
         "distance": results.distance.astype("<f4"),
-        "margin": results.margin.astype("<f4"),
+        "certainty": results.certainty.astype("<f4"),
+        "near": near_N.astype("<i4"),
         "pictured": sheets.rows.astype("<u4"),
         "nearest": nearest.astype("<u2" if len(sheets.rows) < 2**16 else "<u4"),
     }
+    if results.unusual is not None:
+        arrays["unusual"] = results.unusual.astype("u1")
     blobs = [_blob(name, array.tobytes(), array.dtype.str[1:]) for name, array in arrays.items()]
     blobs += [_blob(f"sheet-{i}", sheet) for i, sheet in enumerate(sheets.webp)]
-    data = page_data(results, sheets) | {"method": method}
+    data = page_data(results, sheets, file.parent) | {"method": method}
     slots = {
         "style": (PARTS / "page.css").read_text(encoding="utf-8"),
         "script": "\n".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS),
-        "metrics": metrics_table(results.metrics),
-        "training": training_image(records),
-        "made": how_made(results),
+        "sections": sections(results, records),
         # No string can end the script element.
         "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
         "blobs": "\n".join(blobs),
@@ -79,11 +90,11 @@ def nearest_neighbors(x_NP: np.ndarray, candidates: np.ndarray, k: int) -> np.nd
     return nearest[keep].reshape(len(x_NP), k)
 
 
-def page_data(results: Results, sheets: Sheets) -> dict[str, Any]:
-    """What the scripts of the page read besides the arrays."""
-    names, dataset = None, results.dataset
-    if dataset is not None and all(split.names for split in dataset.splits.values()):
-        names = [name for s in results.split_names for name in dataset.splits[s].names or ()]
+def page_data(results: Results, sheets: Sheets, directory: Path) -> dict[str, Any]:
+    """What the scripts of the page, which lies in `directory`, read besides the arrays."""
+    names, folder = results.file_names, None
+    if names:
+        folder = quote(os.fsencode(os.path.relpath(results.picture_dir, directory))) + "/"
     data = results.extraction["dataset"]
     title = data["name"] if data["name"] != "folder" else Path(data["data_dir"]).resolve().name
     return {
@@ -91,13 +102,16 @@ def page_data(results: Results, sheets: Sheets) -> dict[str, Any]:
         "count": len(results.clusters),
         "splits": results.split_names,
         "offsets": [int(results.rows(split)[0]) for split in results.split_names],
-        "clusters": results.cluster_names,
         "classes": results.class_names,
+        "givenNames": [name or "" for name in results.given_names],
+        "clustersId": results.clusters_id,
         "classOfCluster": results.class_of_cluster.tolist(),
         "clusterColors": results.cluster_colors,
         "classColors": colors(len(results.class_names)),
+        "certainty": results.clustering["certainty"],
         "unknownColor": UNKNOWN,
         "names": names,
+        "folder": folder,
         "tile": sheets.tile,
         "columns": COLUMNS,
         "sheets": len(sheets.webp),

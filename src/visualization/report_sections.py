@@ -1,4 +1,4 @@
-"""The sections of the report that need no script: metrics, training curves, how it was made."""
+"""The sections of the report that need no script: trust, metrics, curves, how it was made."""
 
 import base64
 import io
@@ -6,20 +6,76 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from src.evaluation.tables import COLUMNS, score_rows
 from src.storage.metrics_log import Record
-from src.visualization.figures import styled, training_curves
+from src.visualization.figures import cluster_scan, styled, training_curves
 from src.visualization.results import Results
+
+VERDICTS = {
+    "clear": "Clear: the clusters are found again under other conditions.",
+    "partial": "Partial: a part of the clusters is found again under other conditions.",
+    "no better than pixels": "No better than raw pixels: the features tell no more than color and "
+    "layout do. Train longer, or on more pictures.",
+}
+"""By the verdict in metrics.json."""
+AGREEMENTS = {"views": "two views of each image", "halves": "two halves of the images"}
+"""What the trust report in metrics.json measures, by its key."""
+
+
+def sections(results: Results, records: Sequence[Record]) -> str:
+    """The HTML of every section that the run has data for."""
+    metrics = results.metrics
+    parts = {
+        "trust": ("How far to trust the clusters", trust(metrics.get("trust"))),
+        "scan": ("How many clusters", scan_image(metrics.get("scan"))),
+        "metrics": ("Metrics", metrics_table(metrics)),
+        "training": ("Training", training_image(records)),
+        "made": ("How it was made", how_made(results)),
+    }
+    return "\n".join(
+        f'<section id="{key}"><h2>{title}</h2><div class="scroll">{content}</div></section>'
+        for key, (title, content) in parts.items()
+        if content
+    )
+
+
+def trust(report: dict[str, Any] | None) -> str:
+    """The verdict of the clustering stage, and how well its clusters are found again."""
+    if report is None:
+        return ""
+    pixels = report.get("pixels") or {}
+    rows = [
+        [what, _cell(key, report.get(key)), _cell(key, pixels.get(key))]
+        for key, what in AGREEMENTS.items()
+    ]
+    return f"<p><b>{escape(VERDICTS.get(report['verdict'], report['verdict']))}</b></p>" + _table(
+        ["agreement, 1 at most", "these clusters", "clusters of raw pixels"], rows
+    )
+
+
+def scan_image(scan: dict[str, Any] | None) -> str:
+    """The scores by number of clusters, where the clustering stage chose one."""
+    if scan is None:
+        return ""
+    with styled():
+        return _svg(cluster_scan(scan), "Scores by number of clusters")
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """The metrics of every split, baselines below the learned features."""
+    """The metrics of every split, baselines below the learned features; only those that exist."""
     columns = {"images": "images"} | COLUMNS
-    if any("transferred_accuracy" in scores for scores in metrics["splits"].values()):
-        columns["transferred_accuracy"] = "accuracy, named on " + str(metrics["kmeans"]["named_on"])
+    columns["transferred_accuracy"] = "accuracy, named on " + str(metrics["kmeans"]["named_on"])
+    scored = list(score_rows(metrics))
+    columns = {
+        column: title
+        for column, title in columns.items()
+        if any(scores.get(column) is not None for *_, scores in scored)
+    }
     rows = [
         [*names, *(_cell(column, scores.get(column)) for column in columns)]
-        for *names, scores in score_rows(metrics)
+        for *names, scores in scored
     ]
     return _table(["features", "clusters", "split", *columns.values()], rows)
 
@@ -43,15 +99,18 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def training_image(records: Sequence[Record]) -> str:
     """The training curves as an SVG image; the page inverts it in the dark theme."""
     if not records:
-        return "<p>No training was logged.</p>"
-    svg = io.BytesIO()
+        return ""
     with styled():
-        figure = training_curves(records)
-        # Without the date, the same run gives the same page.
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        return _svg(training_curves(records), "Curves by epoch")
+
+
+def _svg(figure: Figure, kind: str) -> str:
+    svg = io.BytesIO()
+    # Without the date, the same run gives the same page.
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     titles = ", ".join(ax.get_title(loc="left") for ax in figure.axes)
     content = base64.b64encode(svg.getvalue()).decode()
-    return f'<img alt="Curves by epoch: {titles}" src="data:image/svg+xml;base64,{content}">'
+    return f'<img alt="{kind}: {titles}" src="data:image/svg+xml;base64,{content}">'
 
 
 def how_made(results: Results) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from dataset.load_dataset import Dataset, reload_dataset
-from src.clusters.confidence import margin
+from src.clusters.confidence import certainty
 from src.clusters.head import LinearHead
-from src.clusters.names import load_names
+from src.clusters.names import given_names, load_names
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.storage.artifacts import ClusteringRecord, ExtractionRecord, Manifest
@@ -33,6 +33,9 @@ class Results:
     """int64 (K,), -1 where a cluster has no class."""
     names: list[str | None]
     """Of each cluster, see `clusters/names.py`."""
+    given_names: list[str | None]
+    """Those of names.json alone."""
+    clusters_id: str
     variance_ratio: np.ndarray
     """float32 (P,)."""
     class_names: list[str]
@@ -41,19 +44,31 @@ class Results:
     clustering: ClusteringRecord
     distance: np.ndarray
     """float32 (N,), from each image to the centroid of its cluster."""
-    margin: np.ndarray
-    """float32 (N,), from 0 on the border to another cluster to 1, see `clusters/confidence.py`."""
+    certainty: np.ndarray
+    """float32 (N,), confidence or margin, as `clustering["certainty"]` says."""
+    unusual: np.ndarray | None
+    """bool (N,), what the clustering stage marked as unusual; None where it marked nothing."""
     dataset: Dataset | None
     """The images; None where they are missing."""
+    picture_dir: Path
+    """The directory that the paths of a folder's pictures are relative to."""
 
     @property
     def cluster_names(self) -> list[str]:
         """The number of each cluster, followed by its name if it has one."""
-        return [f"{k} · {name}" if name else str(k) for k, name in enumerate(self.names)]
+        return [f"{k} → {name}" if name else str(k) for k, name in enumerate(self.names)]
 
     @property
     def cluster_colors(self) -> list[str]:
         return cluster_colors(self.class_of_cluster, len(self.class_names))
+
+    @property
+    def file_names(self) -> list[str] | None:
+        """The path of every image, of a folder of pictures; None for other datasets."""
+        if self.dataset is None:
+            return None
+        parts = [self.dataset.splits[split].names for split in self.split_names]
+        return [name for names in parts for name in names or ()] if all(parts) else None
 
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.splits == self.split_names.index(split))
@@ -95,14 +110,20 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         labels=labels,
         class_of_cluster=manifest.load(artifacts.CLUSTER_TO_CLASS),
         names=load_names(manifest),
+        given_names=given_names(manifest),
+        clusters_id=manifest.clusters_id,
         variance_ratio=manifest.load(artifacts.PCA_VARIANCE_RATIO),
         class_names=extraction["dataset"]["class_names"],
         metrics=manifest.metrics(),
         extraction=extraction,
         clustering=clustering,
         distance=np.linalg.norm(x_NP - centroids_KP[clusters], axis=1),
-        margin=margin(scores, clustering["confidence_scale"]).numpy(),
+        certainty=certainty(
+            clustering["certainty"], scores, clustering["confidence_scale"]
+        ).numpy(),
+        unusual=_unusual(manifest, names),
         dataset=dataset,
+        picture_dir=data_dir or Path(extraction["dataset"]["data_dir"] or "."),
     )
 
 
@@ -112,3 +133,11 @@ def _load_split(manifest: Manifest, split: str) -> tuple[np.ndarray, np.ndarray,
     if manifest.has(artifacts.LABELS, split):
         labels = manifest.load(artifacts.LABELS, split)
     return x, manifest.load(artifacts.ASSIGNMENTS, split), labels
+
+
+def _unusual(manifest: Manifest, splits: list[str]) -> np.ndarray | None:
+    """bool (N,), the images that the clustering stage marked; None where it marks none."""
+    artifact = getattr(artifacts, "UNUSUAL", None)
+    if artifact is None or not all(manifest.has(artifact, split) for split in splits):
+        return None
+    return np.concatenate([manifest.load(artifact, split) for split in splits])

@@ -13,7 +13,9 @@ function bounds() {
   }
   return { x: (left + right) / 2, y: (low + top) / 2, wide: right - left || 1, high: top - low || 1 };
 }
-const fitScale = () => 0.94 * Math.min(wide / extent.wide, high / extent.high);
+const fitScale = () => Math.min((wide - 60 * pixel) / extent.wide, (high - 60 * pixel) / extent.high); // room for half a picture
+const toScreen = (x, y) => [(x - view.x) * view.scale + wide / 2, (view.y - y) * view.scale + high / 2];
+const fromScreen = (x, y) => [(x - wide / 2) / view.scale + view.x, view.y - (y - high / 2) / view.scale];
 const screenX = (i) => (xy[2 * i] - view.x) * view.scale + wide / 2;
 const screenY = (i) => (view.y - xy[2 * i + 1]) * view.scale + high / 2;
 
@@ -37,6 +39,7 @@ function zoomAt(x, y, factor) { // x and y stay under the pointer
 const zoom = (factor) => zoomAt(wide / 2, high / 2, factor);
 function pan(x, y) { view.x -= x / view.scale; view.y += y / view.scale; request(); }
 
+let drawnNames = []; // for the tests
 let asked = false, firstDraw = null;
 let reach = 14; // how far from a point the pointer still picks it, in device pixels
 function request() {
@@ -62,8 +65,12 @@ function disc(radius) { // offsets and coverage of an antialiased disc
   return out;
 }
 
+// How large pictures are drawn in place of so many points, in device pixels; 0 where points are better.
+const pictureSize = (points) => (hasPictures && !sheetsLeft && points <= 1500 ? Math.min(64 * pixel, Math.max(14 * pixel, 0.55 * Math.sqrt((wide * high) / points))) : 0);
+
 // Points are written straight into the pixels: ten times faster than one path each, and the same on any machine.
 function draw() {
+  drawnNames = [];
   const { of, list, unknown } = inks(), zoomed = view.scale / fitScale();
   const back = hex(getComputedStyle(document.documentElement).getPropertyValue("--stage").trim());
   const radius = Math.min(9, Math.max(0.7, Math.min(3.2, 210 / Math.sqrt(count))) * zoomed ** 0.35) * pixel;
@@ -82,56 +89,67 @@ function draw() {
     }
   }
   context.putImageData(image, 0, 0);
-  reach = 14 * pixel;
-  if (hasPictures && !sheetsLeft && zoomed > 2 && inside.length < 400) drawPictures(inside, of, list, unknown);
-  else drawNames(of, list);
-  for (const [i, width] of [[hovered, 2], [selected, 3]]) if (i >= 0) ring(i, radius + 3 * pixel, width);
+  const size = pictureSize(inside.length);
+  reach = size ? 0.6 * size : 14 * pixel;
+  for (const i of size ? inside : []) drawPicture(i, size, 2, `rgb(${of[i] < 0 ? unknown : list[of[i]]})`);
+  if (!size || zoomed < 2) drawNames(of, list);
+  const ink = getComputedStyle(document.body).color;
+  for (const [i, width] of [[hovered, 2], [selected, 4]]) {
+    if (i < 0) continue;
+    if (size && tileOf[i] >= 0) drawPicture(i, 1.4 * size, width, ink);
+    else ring(i, radius + 3 * pixel, width, ink);
+  }
+  if (frame) {
+    const [x, y] = toScreen(frame.left, frame.top), [right, bottom] = toScreen(frame.right, frame.low);
+    context.setLineDash([6 * pixel, 4 * pixel]);
+    context.strokeStyle = ink; context.lineWidth = 1.5 * pixel;
+    context.strokeRect(x, y, right - x, bottom - y);
+    context.setLineDash([]);
+  }
   firstDraw ??= performance.now();
 }
 
-function drawPictures(inside, of, list, unknown) {
-  const size = Math.min(64, Math.max(26, 450 / Math.sqrt(inside.length + 1))) * pixel;
-  reach = size / 2;
-  for (const i of inside) {
-    const x = screenX(i) - size / 2, y = screenY(i) - size / 2;
-    context.fillStyle = `rgb(${of[i] < 0 ? unknown : list[of[i]]})`;
-    if (tileOf[i] >= 0) context.fillRect(x - 2 * pixel, y - 2 * pixel, size + 4 * pixel, size + 4 * pixel);
-    paint(context, i, x, y, size);
-  }
+function drawPicture(i, size, border, ink) {
+  const x = screenX(i) - size / 2, y = screenY(i) - size / 2;
+  context.fillStyle = ink;
+  if (tileOf[i] >= 0) context.fillRect(x - border * pixel, y - border * pixel, size + 2 * border * pixel, size + 2 * border * pixel);
+  paint(context, i, x, y, size);
 }
 
-const medians = {};
-function middles(of, groups) { // the median of each group on the map
-  const key = $("#color").value;
-  if (medians[key]) return medians[key];
+let medians = {}; // by what colors the map; cleared when other images are visible
+function middles(of, groups) { // the median of the visible images of each group; undefined without any
   const members = Array.from({ length: groups }, () => []);
-  for (let i = 0; i < count; i++) if (of[i] >= 0) members[of[i]].push(i);
+  for (let i = 0; i < count; i++) if (visible[i] && of[i] >= 0) members[of[i]].push(i);
   const median = (list, k) => list.map((i) => xy[2 * i + k]).sort((a, b) => a - b)[list.length >> 1];
-  return (medians[key] = members.map((list) => [median(list, 0), median(list, 1)]));
+  return (medians[$("#color").value] ??= members.map((list) => [median(list, 0), median(list, 1)]));
 }
 function drawNames(of, list) {
   if (list.length > 40) return;
-  const names = $("#color").value === "cluster" ? data.clusters : data.classes, style = getComputedStyle(document.body);
+  const caption = map.clientWidth > 600 && list.length <= 20 ? title : short;
+  const names = $("#color").value === "cluster" ? caption : (c) => data.classes[c], style = getComputedStyle(document.body);
   context.font = `600 ${12 * pixel}px ${style.fontFamily}`;
-  context.textAlign = "center"; context.textBaseline = "middle"; context.lineJoin = "round";
-  context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--stage");
-  context.fillStyle = style.color; context.lineWidth = 3.5 * pixel;
+  context.textAlign = "center"; context.textBaseline = "middle";
+  const back = getComputedStyle(document.documentElement).getPropertyValue("--stage");
   const placed = []; // a name moves down until it covers no earlier one
   middles(of, list.length).forEach(([x, y], g) => {
-    if (x === undefined || !visibleCount || !on[$("#color").value].has(g)) return;
-    const at = [(x - view.x) * view.scale + wide / 2, (view.y - y) * view.scale + high / 2];
-    const half = context.measureText(names[g]).width / 2;
-    const covers = ([px, py, other]) => Math.abs(px - at[0]) < half + other && Math.abs(py - at[1]) < 14 * pixel;
+    if (x === undefined) return;
+    const at = toScreen(x, y), name = names(g), half = context.measureText(name).width / 2;
+    const covers = ([px, py, other]) => Math.abs(px - at[0]) < half + other && Math.abs(py - at[1]) < 19 * pixel;
     while (placed.some(covers)) at[1] += 2 * pixel;
     placed.push([...at, half]);
-    context.strokeText(names[g], ...at);
-    context.fillText(names[g], ...at);
+    drawnNames.push(name);
+    context.globalAlpha = 0.8;
+    context.fillStyle = back;
+    context.fillRect(at[0] - half - 4 * pixel, at[1] - 9 * pixel, 2 * half + 8 * pixel, 18 * pixel);
+    context.globalAlpha = 1;
+    context.fillStyle = style.color;
+    context.fillText(name, ...at);
   });
 }
-function ring(i, radius, width) {
+function ring(i, radius, width, ink) {
   context.beginPath();
   context.arc(screenX(i), screenY(i), radius, 0, 7);
-  context.strokeStyle = getComputedStyle(document.body).color;
+  context.strokeStyle = ink;
   context.lineWidth = width * pixel;
   context.stroke();
 }
@@ -150,18 +168,42 @@ function nearestTo(x, y, within) { // the visible image nearest to a point of th
 
 const fingers = new Map();
 let moved = 0;
+let framing = false, corner = null, frame = null; // in framing, a drag draws a frame from its corner; map units
 const under = ({ x, y }) => nearestTo(x * pixel, y * pixel, reach);
 const place = (event) => { const box = map.getBoundingClientRect(); return { x: (event.clientX - box.left), y: (event.clientY - box.top) }; };
 function spread() { const [a, b] = fingers.values(); return { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2, gap: Math.hypot(a.x - b.x, a.y - b.y) || 1 }; }
 
-map.onpointerdown = (event) => { map.setPointerCapture(event.pointerId); fingers.set(event.pointerId, place(event)); moved = fingers.size > 1 ? 99 : 0; };
+const mapPoint = (event) => { const { x, y } = place(event); return fromScreen(x * pixel, y * pixel); };
+
+function setFraming(state) {
+  framing = state;
+  map.classList.toggle("framing", state);
+  $("#frame").setAttribute("aria-pressed", state);
+  $("#frame").textContent = frame ? "Remove frame" : "Frame";
+}
+function stretchFrame(event) {
+  const [x, y] = mapPoint(event);
+  frame = { left: Math.min(x, corner[0]), right: Math.max(x, corner[0]), low: Math.min(y, corner[1]), top: Math.max(y, corner[1]) };
+  request();
+}
+const inFrame = (i) => !frame || (xy[2 * i] >= frame.left && xy[2 * i] <= frame.right && xy[2 * i + 1] >= frame.low && xy[2 * i + 1] <= frame.top);
+
+map.onpointerdown = (event) => {
+  map.setPointerCapture(event.pointerId);
+  fingers.set(event.pointerId, place(event));
+  moved = fingers.size > 1 ? 99 : 0;
+  corner = (framing || event.shiftKey) && fingers.size === 1 ? mapPoint(event) : null;
+};
 map.onpointermove = (event) => {
   const now = place(event), before = fingers.get(event.pointerId);
   if (!before) return hover(under(now), now.x, now.y);
   const old = fingers.size === 2 ? spread() : null;
   fingers.set(event.pointerId, now);
   moved += Math.hypot(now.x - before.x, now.y - before.y);
-  if (old) {
+  if (corner && moved > 4) {
+    hover(-1);
+    stretchFrame(event);
+  } else if (old) {
     const next = spread();
     pan((next.x - old.x) * pixel, (next.y - old.y) * pixel);
     zoomAt(next.x * pixel, next.y * pixel, next.gap / old.gap);
@@ -172,12 +214,21 @@ map.onpointermove = (event) => {
 };
 map.onpointerup = map.onpointercancel = (event) => {
   fingers.delete(event.pointerId);
+  if (corner && moved > 4) return showFramed();
   if (event.type === "pointercancel" || moved > 4) return;
   const { x, y } = place(event);
   select(event.pointerType === "mouse" ? under({ x, y }) : nearestTo(x * pixel, y * pixel, Math.max(reach, 24 * pixel)));
 };
 map.onpointerleave = () => hover(-1);
-map.addEventListener("wheel", (event) => {
+// Two fingers are for the map, one scrolls the page (touch-action in page.css).
+map.addEventListener("touchmove", (event) => { if (event.touches.length > 1) event.preventDefault(); }, { passive: false });
+let wheelHint = 0;
+map.addEventListener("wheel", (event) => { // it belongs to the page until somebody clicks into the map
+  const zooms = event.ctrlKey || event.metaKey || document.activeElement === map;
+  $("#wheel-hint").hidden = zooms;
+  clearTimeout(wheelHint);
+  wheelHint = setTimeout(() => { $("#wheel-hint").hidden = true; }, 1500);
+  if (!zooms) return;
   event.preventDefault();
   const { x, y } = place(event);
   zoomAt(x * pixel, y * pixel, Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0016)));
@@ -187,7 +238,7 @@ map.onkeydown = (event) => {
   const stride = 60 * pixel;
   const keys = {
     ArrowLeft: () => pan(stride, 0), ArrowRight: () => pan(-stride, 0), ArrowUp: () => pan(0, stride), ArrowDown: () => pan(0, -stride),
-    "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: reset, "[": () => step(-1), "]": () => step(1),
+    "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: reset, p: () => step(-1), n: () => step(1),
     Enter: () => select(nearestTo(wide / 2, high / 2, Infinity)), Escape: () => { select(-1); hover(-1); },
   };
   if (event.ctrlKey || event.metaKey || event.altKey || !keys[event.key]) return;

@@ -1,28 +1,4 @@
-// The panels around the map; starts the page.
-
-const everything = () => ({
-  cluster: new Set(data.clusters.keys()), label: new Set([-1, ...data.classes.keys()]), split: new Set(data.splits.keys()),
-});
-let on = everything(); // what the filters let through
-let wrongOnly = false, selected = -1, hovered = -1;
-let visible = new Uint8Array(count), visibleCount = 0;
-
-function applyFilters() {
-  visibleCount = 0;
-  for (let i = 0; i < count; i++) {
-    visible[i] = on.cluster.has(cluster[i]) && on.label.has(label[i]) && on.split.has(split[i]) && (!wrongOnly || isWrong(i));
-    visibleCount += visible[i];
-  }
-  $("#show-all").hidden = visibleCount === count;
-  $("#shown-count").textContent = `${visibleCount.toLocaleString("en")} of ${count.toLocaleString("en")} images`;
-  hovered = -1;
-  $("#tip").hidden = true;
-  fillGallery();
-  fillCrossing();
-  request();
-}
-
-// ---- selection, gallery, table -------------------------------------------------------------------
+// The panels around the map: tip, selected image, gallery, classes in clusters, near-duplicates.
 
 function hover(i, x = 0, y = 0) {
   if (i !== hovered) { hovered = i; request(); }
@@ -31,7 +7,8 @@ function hover(i, x = 0, y = 0) {
   if (i < 0) return;
   tip.dataset.image = i;
   portrait(tip.firstElementChild, i);
-  const lines = [nameOf(i), `cluster ${data.clusters[cluster[i]]}`, `class ${className(label[i])}${isWrong(i) ? " (wrong)" : ""}`];
+  const lines = [nameOf(i), title(cluster[i])];
+  if (label[i] >= 0) lines.push(`class ${data.classes[label[i]]}${isWrong(i) ? " (wrong)" : ""}`);
   if (hasPictures && tileOf[i] < 0) lines.push("its picture is not in this page");
   tip.lastElementChild.replaceChildren(...lines.map((line) => make("div", { textContent: line })));
   const right = x + 20 + tip.offsetWidth < map.clientWidth;
@@ -39,23 +16,37 @@ function hover(i, x = 0, y = 0) {
   tip.style.top = `${Math.max(0, Math.min(y + 14, map.clientHeight - tip.offsetHeight))}px`;
 }
 
+// ---- selected image ------------------------------------------------------------------------------
+
 function select(i, show = false) {
   selected = i;
   $("#nothing").hidden = i >= 0;
   $("#detail").hidden = i < 0;
+  if (i >= 0 && !["all", String(cluster[i])].includes($("#gallery-cluster").value)) { showInGallery(cluster[i]); fillGallery(); }
+  for (const button of document.querySelectorAll(".thumb")) button.setAttribute("aria-current", Number(button.dataset.image) === i);
   request();
   if (i < 0) return;
   $("#detail").dataset.image = i;
   portrait($("#portrait canvas"), i);
-  const facts = [["Image", nameOf(i)], ["Split", data.splits[split[i]]], ["Class", className(label[i])], ["Cluster", data.clusters[cluster[i]]],
-    ["Distance", distance[i].toFixed(3)], ["Margin", margin[i].toFixed(3)]];
-  $("#portrait dl").replaceChildren(...facts.flatMap(([k, v]) => [make("dt", { textContent: k }), make("dd", { textContent: v })]));
-  const k = nearest.length / count, places = Array.from(nearest.subarray(i * k, (i + 1) * k));
-  $("#neighbors").replaceChildren(...places.map((place) => thumb(pictured[place])));
+  $("#portrait dl").replaceChildren(...facts(i).flatMap(([k, v]) => [make("dt", { textContent: k }), make("dd", {}, v)]));
+  const k = nearest.length / count, places = Array.from(nearest.subarray(i * k, (i + 1) * k)), row = $("#neighbors");
+  const hadFocus = row.contains(document.activeElement);
+  fill(row, places.map((place) => pictured[place]));
+  if (hadFocus) row.firstChild.focus();
   if (show) {
     const x = screenX(i), y = screenY(i);
     if (x < 0 || y < 0 || x > wide || y > high) { view.x = xy[2 * i]; view.y = xy[2 * i + 1]; }
   }
+}
+
+function facts(i) {
+  const image = data.folder ? make("a", { href: linkTo(i), target: "_blank", rel: "noopener", title: "Open the original picture", textContent: nameOf(i) }) : nameOf(i);
+  const list = [["Image", image], ["Cluster", short(cluster[i])]];
+  if (label[i] >= 0) list.push(["Class", `${data.classes[label[i]]}${isWrong(i) ? " (wrong)" : ""}`]);
+  if (data.splits.length > 1) list.push(["Split", data.splits[split[i]]]);
+  list.push([data.certainty[0].toUpperCase() + data.certainty.slice(1), certainty[i].toFixed(3)], ["Distance", `${distance[i].toFixed(3)}${unusual?.[i] ? " (unusual)" : ""}`]);
+  if (near[i] >= 0) list.push(["Near-duplicates", `${tally(near, near[i])} images in group ${near[i]}`]);
+  return list;
 }
 
 function step(direction) { // to the next visible image of the same cluster, by distance to its centroid
@@ -65,139 +56,88 @@ function step(direction) { // to the next visible image of the same cluster, by 
   select(order[(at + direction + order.length) % order.length] ?? from, true);
 }
 
-function members(k, order) {
+// ---- gallery -------------------------------------------------------------------------------------
+
+function members(g, order) { // the visible images of a group, or of all
   const list = [];
-  for (let i = 0; i < count; i++) if (visible[i] && cluster[i] === k) list.push(i);
-  const key = { nearest: (i) => distance[i], unsure: (i) => margin[i], farthest: (i) => -distance[i] }[order];
+  for (let i = 0; i < count; i++) if (visible[i] && (g === "all" || cluster[i] === g)) list.push(i);
+  const key = { nearest: (i) => distance[i], unsure: (i) => certainty[i], farthest: (i) => -distance[i] }[order];
   return list.sort((a, b) => key(a) - key(b) || a - b);
 }
 
 let galleryLimit = 48;
-function fillGallery() {
-  const k = Number($("#gallery-cluster").value), list = members(k, $("#gallery-order").value);
-  const pictured = hasPictures ? list.filter((i) => tileOf[i] >= 0) : list;
-  $("#gallery-title").textContent = `Cluster ${data.clusters[k]}: ${list.length.toLocaleString("en")} images shown`;
-  $("#gallery-grid").replaceChildren(...pictured.slice(0, galleryLimit).map(thumb));
-  $("#more").hidden = pictured.length <= galleryLimit;
+function buildGallery() {
+  const choices = [make("option", { value: "all", textContent: "all images shown" }), ...shown().map((g) => make("option", { value: g, textContent: title(g) }))];
+  const before = $("#gallery-cluster").value;
+  $("#gallery-cluster").replaceChildren(...choices);
+  $("#gallery-cluster").value = choices.some(({ value }) => value === before) ? before : shown()[0];
 }
-function openGallery(k) {
-  $("#gallery-cluster").value = k;
+function fillGallery() {
+  const value = $("#gallery-cluster").value, g = value === "all" ? value : Number(value), list = members(g, $("#gallery-order").value);
+  const pictures = hasPictures ? list.filter((i) => tileOf[i] >= 0) : list;
+  const heading = g === "all" ? "All images shown" : title(g);
+  $("#gallery-title").textContent = `${heading[0].toUpperCase()}${heading.slice(1)}: ${number(list.length)} ${list.length === 1 ? "image" : "images"}`;
+  $("#only-gallery").hidden = g === "all";
+  fill($("#gallery-grid"), pictures.slice(0, galleryLimit));
+  $("#more").hidden = pictures.length <= galleryLimit;
+}
+function showInGallery(g) {
+  $("#gallery-cluster").value = g;
   galleryLimit = 48;
+}
+function openGallery(g) {
+  showInGallery(g);
   fillGallery();
   $("#gallery").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
 }
 
-function fillCrossing() {
-  const table = Array.from(data.classes, () => new Array(data.clusters.length).fill(0));
-  for (let i = 0; i < count; i++) if (visible[i] && label[i] >= 0) table[label[i]][cluster[i]]++;
+// ---- classes in clusters -------------------------------------------------------------------------
+
+function fillCrossing() { // the filters of cluster and class leave out none of its numbers: it is where they are set
   $("#crossing").hidden = !hasLabels;
   if (!hasLabels) return;
-  const place = (k) => data.classOfCluster[k] + 1 || data.classes.length + 1;
-  const order = [...data.clusters.keys()].sort((a, b) => place(a) - place(b)); // correct ones on the diagonal
-  const corner = make("tr", {}, make("th", { textContent: "class \\ cluster" }), ...order.map((k) => make("th", { textContent: data.clusters[k] })));
+  const table = data.classes.map(() => new Array(groups.length).fill(0));
+  for (let i = 0; i < count; i++) if (label[i] >= 0 && passes(i)) table[label[i]][cluster[i]]++;
+  const place = (g) => data.classOfCluster[g] + 1 || data.classes.length + 1;
+  const order = shown().sort((a, b) => place(a) - place(b)); // correct ones on the diagonal
+  const corner = make("tr", {}, make("th", { textContent: "class \\ cluster" }), ...order.map((g) => make("th", { textContent: short(g) })));
   const rows = table.map((cells, c) => {
     const total = cells.reduce((a, b) => a + b, 0) || 1;
-    return make("tr", {}, make("th", { textContent: data.classes[c] }), ...order.map((k) => {
-      const n = cells[k];
-      const button = make("button", { type: "button", textContent: n || "", onclick: () => only(c, k) });
-      button.setAttribute("aria-label", `${n} images of class ${data.classes[c]} in cluster ${data.clusters[k]}`);
+    return make("tr", {}, make("th", { textContent: data.classes[c] }), ...order.map((g) => {
+      const n = cells[g];
+      const button = make("button", { type: "button", tabIndex: -1, disabled: !n, textContent: n || "", onclick: () => crossed(c, g) });
+      button.setAttribute("aria-label", `${n} images of class ${data.classes[c]} in ${title(g)}`);
+      button.setAttribute("aria-pressed", on.label.size === 1 && on.label.has(c) && on.cluster.size === 1 && on.cluster.has(g));
       const cell = make("td", {}, button);
       cell.style.background = `color-mix(in srgb, var(--accent) ${Math.round((75 * n) / total)}%, transparent)`;
       return cell;
     }));
   });
   $("#crossing table").replaceChildren(make("thead", {}, corner), make("tbody", {}, ...rows));
+  const first = $("#crossing button:not(:disabled)");
+  if (first) first.tabIndex = 0;
 }
-function only(c, k) {
+function crossed(c, g) {
   on.label = new Set([c]);
-  on.cluster = new Set([k]);
-  $("#gallery-cluster").value = k;
-  refreshBoxes();
-  applyFilters();
+  showOnly("cluster", g);
   $("#gallery").scrollIntoView();
 }
 
-// ---- filters -------------------------------------------------------------------------------------
+// ---- near-duplicates -----------------------------------------------------------------------------
 
-const hasLabels = label.some((l) => l >= 0);
-const boxes = [];
-function refreshBoxes() { for (const { box, key, value } of boxes) box.checked = on[key].has(value); }
-
-function group(title, key, entries, palette, action) {
-  const rows = entries.map(([value, name, total]) => {
-    const box = make("input", { type: "checkbox", checked: true, id: `${key}-${value}` });
-    box.setAttribute("aria-label", `show ${title.toLowerCase()} ${name}`);
-    box.onchange = () => { on[key][box.checked ? "add" : "delete"](value); applyFilters(); };
-    boxes.push({ box, key, value });
-    const swatch = make("span", { className: "swatch" });
-    if (palette) swatch.style.setProperty("--color", value < 0 ? data.unknownColor : palette[value]);
-    const text = action ? make("button", { type: "button", className: "name", textContent: name, title: `Gallery of ${name}`, onclick: () => action(value) })
-      : make("label", { className: "name", textContent: name, htmlFor: box.id });
-    return make("div", { className: "row" }, box, ...(palette ? [swatch] : []), text, make("span", { className: "count", textContent: total.toLocaleString("en") }));
-  });
-  const all = (state) => make("button", { type: "button", className: "link", textContent: state ? "all" : "none", onclick: () => {
-    on[key] = new Set(state ? entries.map(([value]) => value) : []);
-    refreshBoxes(); applyFilters();
-  } });
-  const top = make("div", { className: "top" }, make("h3", { textContent: title }), all(true), all(false));
-  $("#filters").append(make("div", { className: "group" }, top, make("div", { className: "rows" }, ...rows)));
+let duplicatesLimit = 12;
+function fillDuplicates() {
+  const sets = new Map();
+  near.forEach((group, i) => { if (group >= 0) sets.set(group, [...(sets.get(group) ?? []), i]); });
+  const list = [...sets].sort((a, b) => b[1].length - a[1].length || a[0] - b[0]);
+  $("#duplicates").hidden = !list.length;
+  const images = list.reduce((sum, [, members]) => sum + members.length, 0);
+  $("#duplicates .hint").textContent = `${number(images)} images in ${number(list.length)} groups that look almost the same, the largest first. They count several times in every score.`;
+  $("#duplicates div").replaceChildren(...list.slice(0, duplicatesLimit).map(([group, members]) => {
+    const grid = make("div", { className: "grid roving" });
+    fill(grid, members.slice(0, 24));
+    const more = members.length > 24 ? `, 24 of its ${number(members.length)} images` : "";
+    return make("div", {}, make("h3", { textContent: `Group ${group}${more}` }), grid);
+  }));
+  $("#more-duplicates").hidden = list.length <= duplicatesLimit;
 }
-function tally(values, value) { let n = 0; for (const v of values) n += v === value; return n; }
-
-function buildFilters() {
-  if (data.splits.length > 1) group("Split", "split", data.splits.map((name, s) => [s, name, tally(split, s)]));
-  group("Cluster", "cluster", data.clusters.map((name, k) => [k, name, tally(cluster, k)]), data.clusterColors, openGallery);
-  $("#wrong-row").hidden = $("#dashed").hidden = !hasLabels;
-  if (!hasLabels) return;
-  const known = data.classes.map((name, c) => [c, name, tally(label, c)]), unknown = tally(label, -1);
-  group("Class", "label", unknown ? [...known, [-1, "unknown", unknown]] : known, data.classColors);
-  let wrong = 0;
-  for (let i = 0; i < count; i++) wrong += isWrong(i);
-  $("#wrong-row .count").textContent = wrong.toLocaleString("en");
-  $("#color").append(make("option", { value: "label", textContent: "class" }));
-}
-
-// ---- buttons -------------------------------------------------------------------------------------
-
-$("#zoom-in").onclick = () => zoom(1.6);
-$("#zoom-out").onclick = () => zoom(1 / 1.6);
-$("#zoom-reset").onclick = reset;
-$("#show-all").onclick = () => {
-  on = everything();
-  wrongOnly = $("#wrong").checked = false;
-  refreshBoxes();
-  applyFilters();
-};
-$("#color").onchange = request;
-$("#wrong").onchange = (event) => { wrongOnly = event.target.checked; applyFilters(); };
-$("#gallery-cluster").onchange = $("#gallery-order").onchange = () => { galleryLimit = 48; fillGallery(); };
-$("#more").onclick = () => { galleryLimit += 96; fillGallery(); };
-
-function setTheme(dark) {
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
-  $("#theme").textContent = dark ? "Light" : "Dark";
-  request();
-}
-const prefersDark = matchMedia("(prefers-color-scheme: dark)");
-prefersDark.onchange = () => setTheme(prefersDark.matches);
-$("#theme").onclick = () => setTheme(document.documentElement.dataset.theme !== "dark");
-
-// ---- start ---------------------------------------------------------------------------------------
-
-document.title = `Clusters of ${data.dataset}`;
-$("#dataset").textContent = data.dataset;
-$("#summary").textContent = `${count.toLocaleString("en")} images, ${data.clusters.length} clusters, ${data.method}.`
-  + (hasPictures && pictured.length < count ? ` Pictures and neighbors come from a random sample of ${pictured.length.toLocaleString("en")} images.` : "")
-  + (hasPictures ? "" : " No pictures: the images were not available.");
-data.clusters.forEach((name, k) => $("#gallery-cluster").append(make("option", { value: k, textContent: name })));
-setTheme(prefersDark.matches);
-buildFilters();
-applyFilters();
-resize();
-new ResizeObserver(resize).observe(map);
-requestAnimationFrame(() => setTimeout(loadSheets));
-// For tests and the browser console.
-window.report = {
-  data, ready: () => !sheetsLeft, firstDraw: () => firstDraw, visibleCount: () => visibleCount, view: () => ({ ...view }),
-  place: (i) => ({ x: screenX(i) / pixel, y: screenY(i) / pixel }),
-};

@@ -1,0 +1,53 @@
+"""`images.csv`: a row for each image of every split."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from src.storage.files import replacing
+from src.visualization.results import Results
+
+
+def write_images(file: Path, results: Results, near_N: np.ndarray, xy_N2: np.ndarray) -> None:
+    """Write split, path, cluster, name, certainty, distance, unusual, near-duplicates and place on
+    the map of every image; a cell is empty where there is nothing to say.
+
+    The column of the certainty has its name. The path of an image without a file is
+    `split[index]`.
+
+    Args:
+        near_N: the group of near-duplicates of each image, -1 for none.
+        xy_N2: the map.
+    """
+    names = [name or "" for name in results.names]
+    unusual = [""] * len(near_N) if results.unusual is None else results.unusual.astype(int)
+    columns: dict[str, Iterable[object]] = {
+        "split": np.array(results.split_names)[results.splits],
+        "path": results.file_names or indexed(results),
+        "cluster": results.clusters,
+        "name": [names[k] for k in results.clusters],
+        results.clustering["certainty"]: numbers(results.certainty),
+        "distance": numbers(results.distance),
+        "unusual": unusual,
+        "near_duplicates": ["" if group < 0 else group for group in near_N],
+        "x": numbers(xy_N2[:, 0]),
+        "y": numbers(xy_N2[:, 1]),
+    }
+    # Names of files need not be UTF-8: they keep their bytes.
+    text = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with replacing(file) as temporary, temporary.open("w", **text) as out:
+        rows = csv.writer(out)
+        rows.writerow(columns)
+        rows.writerows(zip(*columns.values(), strict=True))
+
+
+def indexed(results: Results) -> list[str]:
+    """`train[12]` for the image at index 12 of train."""
+    rows = {split: range(len(results.rows(split))) for split in results.split_names}
+    return [f"{split}[{index}]" for split, indices in rows.items() for index in indices]
+
+
+def numbers(values: np.ndarray) -> list[str]:
+    return [f"{value:.6g}" for value in values.tolist()]

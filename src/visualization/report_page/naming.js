@@ -1,0 +1,32 @@
+// Names that a person gives to clusters, and names.json, which the commands read.
+
+function buildNaming() {
+  $("#names").replaceChildren(...data.givenNames.map((given, k) => {
+    const input = make("input", { type: "text", value: given, maxLength: 60, placeholder: data.classes[data.classOfCluster[k]] ?? "name", spellcheck: false });
+    input.setAttribute("aria-label", `name of cluster ${k}`);
+    input.onchange = () => {
+      input.value = data.givenNames[k] = input.value.normalize("NFC").replace(/[\p{Cc}\p{Cs}\p{Zl}\p{Zp}]/gu, "").trim();
+      regroup();
+    };
+    const own = Array.from({ length: count }, (_, i) => i).filter((i) => clusterOf[i] === k && (!hasPictures || tileOf[i] >= 0));
+    const grid = make("div", { className: "grid roving" });
+    fill(grid, own.sort((a, b) => distance[a] - distance[b] || a - b).slice(0, 8));
+    const swatch = make("span", { className: "swatch" });
+    swatch.style.setProperty("--color", data.clusterColors[k]);
+    return make("div", { className: "naming" }, make("label", {}, swatch, `Cluster ${k}`, input), grid);
+  }));
+}
+
+function regroup() { // by the names
+  mergeNames();
+  on = { ...(on ?? everything()), cluster: everything().cluster };
+  buildFilters();
+  buildGallery();
+  applyFilters();
+  if (selected >= 0) select(selected);
+}
+
+function namesFile() {
+  const names = Object.fromEntries([...data.givenNames.entries()].filter(([, name]) => name));
+  return `${JSON.stringify({ clusters: data.clustersId, names }, null, 2)}\n`;
+}
