@@ -156,7 +156,7 @@ def picture_rows(results: Results) -> Figure:
     for k in largest[sizes[largest] > 0]:
         own = np.flatnonzero(results.clusters == k)
         nearest = own[np.argsort(results.distance[own], kind="stable")[:PICTURES]]
-        unsure = own[np.argsort(results.margin[own], kind="stable")[:PICTURES]]
+        unsure = own[np.argsort(results.certainty[own], kind="stable")[:PICTURES]]
         rows.append((names[k], results.pictures(nearest), results.pictures(unsure)))
     return figures.cluster_pictures(rows, ("Nearest to the centroid", "Least certain"))
 

@@ -151,6 +151,7 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, d
             "features": extraction["id"],
             "fit_on": fit_on,
             "clusters": count,
+            "certainty": "margin" if labels is None else "confidence",
             "confidence_scale": scale,
             "config": json.loads(json.dumps(asdict(config), default=str)),
             "commit": git_commit(),

@@ -65,14 +65,15 @@ class Arrays:
     class_of_cluster: np.ndarray
     distances: np.ndarray
     """float64 (N, K), to every centroid."""
-    margins: np.ndarray
-    """float64 (N,), 1 - p2 / p1 of the two most probable clusters."""
+    certainty: np.ndarray
+    """float64 (N,): p1 of the most probable cluster with labels, else 1 - p2 / p1 of the two."""
 
 
 def load_arrays(directory: Path) -> Arrays:
     """Of a run on a dataset that has a train and a test split."""
 
     manifest = artifacts.Manifest(directory)
+    labeled = manifest.has(artifacts.LABELS, "train")
 
     def both(artifact: artifacts.Artifact) -> np.ndarray:
         return np.concatenate([manifest.load(artifact, split) for split in ("train", "test")])
@@ -82,11 +83,13 @@ def load_arrays(directory: Path) -> Arrays:
     weights, bias = (array.astype(np.float64) for array in LinearHead.load(manifest))
     scores = (x @ weights.T + bias) / manifest.clustering["confidence_scale"]
     *_, second, first = np.sort(scores, axis=1).T
+    margins = 1 - np.exp(second - first)
+    confidence = 1 / np.exp(scores - first[:, None]).sum(axis=1)
     return Arrays(
         x=x,
         clusters=both(artifacts.ASSIGNMENTS),
-        labels=both(artifacts.LABELS),
+        labels=both(artifacts.LABELS) if labeled else np.full(len(x), -1),
         class_of_cluster=manifest.load(artifacts.CLUSTER_TO_CLASS),
         distances=np.linalg.norm(x[:, None] - centroids, axis=2),
-        margins=1 - np.exp(second - first),
+        certainty=confidence if labeled else margins,
     )

@@ -198,7 +198,11 @@ def test_the_gallery_is_in_order(report: Report, arrays: Arrays) -> None:
     own = np.flatnonzero(arrays.clusters == 4)
     distance = arrays.distances[:, 4]
     report.page.click("#cluster-4 ~ button.name")
-    for order, key in (("nearest", distance), ("unsure", arrays.margins), ("farthest", -distance)):
+    for order, key in (
+        ("nearest", distance),
+        ("unsure", arrays.certainty),
+        ("farthest", -distance),
+    ):
         report.page.select_option("#gallery-order", order)
         images = report.images("#gallery-grid")
         assert set(images) <= set(own)

@@ -47,7 +47,14 @@ def test_results_agree_with_the_files(digits: Path) -> None:
     results, arrays = load_results(digits), load_arrays(digits)
     own = arrays.distances[np.arange(len(arrays.x)), arrays.clusters]
     np.testing.assert_allclose(results.distance, own, rtol=1e-4)
-    np.testing.assert_allclose(results.margin, arrays.margins, atol=1e-4)
+    np.testing.assert_allclose(results.certainty, arrays.certainty, atol=1e-4)
+
+
+def test_certainty_without_labels_is_the_margin(tmp_path: Path) -> None:
+    pixel_run(tmp_path, "digits", Path(), labeled=False)
+    results, arrays = load_results(tmp_path), load_arrays(tmp_path)
+    assert results.clustering["certainty"] == "margin"
+    np.testing.assert_allclose(results.certainty, arrays.certainty, atol=1e-4)
 
 
 def test_pictures_come_in_the_order_asked_for(digits: Path) -> None:

@@ -1,15 +1,15 @@
-"""How sure a prediction is: a softmax over the scores of the linear head.
+"""The certainty of a prediction, from a softmax over the scores of the linear head:
 
-    confidence = max_k softmax_k(s_k / T)
+    p_k = softmax_k(s_k / T);  confidence = p1,  margin = 1 - p2 / p1  of the two largest
 
-With the scores of the nearest centroid this is softmax_k(-d_k^2 / T), d_k being the distance to
-centroid k. It lies between 1/K and 1. T is the confidence scale, one number for all predictions:
+With the scores of the nearest centroid p_k is softmax_k(-d_k^2 / T), d_k being the distance to
+centroid k. T is the confidence scale, one number for all predictions:
 
 - With labels on the split that named the clusters, T is fitted to them, as in temperature scaling
-  (Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2): confidence is then
-  the probability that the name of the cluster is the picture's class.
-- Without labels it measures how far a picture is from the border between two clusters, not how
-  often the cluster is right, which only labels can tell. The scores of smoothed clusters are those
+  (Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2). Certainty is then the
+  confidence, from 1/K to 1: the probability that the cluster's name is the picture's class.
+- Without labels nothing tells how often a cluster is right. Certainty is then the margin: 0 on the
+  border between two clusters, towards 1 far from it. The scores of smoothed clusters are those
   of a logistic regression, T = 1; nearest centroids are the posterior of two Gaussians with equal
   spherical covariance, T = 2 s^2.
 
@@ -21,11 +21,17 @@ import torch
 from torch import Tensor
 
 from src.clusters.head import LinearHead
+from src.storage.artifacts import CertaintyName
 
 
 def squared_distances(reduced_NP: Tensor, centroids_KP: Tensor) -> Tensor:
     """(N, K), from differences: exact where the expanded square loses digits."""
     return (reduced_NP[:, None] - centroids_KP).square().sum(2)
+
+
+def certainty(name: CertaintyName, scores_NK: Tensor, scale: float) -> Tensor:
+    """(N,), the confidence or the margin."""
+    return (confidence if name == "confidence" else margin)(scores_NK, scale)
 
 
 def confidence(scores_NK: Tensor, scale: float) -> Tensor:
@@ -36,7 +42,7 @@ def confidence(scores_NK: Tensor, scale: float) -> Tensor:
 def margin(scores_NK: Tensor, scale: float) -> Tensor:
     """(N,), 1 - p2 / p1 for the two largest probabilities: 0 on the border to another cluster."""
     if scores_NK.shape[1] == 1:
-        return torch.ones(len(scores_NK))
+        return torch.ones_like(scores_NK[:, 0])
     first, second = scores_NK.topk(2).values.T
     return 1 - ((second - first) / scale).exp()
 

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from src.runtime.cli import UserError, printable
+from src.storage.artifacts import CertaintyName
 from src.storage.files import replacing
 from src.storage.output_folder import MARK, marked_as
 
@@ -41,7 +42,8 @@ class Row:
     path: str
     error: str | None = None
     """Why it could not be read; the other fields are then empty."""
-    confidence: float = 0.0
+    certainty: float = 0.0
+    """Confidence or margin."""
     nearest: tuple[NearCluster, ...] = ()
     """Its own cluster, then the two nearest others or all there are."""
     label: str | None = None
@@ -50,59 +52,62 @@ class Row:
     @property
     def caption(self) -> str:
         own = self.nearest[0]
-        return f"{printable(own.class_name or str(own.cluster))} {self.confidence:.2f}"
+        return f"{printable(own.class_name or str(own.cluster))} {self.certainty:.2f}"
 
 
 # --- text -------------------------------------------------------------------------------------
 
-_CSV_COLUMNS = (
-    "path", "cluster", "class", "confidence", "distance",
-    "second_cluster", "second_distance", "third_cluster", "third_distance", "label", "error",
-)  # fmt: skip
+
+def _csv_columns(certainty: CertaintyName) -> tuple[str, ...]:
+    return (
+        "path", "cluster", "class", certainty, "distance",
+        "second_cluster", "second_distance", "third_cluster", "third_distance", "label", "error",
+    )  # fmt: skip
 
 
-def header(style: Format, path_width: int | None) -> str | None:
+def header(style: Format, certainty: CertaintyName, path_width: int | None) -> str | None:
     """The first line, without its line break; None for JSON."""
     if style == "csv":
-        return _csv_line(_CSV_COLUMNS)
+        return _csv_line(_csv_columns(certainty))
     if style == "table":
-        return _table_line("picture", "cluster", "class", "confidence", "distance", path_width) + (
+        return _table_line("picture", "cluster", "class", certainty, "distance", path_width) + (
             "own and nearest others (distance)"
         )
     return None
 
 
-def line(row: Row, style: Format, path_width: int | None) -> str | None:
+def line(row: Row, style: Format, certainty: CertaintyName, path_width: int | None) -> str | None:
     """`row` as one line; None for an unreadable picture in a table.
 
     Args:
+        certainty: the name of the column or key.
         path_width: columns of the path in the table, which cuts longer paths; None cuts nothing.
     """
     if style == "json":
-        return json.dumps(_fields(row))
+        return json.dumps(_fields(row, certainty))
     if style == "csv":
-        return _csv_line(_csv_values(row))
+        return _csv_line(_csv_values(row, certainty))
     if row.error:
         return None
     own = row.nearest[0]
     name = printable(row.path + (f" ({row.label})" if row.label else ""))
     nearest = "  ".join(f"{near.cluster} ({near.distance:.3f})" for near in row.nearest)
-    numbers = f"{row.confidence:.3f}", f"{own.distance:.3f}"
+    numbers = f"{row.certainty:.3f}", f"{own.distance:.3f}"
     class_name = printable(own.class_name or "")
     return _table_line(name, str(own.cluster), class_name, *numbers, path_width) + nearest
 
 
 def _table_line(
-    path: str, cluster: str, class_name: str, confidence: str, distance: str, width: int | None
+    path: str, cluster: str, class_name: str, certainty: str, distance: str, width: int | None
 ) -> str:
     if width and len(path) > width:
         path = "…" + path[len(path) - width + 1 :]
     return (
-        f"{path:<{width or 40}}  {cluster:>7}  {class_name:<12}  {confidence:>10}  {distance:>8}  "
+        f"{path:<{width or 40}}  {cluster:>7}  {class_name:<12}  {certainty:>10}  {distance:>8}  "
     )
 
 
-def _fields(row: Row) -> dict:
+def _fields(row: Row, certainty: CertaintyName) -> dict:
     if row.error:
         return {"path": row.path, "error": row.error}
     own, *_ = nearest = [
@@ -111,16 +116,16 @@ def _fields(row: Row) -> dict:
     ]
     fields = {
         "path": row.path, "cluster": own["cluster"], "class": own["class"],
-        "confidence": round(row.confidence, 6), "distance": own["distance"], "nearest": nearest,
+        certainty: round(row.certainty, 6), "distance": own["distance"], "nearest": nearest,
     }  # fmt: skip
     return fields | ({"label": row.label} if row.label is not None else {})
 
 
-def _csv_values(row: Row) -> list[object]:
-    fields = _fields(row)
+def _csv_values(row: Row, certainty: CertaintyName) -> list[object]:
+    fields = _fields(row, certainty)
     for place, near in zip(("second", "third"), fields.get("nearest", [])[1:], strict=False):
         fields |= {f"{place}_cluster": near["cluster"], f"{place}_distance": near["distance"]}
-    return [fields.get(column) for column in _CSV_COLUMNS]
+    return [fields.get(column) for column in _csv_columns(certainty)]
 
 
 def _csv_line(values: Iterable[object]) -> str:
@@ -158,7 +163,7 @@ class Montage:
 
     @property
     def tiles(self) -> list[tuple[Row, np.ndarray]]:
-        return sorted(self._tiles, key=lambda t: (t[0].nearest[0].cluster, -t[0].confidence))
+        return sorted(self._tiles, key=lambda t: (t[0].nearest[0].cluster, -t[0].certainty))
 
     def save(self, file: Path) -> None:
         """Write the montage as PNG; without pictures write nothing."""
@@ -184,11 +189,11 @@ class Montage:
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """`text` with its class name shortened until it fits; the confidence stays."""
-    name, confidence = text.rsplit(" ", 1)
+    """`text` with its class name shortened until it fits; the certainty stays."""
+    name, certainty = text.rsplit(" ", 1)
     while len(name) > 1 and font.getlength(text) > width:
         name = name[:-1]
-        text = f"{name}… {confidence}"
+        text = f"{name}… {certainty}"
     return text
 
 

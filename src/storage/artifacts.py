@@ -36,6 +36,7 @@ from src.storage.files import (
 )
 
 DatasetName = Literal["stl10", "digits", "folder"]
+CertaintyName = Literal["confidence", "margin"]
 SPLITS = ("unlabeled", "train", "test")
 
 EXTRACTION = "src/feature_extraction.py"
@@ -132,6 +133,8 @@ class ClusteringRecord(StageRecord):
     """The extraction's `id`."""
     fit_on: str
     clusters: int
+    certainty: CertaintyName
+    """What a prediction's certainty is: confidence with labels, else margin."""
     confidence_scale: float
     config: dict[str, Any]
     """The flags of the clustering."""

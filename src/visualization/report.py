@@ -41,7 +41,7 @@ def write_report(
         "label": results.labels.astype("<i2"),
         "split": results.splits.astype("u1"),
         "distance": results.distance.astype("<f4"),
-        "margin": results.margin.astype("<f4"),
+        "certainty": results.certainty.astype("<f4"),
         "pictured": sheets.rows.astype("<u4"),
         "nearest": nearest.astype("<u2" if len(sheets.rows) < 2**16 else "<u4"),
     }
@@ -96,6 +96,7 @@ def page_data(results: Results, sheets: Sheets) -> dict[str, Any]:
         "classOfCluster": results.class_of_cluster.tolist(),
         "clusterColors": results.cluster_colors,
         "classColors": colors(len(results.class_names)),
+        "certainty": results.clustering["certainty"],
         "unknownColor": UNKNOWN,
         "names": names,
         "tile": sheets.tile,

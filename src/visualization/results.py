@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dataset.load_dataset import Dataset, reload_dataset
-from src.clusters.confidence import margin
+from src.clusters.confidence import certainty
 from src.clusters.head import LinearHead
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
@@ -38,8 +38,8 @@ class Results:
     clustering: ClusteringRecord
     distance: np.ndarray
     """float32 (N,), from each image to the centroid of its cluster."""
-    margin: np.ndarray
-    """float32 (N,), from 0 on the border to another cluster to 1, see `clusters/confidence.py`."""
+    certainty: np.ndarray
+    """float32 (N,), confidence or margin, as `clustering["certainty"]` says."""
     dataset: Dataset | None
     """The images; None where they are missing."""
 
@@ -98,7 +98,9 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         extraction=extraction,
         clustering=clustering,
         distance=np.linalg.norm(x_NP - centroids_KP[clusters], axis=1),
-        margin=margin(scores, clustering["confidence_scale"]).numpy(),
+        certainty=certainty(
+            clustering["certainty"], scores, clustering["confidence_scale"]
+        ).numpy(),
         dataset=dataset,
     )
 

@@ -13,7 +13,7 @@ function bytes(id) {
 const array = (id) => new TYPES[document.getElementById(id).dataset.type](bytes(id).buffer);
 
 const xy = array("xy"), cluster = array("cluster"), label = array("label"), split = array("split");
-const distance = array("distance"), margin = array("margin"), pictured = array("pictured"), nearest = array("nearest");
+const distance = array("distance"), certainty = array("certainty"), pictured = array("pictured"), nearest = array("nearest");
 const count = data.count, hasPictures = data.sheets > 0;
 const tileOf = new Int32Array(count).fill(-1); // the number of the tile that shows an image
 pictured.forEach((image, place) => { tileOf[image] = place; });

@@ -48,7 +48,7 @@ function select(i, show = false) {
   $("#detail").dataset.image = i;
   portrait($("#portrait canvas"), i);
   const facts = [["Image", nameOf(i)], ["Split", data.splits[split[i]]], ["Class", className(label[i])], ["Cluster", data.clusters[cluster[i]]],
-    ["Distance", distance[i].toFixed(3)], ["Margin", margin[i].toFixed(3)]];
+    ["Distance", distance[i].toFixed(3)], [data.certainty === "margin" ? "Margin" : "Confidence", certainty[i].toFixed(3)]];
   $("#portrait dl").replaceChildren(...facts.flatMap(([k, v]) => [make("dt", { textContent: k }), make("dd", { textContent: v })]));
   const k = nearest.length / count, places = Array.from(nearest.subarray(i * k, (i + 1) * k));
   $("#neighbors").replaceChildren(...places.map((place) => thumb(pictured[place])));
@@ -68,7 +68,7 @@ function step(direction) { // to the next visible image of the same cluster, by 
 function members(k, order) {
   const list = [];
   for (let i = 0; i < count; i++) if (visible[i] && cluster[i] === k) list.push(i);
-  const key = { nearest: (i) => distance[i], unsure: (i) => margin[i], farthest: (i) => -distance[i] }[order];
+  const key = { nearest: (i) => distance[i], unsure: (i) => certainty[i], farthest: (i) => -distance[i] }[order];
   return list.sort((a, b) => key(a) - key(b) || a - b);
 }
 
