@@ -66,7 +66,7 @@ def check_clusters(predictor: Predictor, name: str, split: Split) -> dict:
     results = {
         "images": len(files),
         "cluster_differences": int((predictions.clusters != assigned).sum()),
-        "mean_confidence": float(predictions.confidence.mean()),
+        "mean_certainty": float(predictions.certainty.mean()),
     }
     if split.labels is None:
         return results
@@ -76,7 +76,7 @@ def check_clusters(predictor: Predictor, name: str, split: Split) -> dict:
     scale = scale_without_labels(predictor)
     return results | {
         "right": float(right.mean()),
-        "calibration_error": calibration_error(predictions.confidence, right),
+        "calibration_error": calibration_error(predictions.certainty, right),
         "confidence_scale": predictor.head.confidence_scale,
         "calibration_error_without_labels": calibration_error(
             confidence(scores, scale).numpy(), right

@@ -10,7 +10,7 @@ L2 normalization, PCA, linear head and centroids in float32.
 
     in    images      uint8 (N, 3, S, S), red, green, blue
     out   cluster     int64 (N,)
-          confidence  float32 (N,)
+          confidence  float32 (N,); without labels its name is margin
           distances   float32 (N, K)
 
 The metadata hold the class names, the class and the name of every cluster, the image size and the
@@ -56,6 +56,8 @@ from src.storage import artifacts
 OPSET = 18
 """PyTorch's exporter writes it without a conversion."""
 
+CERTAINTY = {"confidence": "largest", "margin": "1 - second / largest"}
+
 MINIMUM_AGREEMENT = 0.999
 """Share of images that ONNX Runtime must put into the same cluster as PyTorch."""
 
@@ -78,7 +80,7 @@ class ExportConfig:
 
 
 class Pipeline(nn.Module):
-    """uint8 images (N, 3, S, S) to cluster, confidence and distances."""
+    """uint8 images (N, 3, S, S) to cluster, certainty and distances."""
 
     def __init__(self, backbone: Backbone, head: ClusterHead):
         super().__init__()
@@ -144,7 +146,7 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
             pipeline,
             (torch.zeros(2, 3, side, side, dtype=torch.uint8),),
             input_names=["images"],
-            output_names=["cluster", "confidence", "distances"],
+            output_names=["cluster", predictor.certainty_name, "distances"],
             dynamic_shapes=({0: torch.export.Dim("N")},),
             opset_version=OPSET,
             dynamo=True,
@@ -166,8 +168,8 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
         "opset": str(OPSET),
         "images": "turned upright as EXIF says, shorter side resized to image_size (bicubic, "
         "antialiased), center cut out, RGB",
-        "confidence": "largest softmax of the cluster scores of the linear head / "
-        f"{predictor.head.confidence_scale!r}",
+        predictor.certainty_name: f"{CERTAINTY[predictor.certainty_name]} of softmax of the "
+        f"cluster scores of the linear head / {predictor.head.confidence_scale!r}",
         "checkpoint": recorded["checkpoint"]["digest"],
         "features": recorded["id"],
         "dataset": recorded["dataset"]["name"],

@@ -1,4 +1,4 @@
-"""Predict the cluster, class and confidence of new pictures.
+"""Predict the cluster, class and certainty of new pictures.
 
     python src/inference.py photo.jpg holiday/
     find . -name "*.jpg" | python src/inference.py - --csv --output predictions.csv
@@ -50,7 +50,7 @@ from src.prediction.similar import SimilarPictures
 from src.runtime.cli import UserError, printable, progress, run_script
 from src.runtime.device import DeviceName, PrecisionName
 from src.storage import artifacts
-from src.storage.artifacts import DatasetRecord, ExtractionRecord
+from src.storage.artifacts import CertaintyName, DatasetRecord
 from src.storage.files import json_digest
 from src.storage.output_folder import left_out_note, mark
 from src.tracking.tracker import stage_tracker
@@ -133,7 +133,8 @@ def main(config: InferenceConfig) -> int:
     montage = Montage(config.montage_size)
     right = labeled = predicted = unreadable = unsorted = 0
     started = time.monotonic()
-    with contextlib.closing(pictures), _output(config) as write, progress(unit="picture") as bar:
+    output = _output(config, predictor.certainty_name)
+    with contextlib.closing(pictures), output as write, progress(unit="picture") as bar:
         for row, content in _predicted(pictures, predictor, config, similar):
             write(row)
             bar.update()
@@ -164,26 +165,27 @@ def main(config: InferenceConfig) -> int:
     print(f"{predicted:,} pictures, {rate}; {unreadable:,} not read", file=sys.stderr)
     if labeled:
         print(f"{right} of {labeled} are in a cluster of their own class", file=sys.stderr)
-    track(config, predictor.extraction, montage)
+    track(config, predictor, montage)
     return 3 if unreadable or unsorted else 0
 
 
-def track(config: InferenceConfig, extraction: ExtractionRecord, examples: Montage) -> None:
+def track(config: InferenceConfig, predictor: Predictor, examples: Montage) -> None:
     """Log a table of example pictures to W&B; a user's own pictures only with --wandb."""
+    extraction = predictor.extraction
     is_own = bool(config.paths) or extraction["dataset"]["name"] == "folder"
     mode = config.wandb or ("disabled" if is_own else "auto")
     if mode == "disabled" or not examples.tiles:
         return
     table = []
     for row, image_3SS in examples.tiles:
-        own, confidence = row.nearest[0], f"{row.confidence:.3f}"
-        values = (own.cluster, own.name, confidence, row.label or "")
+        own, certainty = row.nearest[0], f"{row.certainty:.3f}"
+        values = (own.cluster, own.name, certainty, row.label or "")
         table.append([image_3SS.transpose(1, 2, 0), printable(row.path), *values])
     with (
         contextlib.redirect_stdout(sys.stderr),  # standard output is for the predictions
         stage_tracker(mode, config.wandb_dir, "inference", config, extraction) as tracker,
     ):
-        columns = ["picture", "path", "cluster", "name", "confidence", "label"]
+        columns = ["picture", "path", "cluster", "name", predictor.certainty_name, "label"]
         tracker.table("predictions", columns, table)
 
 
@@ -299,7 +301,7 @@ def _predicted(
             if isinstance(content, BadPicture):
                 yield replace(row, error=str(content)), content
                 continue
-            cluster, confidence, distances_K = next(predictions)
+            cluster, certainty, distances_K = next(predictions)
             farther = [k for k in distances_K.argsort(kind="stable") if k != cluster]
             nearest = tuple(
                 NearCluster(int(k), predictor.name_of(k), float(distances_K[k]))
@@ -308,11 +310,11 @@ def _predicted(
             # Without the picture itself, which the demonstration would show first.
             others = [(name, value) for name, value in next(neighbors, []) if name != row.path]
             row = replace(row, neighbors=tuple(others[: config.neighbors]))
-            yield replace(row, confidence=float(confidence), nearest=nearest), content
+            yield replace(row, certainty=float(certainty), nearest=nearest), content
 
 
 @contextlib.contextmanager
-def _output(config: InferenceConfig) -> Iterator[Callable[[Row], None]]:
+def _output(config: InferenceConfig, certainty: CertaintyName) -> Iterator[Callable[[Row], None]]:
     """A function that writes a row to the output of `config`."""
     with contextlib.ExitStack() as stack:
         out, width = sys.stdout, None
@@ -330,8 +332,8 @@ def _output(config: InferenceConfig) -> Iterator[Callable[[Row], None]]:
             if text is not None:
                 tqdm.write(text, out)  # does not disturb the progress bar
 
-        write_line(header(config.format, width, config.neighbors))
-        yield lambda row: write_line(line(row, config.format, width))
+        write_line(header(config.format, certainty, width, config.neighbors))
+        yield lambda row: write_line(line(row, config.format, certainty, width))
 
 
 if __name__ == "__main__":

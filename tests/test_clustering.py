@@ -66,7 +66,7 @@ def test_three_splits_give_every_file_and_metric(tmp_path: Path) -> None:
     assert result["pca"]["components"] == len(result["pca"]["cumulative"]) == 5
     assert result["kmeans"]["fit_on"] == "train"
     part = Manifest(tmp_path).clustering
-    assert (part["features"], part["clusters"]) == ("abc", 3)
+    assert (part["features"], part["clusters"], part["certainty"]) == ("abc", 3, "confidence")
 
 
 def test_only_the_fit_split_moves_pca_and_centroids(tmp_path: Path) -> None:
@@ -148,7 +148,9 @@ def test_no_label_at_all(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert result["kmeans"] | {"inertia": 0} == {
         "clusters": 10, "fit_on": "unlabeled", "named_on": None, "inertia": 0, "restarts": 2
     }  # fmt: skip
-    assert Manifest(tmp_path).load(artifacts.CLUSTER_TO_CLASS).tolist() == [-1] * 10
+    manifest = Manifest(tmp_path)
+    assert manifest.load(artifacts.CLUSTER_TO_CLASS).tolist() == [-1] * 10
+    assert manifest.clustering["certainty"] == "margin"
     assert "no train split; PCA and K-means are fitted on unlabeled" in capsys.readouterr().out
 
 

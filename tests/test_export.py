@@ -60,7 +60,7 @@ def test_the_same_as_pytorch_on_every_digit(features: Path, file: Path) -> None:
     expected = predictor.predict(images)
     assert (cluster == expected.clusters).mean() >= 0.999
     np.testing.assert_allclose(distances, expected.distances, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(confidence, expected.confidence, rtol=1e-2)
+    np.testing.assert_allclose(confidence, expected.certainty, rtol=1e-2)
     assert len(np.unique(cluster)) == 10
 
 
@@ -103,7 +103,7 @@ def test_the_example_of_the_documentation(
     exec(example, variables)
     expected = Predictor.load(features, device="cpu", precision="fp32").predict(["photo.jpg"])
     assert variables["cluster"].tolist() == expected.clusters.tolist()
-    np.testing.assert_allclose(variables["confidence"], expected.confidence, rtol=1e-2)
+    np.testing.assert_allclose(variables["confidence"], expected.certainty, rtol=1e-2)
     np.testing.assert_allclose(variables["distances"], expected.distances, rtol=1e-3)
 
 

@@ -292,7 +292,7 @@ def predictions(features: Path) -> bytes:
     predictor = Predictor.load(features, device="cpu")
     predicted = predictor.predict(images)
     names = [predictor.class_of(k) for k in predicted.clusters]
-    return pickle.dumps((predicted.distances, predicted.confidence, names))
+    return pickle.dumps((predicted.distances, predicted.certainty, names))
 
 
 def shown(features: Path) -> bytes:

@@ -198,7 +198,7 @@ def test_every_file_is_predicted_or_named_with_its_reason(
     for name in same:
         assert rows[name]["cluster"] == expected.clusters[0]
         assert len(rows[name]["nearest"]) == 3
-        assert rows[name]["confidence"] == pytest.approx(expected.confidence[0], abs=1e-6)
+        assert rows[name]["confidence"] == pytest.approx(expected.certainty[0], abs=1e-6)
         distances = expected.distances[0]
         assert rows[name]["distance"] == pytest.approx(distances[expected.clusters[0]], rel=1e-3)
     assert "4 pictures" in printed.err
@@ -316,7 +316,7 @@ def test_demonstration_without_pictures(
 def test_odd_names_in_table_and_montage(tmp_path: Path) -> None:
     row = Row("folder/\x1b[2Jred\n.png", None, 0.5, (NearCluster(3, "c\nat\udce9", 1.25),))
     cells = ["…Jred?.png", "3", "c?at?", "0.500", "1.250", "3", "(1.250)"]
-    assert line(row, "table", 10).split() == cells
+    assert line(row, "table", "confidence", 10).split() == cells
     montage = Montage(limit=1)
     montage.add(row, np.zeros((3, 8, 8), np.uint8))
     montage.save(tmp_path / "montage.png")
@@ -332,7 +332,7 @@ def test_montage_is_a_uniform_sample_in_the_order_of_the_clusters() -> None:
     rows = [row for row, _ in montage.tiles]
     assert len({row.path for row in rows}) == 100
     assert 400 < np.mean([int(row.path) for row in rows]) < 600
-    keys = [(row.nearest[0].cluster, -row.confidence) for row in rows]
+    keys = [(row.nearest[0].cluster, -row.certainty) for row in rows]
     assert keys == sorted(keys)
 
 
@@ -556,6 +556,29 @@ def test_confidence_scale_is_fitted_to_the_labels_and_stored(copied: Path) -> No
     assert part["confidence_scale"] == fit_scale(x, head, names, labels, start=1.0)
     artifacts.record(copied, artifacts.CLUSTERING, part | {"confidence_scale": 0.25})
     assert Predictor.load(copied, device="cpu").head.confidence_scale == 0.25
+
+
+def test_without_labels_every_output_says_margin(
+    copied: Path, infer: Callable, digits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    part = dict(Manifest(copied).clustering) | {"certainty": "margin", "confidence_scale": 4.0}
+    artifacts.record(copied, artifacts.CLUSTERING, part)
+    manifest = Manifest(copied)
+    weights, bias = LinearHead.load(manifest)
+    scores = (weights @ manifest.load(artifacts.REDUCED, "test")[3] + bias) / 4.0
+    *_, second, first = np.sort(scores)
+    margin = pytest.approx(1 - np.exp(second - first), abs=1e-4)
+    picture = save(digits["test"][3], tmp_path / "3.png")
+    files = {ending: tmp_path / f"predictions.{ending}" for ending in ("csv", "json", "txt")}
+    for file in files.values():
+        assert infer(picture, feature_dir=copied, output=file) == 0
+        assert "confidence" not in file.read_text()
+    with files["csv"].open(newline="") as file:
+        assert float(next(csv.DictReader(file))["margin"]) == margin
+    assert rows_of(files["json"])[0]["margin"] == margin
+    head, row = (line.split() for line in files["txt"].read_text().splitlines())
+    assert float(row[head.index("margin")]) == pytest.approx(margin.expected, abs=6e-4)
+    assert Predictor.load(copied, device="cpu").certainty_name == "margin"
 
 
 def test_another_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:

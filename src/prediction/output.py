@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from src.runtime.cli import UserError, printable
+from src.storage.artifacts import CertaintyName
 from src.storage.files import replacing
 from src.storage.output_folder import MARK, marked_as
 
@@ -41,7 +42,8 @@ class Row:
     path: str
     error: str | None = None
     """Why it could not be read; the other fields are then empty."""
-    confidence: float = 0.0
+    certainty: float = 0.0
+    """Confidence or margin."""
     nearest: tuple[NearCluster, ...] = ()
     """Its own cluster, then the two nearest others or all there are."""
     label: str | None = None
@@ -52,18 +54,22 @@ class Row:
     @property
     def caption(self) -> str:
         own = self.nearest[0]
-        return f"{printable(own.name)} {self.confidence:.2f}"
+        return f"{printable(own.name)} {self.certainty:.2f}"
 
 
 # --- text -------------------------------------------------------------------------------------
 
-_CSV_COLUMNS = (
-    "path", "cluster", "name", "confidence", "distance",
-    "second_cluster", "second_distance", "third_cluster", "third_distance", "label", "error",
-)  # fmt: skip
+
+def _csv_columns(certainty: CertaintyName) -> tuple[str, ...]:
+    return (
+        "path", "cluster", "name", certainty, "distance",
+        "second_cluster", "second_distance", "third_cluster", "third_distance", "label", "error",
+    )  # fmt: skip
 
 
-def header(style: Format, path_width: int | None, neighbors: int = 0) -> str | None:
+def header(
+    style: Format, certainty: CertaintyName, path_width: int | None, neighbors: int = 0
+) -> str | None:
     """The first line, without its line break; None for JSON.
 
     Args:
@@ -71,25 +77,26 @@ def header(style: Format, path_width: int | None, neighbors: int = 0) -> str | N
     """
     if style == "csv":
         columns = ((f"neighbor_{i}", f"similarity_{i}") for i in range(1, neighbors + 1))
-        return _csv_line([*_CSV_COLUMNS, *itertools.chain(*columns)])
+        return _csv_line([*_csv_columns(certainty), *itertools.chain(*columns)])
     if style == "table":
-        return _table_line("picture", "cluster", "name", "confidence", "distance", path_width) + (
+        return _table_line("picture", "cluster", "name", certainty, "distance", path_width) + (
             "own and nearest others (distance)"
         )
     return None
 
 
-def line(row: Row, style: Format, path_width: int | None) -> str | None:
+def line(row: Row, style: Format, certainty: CertaintyName, path_width: int | None) -> str | None:
     """`row` as one line; None for an unreadable picture in a table, where its neighbors
     take a line of their own.
 
     Args:
+        certainty: the name of the column or key.
         path_width: columns of the path in the table, which cuts longer paths; None cuts nothing.
     """
     if style == "json":
-        return json.dumps(_fields(row))
+        return json.dumps(_fields(row, certainty))
     if style == "csv":
-        return _csv_line(_csv_values(row))
+        return _csv_line(_csv_values(row, certainty))
     if row.error:
         return None
     own = row.nearest[0]
@@ -97,7 +104,7 @@ def line(row: Row, style: Format, path_width: int | None) -> str | None:
     nearest = "  ".join(f"{near.cluster} ({near.distance:.3f})" for near in row.nearest)
     neighbors = "  ".join(f"{printable(name)} ({value:.3f})" for name, value in row.neighbors)
     neighbors = neighbors and f"\n    neighbors: {neighbors}"
-    numbers = f"{row.confidence:.3f}", f"{own.distance:.3f}"
+    numbers = f"{row.certainty:.3f}", f"{own.distance:.3f}"
     return (
         _table_line(path, str(own.cluster), printable(own.name), *numbers, path_width)
         + nearest
@@ -106,14 +113,14 @@ def line(row: Row, style: Format, path_width: int | None) -> str | None:
 
 
 def _table_line(
-    path: str, cluster: str, name: str, confidence: str, distance: str, width: int | None
+    path: str, cluster: str, name: str, certainty: str, distance: str, width: int | None
 ) -> str:
     if width and len(path) > width:
         path = "…" + path[len(path) - width + 1 :]
-    return f"{path:<{width or 40}}  {cluster:>7}  {name:<12}  {confidence:>10}  {distance:>8}  "
+    return f"{path:<{width or 40}}  {cluster:>7}  {name:<12}  {certainty:>10}  {distance:>8}  "
 
 
-def _fields(row: Row) -> dict:
+def _fields(row: Row, certainty: CertaintyName) -> dict:
     if row.error:
         return {"path": row.path, "error": row.error}
     own, *_ = nearest = [
@@ -122,7 +129,7 @@ def _fields(row: Row) -> dict:
     ]
     fields = {
         "path": row.path, "cluster": own["cluster"], "name": own["name"],
-        "confidence": round(row.confidence, 6), "distance": own["distance"], "nearest": nearest,
+        certainty: round(row.certainty, 6), "distance": own["distance"], "nearest": nearest,
     }  # fmt: skip
     if row.label is not None:
         fields["label"] = row.label
@@ -131,12 +138,12 @@ def _fields(row: Row) -> dict:
     return fields
 
 
-def _csv_values(row: Row) -> list[object]:
-    fields = _fields(row)
+def _csv_values(row: Row, certainty: CertaintyName) -> list[object]:
+    fields = _fields(row, certainty)
     for place, near in zip(("second", "third"), fields.get("nearest", [])[1:], strict=False):
         fields |= {f"{place}_cluster": near["cluster"], f"{place}_distance": near["distance"]}
     neighbors = ((near["path"], near["similarity"]) for near in fields.get("neighbors", []))
-    return [*map(fields.get, _CSV_COLUMNS), *itertools.chain(*neighbors)]
+    return [*map(fields.get, _csv_columns(certainty)), *itertools.chain(*neighbors)]
 
 
 def _csv_line(values: Iterable[object]) -> str:
@@ -174,7 +181,7 @@ class Montage:
 
     @property
     def tiles(self) -> list[tuple[Row, np.ndarray]]:
-        return sorted(self._tiles, key=lambda t: (t[0].nearest[0].cluster, -t[0].confidence))
+        return sorted(self._tiles, key=lambda t: (t[0].nearest[0].cluster, -t[0].certainty))
 
     def save(self, file: Path) -> None:
         """Write the montage as PNG; without pictures write nothing."""
@@ -200,11 +207,11 @@ class Montage:
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """`text` with the name shortened until it fits; the confidence stays."""
-    name, confidence = text.rsplit(" ", 1)
+    """`text` with the name shortened until it fits; the certainty stays."""
+    name, certainty = text.rsplit(" ", 1)
     while len(name) > 1 and font.getlength(text) > width:
         name = name[:-1]
-        text = f"{name}… {confidence}"
+        text = f"{name}… {certainty}"
     return text
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset.pictures import BadPicture
-from src.clusters.confidence import confidence, squared_distances
+from src.clusters.confidence import certainty, squared_distances
 from src.clusters.head import LinearHead
 from src.clusters.names import given_names
 from src.models.encoder import TrainedBackbone, encode
@@ -32,6 +32,7 @@ from src.storage.artifacts import (
     EXTRACTION,
     PCA_COMPONENTS,
     PCA_MEAN,
+    CertaintyName,
     CheckpointRecord,
     ExtractionRecord,
     Manifest,
@@ -43,8 +44,8 @@ class Predictions(NamedTuple):
 
     clusters: np.ndarray
     """int64 (N,), the highest score of the linear head."""
-    confidence: np.ndarray
-    """float32 (N,), from 1/K to 1; see `src/clusters/confidence.py`."""
+    certainty: np.ndarray
+    """float32 (N,), the `Predictor.certainty_name`; see `src/clusters/confidence.py`."""
     distances: np.ndarray
     """float32 (N, K), Euclidean, to every centroid among the principal components."""
 
@@ -55,7 +56,7 @@ class ClusterHead(nn.Module):
     Args:
         mean_D, components_PD, centroids_KP, head: the arrays of the clustering stage.
         l2_normalize: scale features to length 1 first, as the clustering stage did.
-        confidence_scale: T of `src/clusters/confidence.py`.
+        certainty_name, confidence_scale: see `src/clusters/confidence.py`.
     """
 
     mean: Tensor
@@ -71,6 +72,7 @@ class ClusterHead(nn.Module):
         centroids_KP: np.ndarray,
         head: LinearHead,
         l2_normalize: bool,
+        certainty_name: CertaintyName,
         confidence_scale: float,
     ):
         super().__init__()
@@ -78,15 +80,17 @@ class ClusterHead(nn.Module):
         for name, array in (buffers | {"weights": head.weights_KP, "bias": head.bias_K}).items():
             self.register_buffer(name, torch.tensor(array))
         self.l2_normalize = l2_normalize
+        self.certainty_name: CertaintyName = certainty_name
         self.confidence_scale = confidence_scale
 
     def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cluster (B,) int64, confidence (B,) and distances (B, K)."""
+        """Cluster (B,) int64, certainty (B,) and distances (B, K)."""
         x = F.normalize(features_BD, dim=1) if self.l2_normalize else features_BD
         reduced = (x - self.mean) @ self.components.T  # (B, P)
         scores = F.linear(reduced, self.weights, self.bias)
         distances = squared_distances(reduced, self.centroids).sqrt()
-        return scores.argmax(1), confidence(scores, self.confidence_scale), distances
+        sure = certainty(self.certainty_name, scores, self.confidence_scale)
+        return scores.argmax(1), sure, distances
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,11 @@ class Predictor:
     def extraction(self) -> ExtractionRecord:
         """The extraction's part of the manifest: checkpoint, dataset, precision."""
         return self.manifest.extraction
+
+    @property
+    def certainty_name(self) -> CertaintyName:
+        """What `Predictions.certainty` is: "confidence" with labels, else "margin"."""
+        return self.head.certainty_name
 
     @classmethod
     def load(
@@ -137,6 +146,7 @@ class Predictor:
             np.array(manifest.load(CENTROIDS)),
             LinearHead.load(manifest),
             clustering["config"]["l2_normalize"],
+            clustering["certainty"],
             clustering["confidence_scale"],
         )
         return cls(
@@ -193,8 +203,7 @@ class Predictor:
     @torch.inference_mode()
     def predict_features(self, features_BD: np.ndarray) -> Predictions:
         """The predictions for pictures that have these features."""
-        cluster, confidence, distances = self.head(torch.from_numpy(features_BD))
-        return Predictions(cluster.numpy(), confidence.numpy(), distances.numpy())
+        return Predictions(*(out.numpy() for out in self.head(torch.from_numpy(features_BD))))
 
     def name_of(self, cluster: int) -> str:
         """The name that the user gave to a cluster, else its class, else "cluster 3"."""
