@@ -23,6 +23,7 @@ from src.evaluation.silhouette import silhouette_samples
 from src.evaluation.tables import summary_table, used_splits
 from src.runtime.cli import check_seed, run_script
 from src.storage import artifacts, checkpoint
+from src.storage.artifacts import ExtractionRecord
 from src.storage.metrics_log import Record, read_metrics
 from src.storage.output_folder import mark
 from src.tracking.tracker import stage_tracker
@@ -64,10 +65,7 @@ def main(config: VisualizeConfig) -> None:
     check_seed(config.seed)
     started = time.monotonic()
     results = load_results(config.feature_dir, config.data_dir)
-    log_dir = config.checkpoint_dir or Path(results.extraction["checkpoint"]["file"]).parent
-    records = read_metrics(log_dir / checkpoint.METRICS_LOG)
-    if not records:
-        print(f"note: no training is logged in {log_dir}: no training curves")
+    records = training_records(config.checkpoint_dir, results.extraction)
     method = config.projection if can_arrange(results.x_NP) else "pca"
     print(f"{TITLES[method]} of {len(results.x_NP):,} images")
     if len(results.x_NP) > FIT_POINTS and method != "pca":
@@ -94,6 +92,19 @@ def main(config: VisualizeConfig) -> None:
     print(summary_table(results.metrics))
     print(f"wrote {len(files)} figures to {folder} in {time.monotonic() - started:.0f} s")
     print(f"open {report} in a browser ({report.stat().st_size / 2**20:.1f} MB)")
+
+
+def training_records(directory: Path | None, extraction: ExtractionRecord) -> list[Record]:
+    """The log of the training in `directory`, by default the one behind the features."""
+    if directory is None:
+        if extraction["checkpoint"] is None:
+            print("note: the features were imported: no training curves")
+            return []
+        directory = Path(extraction["checkpoint"]["file"]).parent
+    records = read_metrics(directory / checkpoint.METRICS_LOG)
+    if not records:
+        print(f"note: no training is logged in {directory}: no training curves")
+    return records
 
 
 def pixels(figure: Figure) -> np.ndarray:

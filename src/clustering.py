@@ -191,9 +191,15 @@ def load_labels(manifest: Manifest) -> Splits:
 
 def load_baselines(manifest: Manifest, splits: list[str]) -> dict[str, Splits]:
     """Raw pixels, uint8, and the untrained network's features of `splits`, each (N, D); the latter
-    only if the features are not those of the untrained network."""
-    untrained = {}
-    if Path(manifest.extraction["checkpoint"]["file"]).name == checkpoint.file_name(0):
+    only if the features are not those of the untrained network, and neither that nor pixels where
+    imported features lack them."""
+    untrained, recorded = {}, manifest.extraction["checkpoint"]
+    if recorded is None:
+        if manifest.extraction["dataset"]["data_dir"] is None:
+            print("note: no baselines: the features were imported without pictures")
+            return {}
+        print("note: the features were imported: only raw pixels to compare with")
+    elif Path(recorded["file"]).name == checkpoint.file_name(0):
         print("note: the features are those of epoch 0 themselves: only raw pixels to compare with")
     else:
         untrained = {split: manifest.load(UNTRAINED_FEATURES, split) for split in splits}

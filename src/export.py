@@ -130,6 +130,9 @@ def write_backbone(file: Path, config: ExportConfig) -> None:
 
 def to_onnx(predictor: Predictor) -> onnx.ModelProto:
     """The checked ONNX model with its metadata."""
+    trained_with = predictor.extraction["checkpoint"]
+    assert predictor.backbone is not None
+    assert trained_with is not None
     pipeline = Pipeline(predictor.backbone, predictor.head).eval()
     side = predictor.image_size
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -161,7 +164,7 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
         "antialiased), center cut out, RGB",
         "confidence": "largest softmax of the cluster scores of the linear head / "
         f"{predictor.head.confidence_scale!r}",
-        "checkpoint": recorded["checkpoint"]["digest"],
+        "checkpoint": trained_with["digest"],
         "features": recorded["id"],
         "dataset": recorded["dataset"]["name"],
     }

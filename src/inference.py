@@ -2,6 +2,7 @@
 
     python src/inference.py photo.jpg holiday/
     find . -name "*.jpg" | python src/inference.py - --csv --output predictions.csv
+    python src/inference.py --features FILE      # features of the same network, not pictures
     python src/inference.py                  # a sample of the test images, as a demonstration
 
 Reads the pictures, the outputs of src/clustering.py in features/ and the checkpoint they were made
@@ -40,11 +41,12 @@ from src.prediction.output import (
     sort_into,
 )
 from src.prediction.picture_stream import decode, find
-from src.prediction.predictor import Predictor
+from src.prediction.predictor import Predictions, Predictor
 from src.runtime.cli import UserError, printable, progress, run_script
 from src.runtime.device import DeviceName, PrecisionName
 from src.storage import artifacts
 from src.storage.artifacts import DatasetRecord, ExtractionRecord
+from src.storage.foreign import as_float32, foreign_features, read_lines
 from src.storage.output_folder import left_out_note, mark
 from src.tracking.tracker import stage_tracker
 from src.tracking.wandb_run import WandbMode
@@ -56,6 +58,12 @@ class InferenceConfig:
     """Pictures, folders (with their subfolders), or - for a list of paths on standard input, one a
     line. Without any, a sample of the test images is predicted."""
 
+    features: Path | None = None
+    """Predict these features instead of pictures: .npy, a row for every picture, of the network
+    whose features the clusters were found in."""
+    names: Path | None = None
+    """A text file with a name for every row of --features, one a line, such as the picture's path.
+    Without it, rows have numbers from 0."""
     json: bool = False
     """One JSON object a line instead of a table."""
     csv: bool = False
@@ -102,13 +110,18 @@ class InferenceConfig:
 
 
 Picture = tuple[Row, np.ndarray | BadPicture]
-"""A row without its prediction, and uint8 (3, S, S) or why it could not be read."""
+"""A row without its prediction, and uint8 (3, S, S) or why it could not be read; with --features,
+float32 (D,)."""
 
 
 def main(config: InferenceConfig) -> int:
     _check(config)
     predictor = Predictor.load(
-        config.feature_dir, config.checkpoint, config.device, config.precision
+        config.feature_dir,
+        config.checkpoint,
+        config.device,
+        config.precision,
+        features_only=config.features is not None,
     )
     _check_outputs(config, predictor.extraction["dataset"])
     contents = f"{SORTED} {predictor.clustering_id}"
@@ -116,12 +129,18 @@ def main(config: InferenceConfig) -> int:
         clusters = range(len(predictor.cluster_to_class))
         names = {cluster_folder(k, predictor.class_of(k)) for k in clusters}
         check_sorted(config.sort_into, contents, names)
-    pictures = _from_files(config, predictor) if config.paths else _demonstration(config, predictor)
+    predict = predictor.predict_batch
+    if config.features:
+        pictures, predict = _from_features(config, predictor), predictor.predict_features
+    elif config.paths:
+        pictures = _from_files(config, predictor)
+    else:
+        pictures = _demonstration(config, predictor)
     montage = Montage(config.montage_size)
     right = labeled = predicted = unreadable = unsorted = 0
     started = time.monotonic()
     with contextlib.closing(pictures), _output(config) as write, progress(unit="picture") as bar:
-        for row, content in _predicted(pictures, predictor, config.batch_size):
+        for row, content in _predicted(pictures, predictor, predict, config.batch_size):
             write(row)
             bar.update()
             if isinstance(content, BadPicture):
@@ -131,7 +150,8 @@ def main(config: InferenceConfig) -> int:
             predicted += 1
             labeled += row.label is not None
             right += row.label is not None and row.label == row.nearest[0].class_name
-            montage.add(row, content)
+            if not config.features:
+                montage.add(row, content)
             if config.sort_into:
                 own = row.nearest[0]
                 folder = config.sort_into / cluster_folder(own.cluster, own.class_name)
@@ -188,8 +208,12 @@ def _check(config: InferenceConfig) -> None:
             raise UserError(f"{file} is a folder, not a file")
     if config.sort_into and config.sort_into.exists() and not config.sort_into.is_dir():
         raise UserError(f"--sort-into {config.sort_into} is not a folder")
-    if config.sort_into and not config.paths:
+    if config.sort_into and not (config.paths or config.names):
         raise UserError("--sort-into needs pictures: give files or folders")
+    if config.features and (config.paths or config.montage):
+        raise UserError("--features has no pictures to read: leave paths and --montage out")
+    if config.names and not config.features:
+        raise UserError("--names are those of the rows of --features: add it")
 
 
 def _check_outputs(config: InferenceConfig, recorded: DatasetRecord) -> None:
@@ -236,6 +260,27 @@ def _names(paths: tuple[str, ...]) -> Iterator[str]:
                 yield os.fsdecode(name)
 
 
+def _from_features(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
+    """Rows of features in the place of pictures."""
+    assert config.features is not None
+    features_ND = foreign_features(config.features, "--features")
+    width = len(predictor.head.mean)
+    if features_ND.shape[1] != width:
+        raise UserError(
+            f"--features {config.features} has {features_ND.shape[1]:,} features a row, the "
+            f"clusters in {config.feature_dir} have {width:,}: use the network that made those"
+        )
+    names = [str(i) for i in range(len(features_ND))]
+    if config.names:
+        names = read_lines(config.names, "--names takes a text file, a name a line")
+    if len(names) != len(features_ND):
+        raise UserError(
+            f"--names {config.names} has {len(names):,} lines, {config.features} has "
+            f"{len(features_ND):,} rows"
+        )
+    return ((Row(name), as_float32(x_D)) for name, x_D in zip(names, features_ND, strict=True))
+
+
 def _demonstration(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
     """Evenly spaced images of the test split, else of train, else of unlabeled."""
     dataset = reload_dataset(predictor.extraction["dataset"], config.data_dir)
@@ -256,14 +301,17 @@ def _demonstration(config: InferenceConfig, predictor: Predictor) -> Generator[P
 
 
 def _predicted(
-    pictures: Iterator[Picture], predictor: Predictor, batch_size: int
+    pictures: Iterator[Picture],
+    predictor: Predictor,
+    predict: Callable[[np.ndarray], Predictions],
+    batch_size: int,
 ) -> Iterator[Picture]:
     """The pictures, with their predictions or errors in their rows."""
     while batch := list(itertools.islice(pictures, batch_size)):
         images = [content for _, content in batch if not isinstance(content, BadPicture)]
         predictions = iter(())
         if images:
-            predictions = zip(*predictor.predict_batch(np.stack(images)), strict=True)
+            predictions = zip(*predict(np.stack(images)), strict=True)
         for row, content in batch:
             if isinstance(content, BadPicture):
                 yield replace(row, error=str(content)), content

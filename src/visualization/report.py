@@ -85,7 +85,9 @@ def page_data(results: Results, sheets: Sheets) -> dict[str, Any]:
     if dataset is not None and all(split.names for split in dataset.splits.values()):
         names = [name for s in results.split_names for name in dataset.splits[s].names or ()]
     data = results.extraction["dataset"]
-    title = data["name"] if data["name"] != "folder" else Path(data["data_dir"]).resolve().name
+    title = data["name"]
+    if title == "folder" and data["data_dir"]:
+        title = Path(data["data_dir"]).resolve().name
     return {
         "dataset": title,
         "count": len(results.clusters),
