@@ -51,7 +51,7 @@ def visualize(directory: Path) -> str:
 
 
 def test_the_import_writes_what_the_extraction_writes(pictures_dir: Path, tmp_path: Path) -> None:
-    """In an order of its own, as float64 and with one row too many, of a file that is no picture."""
+    """In an order of its own, as float64, and with a row of a file that is no picture."""
     extracted, imported = tmp_path / "extracted", tmp_path / "imported"
     write_checkpoint(tmp_path / "0.pt", "folder", pictures_dir)
     feature_extraction.main(
@@ -115,7 +115,7 @@ def test_without_pictures_all_but_galleries(
     assert "no pictures: the features were imported without pictures" in out
     for run in (lambda: inference.main(InferenceConfig(feature_dir=tmp_path)),
                 lambda: export.main(ExportConfig(feature_dir=tmp_path))):  # fmt: skip
-        with pytest.raises(UserError, match="the network that made them is not here: .*--features"):
+        with pytest.raises(UserError, match=r"that made them is not here: .*--features"):
             run()
     artifacts.path(FEATURES, tmp_path, "train").write_bytes(b"damage")
     with pytest.raises(UserError, match=r"run .*python src/import_features\.py to write"):
@@ -140,7 +140,7 @@ def test_new_features_get_the_clusters_of_the_clustering(made: Path, tmp_path: P
     np.save(tmp_path / "narrow.npy", np.ones((3, 7)))
     with pytest.raises(UserError, match=r"7 features a row, the clusters in .* have 1,280"):
         inference.main(replace(config, features=tmp_path / "narrow.npy"))
-    with pytest.raises(UserError, match="has 20 lines, .* has 40 rows"):
+    with pytest.raises(UserError, match=r"has 20 lines, .* has 40 rows"):
         inference.main(replace(config, features=made / "train.npy", names=made / "test.txt"))
 
 
@@ -165,9 +165,9 @@ def test_labels_are_numbers_of_the_class_names(tmp_path: Path) -> None:
 
 
 X = np.ones((6, 3), np.float32)
-BAD_ARRAYS = {
+BAD_ARRAYS: dict[str, np.ndarray] = {
     r"row 4 \(from 0\) has NaN": np.where(np.arange(18).reshape(6, 3) == 13, np.nan, X),
-    r"row 0 \(from 0\) has NaN, infinity or a number beyond": X * 1e300,
+    r"row 0 \(from 0\) has NaN, infinity or a number beyond": X.astype(np.float64) * 1e300,
     r"is int64 of shape \(6, 3\): expected float16": X.astype(np.int64),
     r"is float32 of shape \(18,\)": X.ravel(),
     r"shape \(0, 3\) has no rows": X[:0],
