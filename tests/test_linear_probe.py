@@ -29,7 +29,7 @@ def test_it_is_the_best_of_cold_started_regressions(classes: int) -> None:
     folds = [cross_val_score(m, (x - mean) / length, labels, cv=splitter) for m in models]
     accuracies = np.mean(folds, axis=1)
     assert len(set(accuracies)) > 2  # C matters
-    best = accuracies.argmax()
+    best = int(accuracies.argmax())
     expected = (
         models[best].fit((x - mean) / length, labels).score((test_x - mean) / length, test_labels)
     )
