@@ -70,6 +70,7 @@ def test_the_import_writes_what_the_extraction_writes(pictures_dir: Path, tmp_pa
         np.save(tmp_path / f"{split}.npy", np.asfortranarray(x[order]))
         (tmp_path / f"{split}.txt").write_text("\r\n".join(of_split[i] for i in order))
     import_features.main(flags(tmp_path, imported, **names(tmp_path, pictures_dir)))
+    (pictures_dir / "train/0/notes.txt").unlink()
     cluster(imported)
     assert Manifest(imported).extraction["dataset"] == dataset
     written = {file.name for file in imported.iterdir()}
@@ -214,7 +215,10 @@ def refused(config: ImportConfig, message: str) -> None:
     [
         ({"train": None, "test": None, "unlabeled": None}, "nothing to import"),
         ({"train": Path("missing")}, "missing is missing: --train takes features"),
-        ({"test": "wide"}, "different widths: --unlabeled 1,280, --train 1,280, --test 3"),
+        (
+            {"test": "wide", "test_names": None},
+            "different widths: --unlabeled 1,280, --train 1,280, --test 3",
+        ),
         ({"train_labels": "y"}, "has 6 labels, .*train.npy has 40 rows"),
         ({"train_labels": "wide"}, "expected whole numbers of shape"),
         ({"train": None, "train_labels": "y"}, "--train-labels belongs to features: add --train"),
