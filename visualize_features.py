@@ -18,7 +18,6 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -26,10 +25,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from src.evaluation.near_duplicates import near_duplicates
 from src.evaluation.silhouette import silhouette_samples
 from src.evaluation.tables import used_splits
 from src.runtime.cli import check_seed, run_script
 from src.storage import artifacts, checkpoint
+from src.storage.artifacts import ExtractionRecord
 from src.storage.metrics_log import Record, read_metrics
 from src.storage.output_folder import mark
 from src.tracking.tracker import stage_tracker
@@ -72,10 +73,7 @@ def main(config: VisualizeConfig) -> None:
     check_seed(config.seed)
     started = time.monotonic()
     results = load_results(config.feature_dir, config.data_dir)
-    log_dir = config.checkpoint_dir or Path(results.extraction["checkpoint"]["file"]).parent
-    records = read_metrics(log_dir / checkpoint.METRICS_LOG)
-    if not records:
-        print(f"note: no training is logged in {log_dir}: no training curves")
+    records = training_records(config.checkpoint_dir, results.extraction)
     method = config.projection if can_arrange(results.x_NP) else "pca"
     print(f"{TITLES[method]} of {len(results.x_NP):,} images")
     if len(results.x_NP) > FIT_POINTS and method != "pca":
@@ -108,12 +106,23 @@ def main(config: VisualizeConfig) -> None:
 
 def duplicate_groups(results: Results) -> np.ndarray:
     """int64 (N,), the group of near-duplicates of each image, -1 for none."""
-    if results.dataset is None or not find_spec("src.evaluation.near_duplicates"):
+    if results.dataset is None:
         return np.full(len(results.clusters), -1)
-    from src.evaluation.near_duplicates import near_duplicates  # type: ignore[import-not-found]
-
     groups = near_duplicates({split: part.images for split, part in results.dataset.splits.items()})
     return np.concatenate([groups[split] for split in results.split_names])
+
+
+def training_records(directory: Path | None, extraction: ExtractionRecord) -> list[Record]:
+    """The log of the training in `directory`, by default the one behind the features."""
+    if directory is None:
+        if extraction["checkpoint"] is None:
+            print("note: the features were imported: no training curves")
+            return []
+        directory = Path(extraction["checkpoint"]["file"]).parent
+    records = read_metrics(directory / checkpoint.METRICS_LOG)
+    if not records:
+        print(f"note: no training is logged in {directory}: no training curves")
+    return records
 
 
 def pixels(figure: Figure) -> np.ndarray:

@@ -57,8 +57,10 @@ def main(config: ThroughputConfig) -> None:
         files = list(islice(find([str(folder)]), config.pictures))
         images = np.stack([load_picture(file, predictor.image_size) for file in files])
         session = onnx_session(in_float32)
+        backbone = predictor.backbone
+        assert backbone is not None
         methods = {
-            "extraction": lambda: encode_all(predictor.backbone, images, predictor.dtype),
+            "extraction": lambda: encode_all(backbone, images, predictor.dtype),
             "inference from files": lambda: predictor.predict(files),
             "PyTorch float32": lambda: in_float32.predict(images),
             "ONNX Runtime float32": lambda: onnx_clusters(session, images),

@@ -89,13 +89,18 @@ def reload_dataset(recorded: DatasetRecord, data_dir: Path | None = None) -> Dat
     Raises:
         UserError: the images are missing, or differ from the recorded ones.
     """
+    if recorded["name"] == "features" or recorded["data_dir"] is None:
+        raise UserError(
+            "the features were imported without pictures: run python src/import_features.py again "
+            "with --data-dir and the names of the rows"
+        )
     directory = data_dir or Path(recorded["data_dir"])
     cache_dir = Path(recorded["cache_dir"]) if recorded["cache_dir"] else None
     dataset = load_dataset(recorded["name"], directory, recorded["image_size"], cache_dir)
     if dataset.fingerprint != recorded["fingerprint"]:
         raise UserError(
             f"{directory} holds other images than those that the features were extracted from: "
-            "run python src/feature_extraction.py again"
+            "run python src/feature_extraction.py again, or src/import_features.py if imported"
         )
     return dataset
 

@@ -32,6 +32,7 @@ from src.clusters.choose_k import candidates, scan, scan_table
 from src.clusters.confidence import fit_scale, gaussian_scale
 from src.clusters.pca import PCA
 from src.clusters.protocol import Clustering, Protocol, Splits
+from src.evaluation.linear_probe import can_probe, linear_probe
 from src.evaluation.tables import (
     COLUMNS,
     K_MEANS,
@@ -80,6 +81,9 @@ class ClusteringConfig:
     """Nearest neighbors to average a row with."""
     seeds: int | None = None
     """Also report mean and standard deviation over this many seeds of K-means."""
+    linear_probe: bool = False
+    """Also fit a linear classifier to the features of train, with its labels, and score it on
+    test."""
     baselines: bool = False
     """Also cluster raw pixels and the features of the untrained network, for comparison."""
     seed: int = 0
@@ -145,6 +149,8 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, d
     if config.seeds:
         seeds = range(config.seed, config.seed + config.seeds)
         metrics["seeds"] = protocol.over_seeds(reduced, smoothed_NP, count, seeds)
+    if config.linear_probe and (probe := probe_features(features, protocol, config.seed)):
+        metrics["linear_probe"] = probe
     if baselines:
         metrics["baselines"] = {
             kind: protocol.score_baseline(x, count, config.seed) for kind, x in baselines.items()
@@ -197,9 +203,15 @@ def load_labels(manifest: Manifest) -> Splits:
 
 def load_baselines(manifest: Manifest, splits: list[str]) -> dict[str, Splits]:
     """Raw pixels, uint8, and the untrained network's features of `splits`, each (N, D); the latter
-    only if the features are not those of the untrained network."""
-    untrained = {}
-    if Path(manifest.extraction["checkpoint"]["file"]).name == checkpoint.file_name(0):
+    only if the features are not those of the untrained network, and neither that nor pixels where
+    imported features lack them."""
+    untrained, recorded = {}, manifest.extraction["checkpoint"]
+    if recorded is None:
+        if manifest.extraction["dataset"]["data_dir"] is None:
+            print("note: no baselines: the features were imported without pictures")
+            return {}
+        print("note: the features were imported: only raw pixels to compare with")
+    elif Path(recorded["file"]).name == checkpoint.file_name(0):
         print("note: the features are those of epoch 0 themselves: only raw pixels to compare with")
     else:
         untrained = {split: manifest.load(UNTRAINED_FEATURES, split) for split in splits}
@@ -207,6 +219,21 @@ def load_baselines(manifest: Manifest, splits: list[str]) -> dict[str, Splits]:
     images = {split: dataset.splits[split].images for split in splits}
     pixels = {split: np.ascontiguousarray(x).reshape(len(x), -1) for split, x in images.items()}
     return {"raw_pixels": pixels} | ({"untrained": untrained} if untrained else {})
+
+
+def probe_features(features: Splits, protocol: Protocol, seed: int) -> dict[str, Any] | None:
+    """The part of metrics.json about the linear probe; None without labels to fit it to.
+
+    Where test has no labels, `scored_on` is train, by cross-validation.
+    """
+    missing = "train" not in protocol.labels
+    if missing or not can_probe(protocol.labeled(features, "train")[0]):
+        print("note: no linear probe: it needs a train split with labels of two classes or more")
+        return None
+    labels, x_ND = protocol.labeled(features, "train")
+    test = protocol.labeled(features, "test") if "test" in protocol.labels else None
+    scored_on = "test" if test else "train"
+    return {"fit_on": "train", "scored_on": scored_on} | linear_probe(labels, x_ND, test, seed)
 
 
 def choose_protocol(config: ClusteringConfig, features: Splits, manifest: Manifest) -> Protocol:
@@ -281,9 +308,21 @@ def track(config: ClusteringConfig, extraction: ExtractionRecord, metrics: dict[
             for split, scores in part["splits"].items():
                 tracker.log(scores, f"baselines/{kind}/{split}")
         tracker.log(metrics["kmeans"], "kmeans")
+        if "linear_probe" in metrics:
+            tracker.log(metrics["linear_probe"], "linear_probe")
         tracker.log(metrics["pca"], "reduction")
         for component, cumulative in enumerate(metrics["pca"]["cumulative"], start=1):
             tracker.log({"component": component, "cumulative": cumulative}, "pca")
+
+
+def probe_line(probe: dict[str, Any]) -> str:
+    fit_on, scored_on, folds = probe["fit_on"], probe["scored_on"], probe["folds"]
+    on = f"on {scored_on}" if scored_on != fit_on else f"on {fit_on} itself, cross-validated,"
+    return (
+        f"linear probe: accuracy {probe['accuracy']:.3f} {on} of a classifier that learned the "
+        f"labels of {fit_on} (C {probe['C']:.3g} by {folds}-fold cross-validation); the clusters "
+        "did not"
+    )
 
 
 def report(metrics: dict[str, Any]) -> None:
@@ -300,6 +339,8 @@ def report(metrics: dict[str, Any]) -> None:
     if labeled:
         print(f"{labeled[-1]}, {class_line(splits[labeled[-1]]['per_class'])}")
     print(f"\n{summary_table(metrics)}\n")
+    if "linear_probe" in metrics:
+        print(f"{probe_line(metrics['linear_probe'])}\n")
     seeds = metrics.get("seeds", {})
     for key, method in (("splits", K_MEANS), ("smoothed", SMOOTHED)):
         for split, means in seeds.get(key, {}).items():

@@ -138,6 +138,9 @@ def write_backbone(file: Path, config: ExportConfig) -> None:
 
 def to_onnx(predictor: Predictor) -> onnx.ModelProto:
     """The checked ONNX model with its metadata."""
+    trained_with = predictor.extraction["checkpoint"]
+    assert predictor.backbone is not None
+    assert trained_with is not None
     pipeline = Pipeline(predictor.backbone, predictor.head).eval()
     side = predictor.image_size
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -170,7 +173,7 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
         "antialiased), center cut out, RGB",
         predictor.certainty_name: f"{CERTAINTY[predictor.certainty_name]} of softmax of the "
         f"cluster scores of the linear head / {predictor.head.confidence_scale!r}",
-        "checkpoint": recorded["checkpoint"]["digest"],
+        "checkpoint": trained_with["digest"],
         "features": recorded["id"],
         "dataset": recorded["dataset"]["name"],
     }

@@ -2,6 +2,7 @@
 
     python src/inference.py photo.jpg holiday/
     find . -name "*.jpg" | python src/inference.py - --csv --output predictions.csv
+    python src/inference.py --features FILE      # features of the same network, not pictures
     python src/inference.py                  # a sample of the test images, as a demonstration
 
 Reads the pictures, the outputs of src/clustering.py in features/ and the checkpoint they were made
@@ -52,6 +53,7 @@ from src.runtime.device import DeviceName, PrecisionName
 from src.storage import artifacts
 from src.storage.artifacts import CertaintyName, DatasetRecord
 from src.storage.files import json_digest
+from src.storage.foreign import as_float32, foreign_features, read_lines
 from src.storage.output_folder import left_out_note, mark
 from src.tracking.tracker import stage_tracker
 from src.tracking.wandb_run import WandbMode
@@ -63,6 +65,12 @@ class InferenceConfig:
     """Pictures, folders (with their subfolders), or - for a list of paths on standard input, one a
     line. Without any, a sample of the test images is predicted."""
 
+    features: Path | None = None
+    """Predict these features instead of pictures: .npy, a row for every picture, of the network
+    whose features the clusters were found in."""
+    names: Path | None = None
+    """A text file with a name for every row of --features, one a line, such as the picture's path.
+    Without it, rows have numbers from 0."""
     json: bool = False
     """One JSON object a line instead of a table."""
     csv: bool = False
@@ -112,13 +120,18 @@ class InferenceConfig:
 
 
 Picture = tuple[Row, np.ndarray | BadPicture]
-"""A row without its prediction, and uint8 (3, S, S) or why it could not be read."""
+"""A row without its prediction, and uint8 (3, S, S) or why it could not be read; with --features,
+float32 (D,)."""
 
 
 def main(config: InferenceConfig) -> int:
     _check(config)
     predictor = Predictor.load(
-        config.feature_dir, config.checkpoint, config.device, config.precision
+        config.feature_dir,
+        config.checkpoint,
+        config.device,
+        config.precision,
+        features_only=config.features is not None,
     )
     _check_outputs(config, predictor.extraction["dataset"])
     given = predictor.given_names
@@ -129,7 +142,12 @@ def main(config: InferenceConfig) -> int:
         sorted_into = folders(given, [predictor.class_of(k) for k in range(len(given))])
         check_sorted(config.sort_into, contents, set(sorted_into))
     similar = _similar(config, predictor) if config.neighbors else None
-    pictures = _from_files(config, predictor) if config.paths else _demonstration(config, predictor)
+    if config.features:
+        pictures = _from_features(config, predictor)
+    elif config.paths:
+        pictures = _from_files(config, predictor)
+    else:
+        pictures = _demonstration(config, predictor)
     montage = Montage(config.montage_size)
     right = labeled = predicted = unreadable = unsorted = 0
     started = time.monotonic()
@@ -147,7 +165,8 @@ def main(config: InferenceConfig) -> int:
             right += row.label is not None and row.label == predictor.class_of(
                 row.nearest[0].cluster
             )
-            montage.add(row, content)
+            if not config.features:
+                montage.add(row, content)
             if config.sort_into:
                 folder = config.sort_into / sorted_into[row.nearest[0].cluster]
                 try:
@@ -206,8 +225,12 @@ def _check(config: InferenceConfig) -> None:
             raise UserError(f"{file} is a folder, not a file")
     if config.sort_into and config.sort_into.exists() and not config.sort_into.is_dir():
         raise UserError(f"--sort-into {config.sort_into} is not a folder")
-    if config.sort_into and not config.paths:
+    if config.sort_into and not (config.paths or config.names):
         raise UserError("--sort-into needs pictures: give files or folders")
+    if config.features and (config.paths or config.montage):
+        raise UserError("--features has no pictures to read: leave paths and --montage out")
+    if config.names and not config.features:
+        raise UserError("--names are those of the rows of --features: add it")
 
 
 def _check_outputs(config: InferenceConfig, recorded: DatasetRecord) -> None:
@@ -263,6 +286,27 @@ def _names(paths: tuple[str, ...]) -> Iterator[str]:
                 yield os.fsdecode(name)
 
 
+def _from_features(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
+    """Rows of features in the place of pictures."""
+    assert config.features is not None
+    features_ND = foreign_features(config.features, "--features")
+    width = len(predictor.head.mean)
+    if features_ND.shape[1] != width:
+        raise UserError(
+            f"--features {config.features} has {features_ND.shape[1]:,} features a row, the "
+            f"clusters in {config.feature_dir} have {width:,}: use the network that made those"
+        )
+    names = [str(i) for i in range(len(features_ND))]
+    if config.names:
+        names = read_lines(config.names, "--names takes a text file, a name a line")
+    if len(names) != len(features_ND):
+        raise UserError(
+            f"--names {config.names} has {len(names):,} lines, {config.features} has "
+            f"{len(features_ND):,} rows"
+        )
+    return ((Row(name), as_float32(x_D)) for name, x_D in zip(names, features_ND, strict=True))
+
+
 def _demonstration(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
     """Evenly spaced images of the test split, else of train, else of unlabeled."""
     dataset = reload_dataset(predictor.extraction["dataset"], config.data_dir)
@@ -293,7 +337,9 @@ def _predicted(
         images = [content for _, content in batch if not isinstance(content, BadPicture)]
         predictions = neighbors = iter(())
         if images:
-            features_BD = predictor.features(np.stack(images))
+            features_BD = np.stack(images)
+            if not config.features:
+                features_BD = predictor.features(features_BD)
             predictions = zip(*predictor.predict_features(features_BD), strict=True)
             if similar:
                 neighbors = iter(similar.find(features_BD, config.neighbors + 1))

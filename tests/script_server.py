@@ -86,12 +86,14 @@ class ScriptProcess:
 
 
 class ScriptServer:
-    """The process that imports and forks; `env` is its environment."""
+    """The process that imports `preloaded` and forks; `env` is its environment."""
 
-    def __init__(self, env: dict[str, str]) -> None:
+    def __init__(self, env: dict[str, str], preloaded: tuple[str, ...] = PRELOADED) -> None:
         self._directory = tempfile.TemporaryDirectory()
         self._address = str(Path(self._directory.name) / "socket")
-        self._process = subprocess.Popen([sys.executable, __file__, self._address], env=env)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, self._address, *preloaded], env=env
+        )
 
     def start(
         self, script: str, arguments: list[str], cwd: Path, env: dict[str, str]
@@ -172,7 +174,7 @@ def _become(script: str) -> int:
 
 
 if __name__ == "__main__":
-    for name in PRELOADED:
+    for name in sys.argv[2:]:
         __import__(name)
     gc.freeze()
     for _ in _calls(sys.argv[1]):

@@ -100,7 +100,7 @@ class Protocol:
         """The class (K,) of each cluster by Hungarian matching; -1 for none."""
         if self.named_on is None:
             return np.full(count, -1)
-        labels, assigned = self._labeled(clusters, self.named_on)
+        labels, assigned = self.labeled(clusters, self.named_on)
         return hungarian_match(labels, assigned, len(self.class_names), count)
 
     def cluster_and_score(
@@ -166,7 +166,7 @@ class Protocol:
         return scores
 
     def _external(self, found: Clustering, split: str) -> dict[str, Any]:
-        labels, clusters = self._labeled(found.clusters, split)
+        labels, clusters = self.labeled(found.clusters, split)
         return external_metrics(labels, clusters, found.class_K, self.class_names)
 
     def _knn(self, features: Splits, split: str) -> float | None:
@@ -176,14 +176,14 @@ class Protocol:
         not its own neighbor. None where that leaves no neighbor.
         """
         assert self.named_on is not None
-        bank_labels, bank = self._labeled(features, self.named_on)
-        labels, queries = self._labeled(features, split)
+        bank_labels, bank = self.labeled(features, self.named_on)
+        labels, queries = self.labeled(features, split)
         same_split = split == self.named_on
         if len(bank) == same_split:
             return None
         return knn_accuracy(bank, bank_labels, queries, labels, leave_one_out=same_split)
 
-    def _labeled(self, arrays: Splits, split: str) -> tuple[np.ndarray, np.ndarray]:
+    def labeled(self, arrays: Splits, split: str) -> tuple[np.ndarray, np.ndarray]:
         """The known labels of a split, and the rows of its array that they belong to."""
         known = self.labels[split] >= 0
         return self.labels[split][known], arrays[split][known]

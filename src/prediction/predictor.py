@@ -95,12 +95,13 @@ class ClusterHead(nn.Module):
 
 @dataclass(frozen=True)
 class Predictor:
-    backbone: Backbone
+    backbone: Backbone | None
+    """None if only features are predicted."""
     head: ClusterHead
     """Always on the CPU, so that clusters do not depend on the device."""
     dtype: torch.dtype
     image_size: int
-    """Side S in pixels."""
+    """Side S in pixels; 0 without a backbone."""
     class_names: tuple[str, ...]
     cluster_to_class: np.ndarray
     """int64 (K,), an index into `class_names`; -1 where no class was matched."""
@@ -125,12 +126,14 @@ class Predictor:
         checkpoint_file: str | Path | None = None,
         device: DeviceName = "auto",
         precision: PrecisionName = "auto",
+        features_only: bool = False,
     ) -> "Predictor":
         """From the files of the clustering stage and the checkpoint they were made with.
 
         Args:
             checkpoint_file: that checkpoint, if it was moved since the extraction.
             precision: of the network; `auto` is that of the extraction.
+            features_only: load no network; `predict_features` is all that works then.
 
         Raises:
             UserError: a file is missing or damaged, or they do not belong together.
@@ -138,8 +141,9 @@ class Predictor:
         directory = Path(feature_dir)
         manifest = Manifest(directory)
         clustering, extraction = manifest.clustering, manifest.extraction
-        chosen = select_device(device)
-        trained = _load_backbone(directory, checkpoint_file, extraction["checkpoint"], chosen)
+        chosen, trained = select_device(device), None
+        if not features_only:
+            trained = _load_backbone(directory, checkpoint_file, extraction["checkpoint"], chosen)
         head = ClusterHead(
             np.array(manifest.load(PCA_MEAN)),
             np.array(manifest.load(PCA_COMPONENTS)),
@@ -150,12 +154,12 @@ class Predictor:
             clustering["confidence_scale"],
         )
         return cls(
-            trained.backbone,
+            trained and trained.backbone,
             head,
             getattr(torch, extraction["precision"])
             if precision == "auto"
             else select_precision(precision, chosen),
-            trained.dataset["image_size"],
+            trained.dataset["image_size"] if trained else 0,
             tuple(extraction["dataset"]["class_names"]),
             np.array(manifest.load(CLUSTER_TO_CLASS)),
             given_names(manifest),
@@ -196,13 +200,14 @@ class Predictor:
     @torch.inference_mode()
     def features(self, images_BCSS: np.ndarray) -> np.ndarray:
         """float32 (B, D), of images that fit on the device together."""
+        assert self.backbone is not None
         device = next(self.backbone.parameters()).device
         images = torch.from_numpy(images_BCSS).to(device)
         return encode(self.backbone, images, self.dtype).cpu().numpy()
 
     @torch.inference_mode()
     def predict_features(self, features_BD: np.ndarray) -> Predictions:
-        """The predictions for pictures that have these features."""
+        """`predict` from float32 features (B, D) of the network behind the clusters."""
         return Predictions(*(out.numpy() for out in self.head(torch.from_numpy(features_BD))))
 
     def name_of(self, cluster: int) -> str:
@@ -229,10 +234,15 @@ def _decoded(paths: Sequence[str | Path], side: int, batch_size: int) -> Iterato
 def _load_backbone(
     directory: Path,
     moved_to: str | Path | None,
-    recorded: CheckpointRecord,
+    recorded: CheckpointRecord | None,
     device: torch.device,
 ) -> TrainedBackbone:
     """The backbone that made the features in `directory`; raises UserError for any other."""
+    if recorded is None:
+        raise UserError(
+            f"the features in {directory} were imported, and the network that made them is not "
+            "here: give its features of new pictures, python src/inference.py --features FILE"
+        )
     file = Path(moved_to or recorded["file"])
     if not file.is_file():
         raise UserError(

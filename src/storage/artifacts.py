@@ -41,6 +41,8 @@ SPLITS = ("unlabeled", "train", "test")
 
 TRAINING = "src/train.py"
 EXTRACTION = "src/feature_extraction.py"
+IMPORT = "src/import_features.py"
+"""Writes the same files as `EXTRACTION`, in its place."""
 CLUSTERING = "src/clustering.py"
 
 NO_FEATURES = f"run python {TRAINING}, then python {EXTRACTION}"
@@ -100,10 +102,11 @@ class CheckpointRecord(TypedDict):
 
 
 class DatasetRecord(TypedDict):
-    name: DatasetName
-    data_dir: str
+    name: DatasetName | Literal["features"]
+    """`features` are imported ones without pictures."""
+    data_dir: str | None
     cache_dir: str | None
-    image_size: int
+    image_size: int | None
     fingerprint: str
     class_names: list[str]
     splits: dict[str, int]
@@ -128,7 +131,8 @@ class StageRecord(TypedDict):
 
 class ExtractionRecord(StageRecord):
     id: str
-    checkpoint: CheckpointRecord
+    checkpoint: CheckpointRecord | None
+    """None for imported features, whose network is not here."""
     dataset: DatasetRecord
     precision: str
     tracking: Tracking
@@ -194,7 +198,9 @@ class Manifest:
         file = path(artifact, self.directory, split)
         if not self.has(artifact, split):
             raise UserError(f"{file} is missing: run python {artifact.writer} first")
-        with self._checked(file, artifact.stage, artifact.writer) as stream:
+        is_imported = artifact.stage == EXTRACTION and self.extraction["checkpoint"] is None
+        writer = IMPORT if is_imported else artifact.writer
+        with self._checked(file, artifact.stage, writer) as stream:
             return map_array(stream, "r")
 
     def has(self, artifact: Artifact, split: str = "") -> bool:

@@ -98,10 +98,11 @@ def stage_tracker(
     `extraction`, the record of the extraction, belongs to."""
     from src.storage.provenance import git_commit  # imports torch, which tracking does without
 
+    made_by = extraction["checkpoint"]
     about = {
         "commit": git_commit(),
         "dataset_fingerprint": extraction["dataset"]["fingerprint"],
-        "checkpoint_digest": extraction["checkpoint"]["digest"],
+        "checkpoint_digest": made_by and made_by["digest"],
         "features_id": extraction["id"],
     }
     about |= dataclasses.asdict(config)

@@ -96,7 +96,9 @@ def page_data(results: Results, sheets: Sheets, directory: Path) -> dict[str, An
     if names:
         folder = quote(os.fsencode(os.path.relpath(results.picture_dir, directory))) + "/"
     data = results.extraction["dataset"]
-    title = data["name"] if data["name"] != "folder" else Path(data["data_dir"]).resolve().name
+    title = data["name"]
+    if title == "folder" and data["data_dir"]:
+        title = Path(data["data_dir"]).resolve().name
     return {
         "dataset": title,
         "count": len(results.clusters),

@@ -118,11 +118,15 @@ def how_made(results: Results) -> str:
     extraction, clustering = results.extraction, results.clustering
     data, checkpoint = extraction["dataset"], extraction["checkpoint"]
     splits = ", ".join(f"{count:,} {name}" for name, count in data["splits"].items())
+    size = f", {data['image_size']} px" if data["image_size"] else ""
+    network = {"Checkpoint": "none: the features were imported"}
+    if checkpoint:
+        file, epoch = checkpoint["file"], checkpoint["epoch"]
+        network = {"Checkpoint": f"{file}, epoch {epoch}", "Digest": checkpoint["digest"]}
     facts = {
-        "Dataset": f"{data['name']} ({splits}), {data['image_size']} px",
+        "Dataset": f"{data['name']} ({splits}){size}",
         "Fingerprint": data["fingerprint"],
-        "Checkpoint": f"{checkpoint['file']}, epoch {checkpoint['epoch']}",
-        "Digest": checkpoint["digest"],
+        **network,
         "Clusters": f"{clustering['clusters']}, fitted on {clustering['fit_on']}",
         "Commit": str(clustering.get("commit") or extraction.get("commit")),
         "Versions": ", ".join(f"{k} {v}" for k, v in clustering.get("versions", {}).items()),
@@ -130,7 +134,7 @@ def how_made(results: Results) -> str:
     items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
     return (
         f"<dl>{items}</dl>"
-        + _settings("Training settings", checkpoint["config"])
+        + (_settings("Training settings", checkpoint["config"]) if checkpoint else "")
         + _settings("Clustering settings", clustering.get("config", {}))
     )
 
