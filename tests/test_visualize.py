@@ -1,6 +1,7 @@
 """The figures and their data, against scikit-learn, naive loops and the files."""
 
 import base64
+import csv
 import io
 import json
 import shutil
@@ -20,7 +21,9 @@ from sklearn.manifold import trustworthiness
 
 from dataset.load_dataset import load_dataset
 from src.runtime.cli import UserError
+from src.storage import artifacts
 from src.visualization import figures, projection, thumbnails
+from src.visualization.images_table import write_images
 from src.visualization.map_figure import projection_map
 from src.visualization.palette import BASE, cluster_colors, colors
 from src.visualization.projection import project
@@ -55,6 +58,35 @@ def test_certainty_without_labels_is_the_margin(tmp_path: Path) -> None:
     results, arrays = load_results(tmp_path), load_arrays(tmp_path)
     assert results.clustering["certainty"] == "margin"
     np.testing.assert_allclose(results.certainty, arrays.certainty, atol=1e-4)
+
+
+def test_the_table_has_a_row_for_each_image(digits: Path, tmp_path: Path) -> None:
+    results, arrays = load_results(digits), load_arrays(digits)
+    near, xy = np.full(len(arrays.x), -1), np.float32(arrays.x[:, :2])
+    near[[5, 1500]] = 3
+    unusual = np.arange(len(near)) % 100 == 0
+    write_images(tmp_path / "images.csv", replace(results, unusual=unusual), near, xy)
+    with (tmp_path / "images.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "split", "path", "cluster", "name", "confidence", "distance", "unusual", "near_duplicates",
+        "x", "y",
+    ]  # fmt: skip
+    assert len(rows) == 1797
+    assert [rows[i]["path"] for i in (0, 1437, 1438, -1)] == [
+        "train[0]", "train[1437]", "test[0]", "test[358]",
+    ]  # fmt: skip
+    assert [row["split"] for row in rows] == ["train"] * 1438 + ["test"] * 359
+    assert [int(row["cluster"]) for row in rows] == arrays.clusters.tolist()
+    assert [int(row["name"]) for row in rows] == arrays.class_of_cluster[arrays.clusters].tolist()
+    assert [row["unusual"] for row in rows] == [str(int(flag)) for flag in unusual]
+    assert {i: r["near_duplicates"] for i, r in enumerate(rows) if r["near_duplicates"]} == {
+        5: "3", 1500: "3",
+    }  # fmt: skip
+    own = arrays.distances[np.arange(len(arrays.x)), arrays.clusters]
+    columns = {"confidence": arrays.certainty, "distance": own, "x": xy[:, 0], "y": xy[:, 1]}
+    for column, expected in columns.items():
+        np.testing.assert_allclose([float(row[column]) for row in rows], expected, atol=2e-4)
 
 
 def test_pictures_come_in_the_order_asked_for(digits: Path) -> None:
@@ -258,7 +290,7 @@ def test_both_maps_draw_a_cluster_and_its_class_in_one_color(digits: Path) -> No
     right = results.class_of_cluster[results.clusters] == results.labels
     np.testing.assert_array_equal(same_ink, right)
     by_cluster, by_class = ([t.get_text() for t in ax.get_legend().texts] for ax in figure.axes)
-    assert [name.split(" · ")[1] for name in by_cluster] == by_class
+    assert [name.split(" → ")[1] for name in by_cluster] == by_class
 
 
 def test_the_silhouette_figure_names_the_mean(digits: Path) -> None:
@@ -276,6 +308,7 @@ def test_a_run_gets_every_figure(script: Script, stl10_dir: Path, tmp_path: Path
     log.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     run = script("visualize_features.py", "--wandb", "disabled")
     assert (run.returncode, run.stderr) == (0, "")
+    assert len((tmp_path / "features" / artifacts.IMAGES).read_text().splitlines()) == 81
     for line in ("Hungarian accuracy", "wrote 9 figures to features", "open features/report.html"):
         assert line in run.stdout
     drawn = sorted((tmp_path / "features/figures").glob("[a-z]*"))
