@@ -10,7 +10,7 @@ from torch import Tensor
 from src.training.state import Setup, TrainState
 
 FEW_IMAGES, FEW_STEPS = 1_000, 1_000
-"""Below either, features of a network from random weights hardly beat raw pixels."""
+"""Below either, a note points to features that were learned elsewhere."""
 
 
 def announce(setup: Setup, state: TrainState) -> None:
@@ -39,9 +39,9 @@ def announce(setup: Setup, state: TrainState) -> None:
     is_short = images < FEW_IMAGES or setup.steps < FEW_STEPS
     if config.dataset == "folder" and not config.pretrained and is_short:
         print(
-            f"note: {images:,} pictures and {setup.steps:,} steps are too few to learn much from "
-            "random weights. Features that were learned elsewhere will group them better: "
-            "--epochs 0 --weights imagenet (or a FILE), or python src/import_features.py",
+            f"note: {images:,} pictures and {setup.steps:,} steps are too few for learning from "
+            "random weights to work well. To use features that were learned elsewhere: --epochs 0 "
+            "--weights imagenet (or a FILE), or python src/import_features.py",
             flush=True,
         )
 
