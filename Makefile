@@ -2,28 +2,40 @@
 PYTHON ?= python3
 DATASET ?= digits
 FLAGS ?=
+# Only from the command line: the environment may hold variables of these names.
+DATA :=
+NAME := $(filter-out digits,$(DATASET))
 
 VENV := .venv
 PY := $(VENV)/bin/python
-# digits lands where the scripts look by default; any other dataset gets folders of its own.
-PLACE := $(if $(filter digits,$(DATASET)),,/$(DATASET))
-CHECKPOINTS := --checkpoint-dir checkpoints$(PLACE)
-FEATURES := --feature-dir features$(PLACE)
+
+quote = '$(subst ','\'',$(1))'
+ifneq ($(DATA),)
+DATASET := folder
+# Absolute. Some shells leave the ~ of DATA=~/pictures to us.
+FOLDER := $(shell printf '%s\n' $(call quote,$(DATA)) | sed "s|^~|$$HOME|" | { IFS= read -r d; CDPATH= cd "$$d" && pwd; })
+$(if $(FOLDER),,$(error DATA=$(DATA) is not a folder))
+# The folder's own name, of letters, digits, - _ and . only.
+NAME := $(shell basename $(call quote,$(FOLDER)) | tr -cs 'A-Za-z0-9_.\n' - | sed 's/^[-.]*//; s/-$$//; s/^$$/pictures/')
+endif
+# digits lands where the scripts look by default; anything else gets folders of its own.
+NAMED := $(if $(NAME),--name $(call quote,$(NAME)))
 
 .DEFAULT_GOAL := help
 .PHONY: help run test faults lint format bench pictures sync clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "make run DATA=~/pictures        the same stages on your own pictures (NAME=... names the results)"
 	@echo "make run DATASET=stl10          the same stages on STL-10 (downloads 2.6 GB)"
 	@echo "make run FLAGS='--epochs 4'     more flags for the training"
 
 run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten digits, minutes)
-	$(PY) src/train.py --dataset $(DATASET) $(CHECKPOINTS) $(FLAGS)
-	$(PY) src/feature_extraction.py --untrained $(CHECKPOINTS) $(FEATURES)
-	$(PY) src/clustering.py --baselines $(FEATURES)
-	$(PY) src/inference.py $(FEATURES)
-	$(PY) visualize_features.py $(FEATURES)
+	$(PY) src/train.py --dataset $(DATASET) $(if $(DATA),--data-dir $(call quote,$(FOLDER))) $(NAMED) $(FLAGS)
+	$(PY) src/feature_extraction.py --untrained $(NAMED)
+	$(PY) src/clustering.py --baselines $(NAMED)
+	$(PY) src/inference.py $(NAMED)
+	$(PY) visualize_features.py $(NAMED)
 
 test: $(VENV)/installed-dev  ## the tests: CPU, no network, a few minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2
@@ -47,7 +59,7 @@ bench: $(VENV)/installed-dev  ## side-by-side speed measurements
 	$(PY) benchmarks/clustering_scale.py
 
 pictures: $(VENV)/installed-dev  ## the README's pictures, from the last run (needs Chromium)
-	$(PY) docs/make_pictures.py $(FEATURES)
+	$(PY) docs/make_pictures.py --feature-dir features$(if $(NAME),/$(NAME))
 
 sync: $(VENV)/installed  ## send offline Weights & Biases runs to the server
 	$(PY) src/sync_wandb.py

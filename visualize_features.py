@@ -50,6 +50,8 @@ PICTURES = 8
 
 @dataclass(frozen=True)
 class VisualizeConfig:
+    name: str | None = None
+    """Name of the experiment: by default its --feature-dir is features/NAME."""
     feature_dir: Path = Path("features")
     """Directory of features and clusters; figures and report are written there too."""
     checkpoint_dir: Path | None = None

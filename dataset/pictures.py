@@ -100,6 +100,15 @@ def load_picture(source: Path | BinaryIO, size: int) -> np.ndarray:
         raise BadPicture((error.strerror or str(error)).lower()) from None
 
 
+def shorter_side(file: Path) -> int:
+    """In pixels, from the header alone; raises BadPicture where it cannot be read."""
+    try:
+        with open_regular(file) as stream, _open(stream) as image:
+            return min(image.size)
+    except OSError as error:
+        raise BadPicture((error.strerror or str(error)).lower()) from None
+
+
 def _load(stream: BinaryIO, size: int) -> np.ndarray:
     with _open(stream) as image:
         try:

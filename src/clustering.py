@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dataset.load_dataset import reload_dataset
-from src.clusters.choose_k import candidates, scan, scan_table
+from src.clusters.choose_k import candidates, fewer, scan, scan_table
 from src.clusters.confidence import fit_scale, gaussian_scale
 from src.clusters.pca import PCA
 from src.clusters.protocol import Clustering, Protocol, Splits
@@ -61,6 +61,8 @@ LOW_VARIANCE = 0.95
 
 @dataclass(frozen=True)
 class ClusteringConfig:
+    name: str | None = None
+    """Name of the experiment: by default its --feature-dir is features/NAME."""
     feature_dir: Path = Path("features")
     """Directory of the features; the clusters are written there too."""
     fit_on: Literal["unlabeled", "train", "test"] = "train"
@@ -111,6 +113,8 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, d
     protocol = choose_protocol(config, features, manifest)
     fit_on = protocol.fit_on
     counts = candidates(config.clusters, len(protocol.class_names))
+    if config.clusters is None:
+        counts = [fewer(counts[0], len(features[fit_on]), bool(protocol.class_names))]
     if counts[-1] > len(features[fit_on]):
         raise UserError(
             f"--clusters: {counts[-1]} clusters need as many images, {fit_on} has "

@@ -64,6 +64,8 @@ MINIMUM_AGREEMENT = 0.999
 
 @dataclass(frozen=True)
 class ExportConfig:
+    name: str | None = None
+    """Name of the experiment: by default its directories are checkpoints/NAME and features/NAME."""
     feature_dir: Path = Path("features")
     """Directory of the clusters; the model is written there too."""
     checkpoint: Path | None = None

@@ -34,6 +34,8 @@ from src.storage.provenance import git_commit, versions
 class ExtractionConfig:
     checkpoint: Path | None = None
     """The checkpoint to use; by default the newest intact one in --checkpoint-dir."""
+    name: str | None = None
+    """Name of the experiment: by default its directories are checkpoints/NAME and features/NAME."""
     checkpoint_dir: Path = Path("checkpoints")
     """Directory of the training's checkpoints."""
     feature_dir: Path = Path("features")

@@ -92,6 +92,8 @@ class InferenceConfig:
     sample: int = 5
     """Number of images in the demonstration."""
 
+    name: str | None = None
+    """Name of the experiment: by default its --feature-dir is features/NAME."""
     feature_dir: Path = Path("features")
     """Directory of the clusters."""
     checkpoint: Path | None = None

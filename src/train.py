@@ -39,7 +39,7 @@ from src.storage import checkpoint
 from src.storage.metrics_log import MetricsLog
 from src.storage.provenance import git_commit
 from src.tracking.tracker import PREFIXES, Tracker
-from src.training import health
+from src.training import forecast, health
 from src.training.batches import Batch
 from src.training.recipe import TrainConfig, flag_values
 from src.training.state import (
@@ -117,6 +117,7 @@ def train(
     )  # fmt: skip
     epoch_started = printed = time.monotonic()
     first_step = state.step
+    timer = forecast.StepTimer(pixels, state.step, steps)
 
     for batches in prefetch(setup.batches.load, range(state.step, steps)):
         rate = learning_rate(state.step, steps, setup.warmup_steps, peak)
@@ -128,6 +129,9 @@ def train(
         state.totals.add(loss, norm)
         state.step += 1
         bar.update(pixels(state.step - 1, state.step))
+        if observe and (line := timer.estimate(state.step, loss)):
+            with bar.external_write_mode():
+                print(line, flush=True)
         if state.step == setup.warmup_steps:
             end_warmup(state, setup)
         elif state.step == setup.batches.low_resolution_steps:
@@ -205,7 +209,8 @@ def train_as_main(setup: Setup, stop: StopSignal) -> int:
             print(f"the files of the earlier training are now in {aside}")
         state = restore_or_initialize(setup)
         is_new = not state.tracking
-        group = state.tracking.get("group") or f"{config.dataset}-{secrets.token_hex(4)}"
+        group = config.name or f"{config.dataset}-{secrets.token_hex(4)}"
+        group = state.tracking.get("group") or group
         described = {"dataset_fingerprint": setup.dataset.fingerprint, "commit": git_commit()}
         with (
             MetricsLog(directory / checkpoint.METRICS_LOG, keep_until_step=state.step) as metrics,
@@ -215,6 +220,7 @@ def train_as_main(setup: Setup, stop: StopSignal) -> int:
             ) as tracker,
         ):  # fmt: skip
             state.tracking = {"group": group, "run_id": tracker.run_id}
+            forecast.announce(setup, state)
             if is_new:  # epoch 0, the untrained network; fails now if nothing can be written
                 save_checkpoint(state, setup)
 

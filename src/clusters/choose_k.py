@@ -35,6 +35,16 @@ def candidates(flag: str | None, classes: int) -> list[int]:
     )
 
 
+def fewer(count: int, images: int, has_classes: bool) -> int:
+    """`count`, the default, or as many clusters as few images allow: one each if there are classes,
+    else one for every three, but two."""
+    most = images if has_classes else min(images, max(2, images // 3))
+    if count <= most:
+        return count
+    print(f"note: {most} clusters instead of {count}, as there are only {images} images")
+    return most
+
+
 def scan(
     x_NP: np.ndarray,
     counts: list[int],

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import io
 import os
@@ -42,7 +43,7 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
 
     `UserError` and `ENVIRONMENT_ERRORS` become one line on standard error; a bug keeps its
     traceback. If `config` has `for_dataset`, the defaults are those of the `--dataset` on the
-    command line, and `--help` shows them.
+    command line, and `--help` shows them; if it has a `name`, so are the directories of `--name`.
     """
     prog = Path(sys.argv[0]).name
     _prepare_standard_streams()
@@ -108,15 +109,30 @@ def _prepare_standard_streams() -> None:
 
 
 def _default(config: type[Config], arguments: list[str]) -> Any:
-    if not hasattr(config, "for_dataset"):
-        return config()
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dataset")
-    with contextlib.suppress(SystemExit):  # `--dataset` without a value: tyro reports it
-        dataset = parser.parse_known_args(arguments)[0].dataset
-        if dataset in get_args(get_type_hints(config)["dataset"]):
-            return config.for_dataset(dataset)  # type: ignore[attr-defined]
-    return config()
+    parser.add_argument("--name")
+    given = argparse.Namespace(dataset=None, name=None)
+    with contextlib.suppress(SystemExit):  # a flag without its value: tyro reports it
+        parser.parse_known_args(arguments, given)
+    default: Any = config()
+    if hasattr(config, "for_dataset") and given.dataset in get_args(
+        get_type_hints(config)["dataset"]
+    ):
+        default = config.for_dataset(given.dataset)  # type: ignore[attr-defined]
+    if given.name is not None and hasattr(default, "name"):
+        default = dataclasses.replace(default, **_places(default, given.name))
+    return default
+
+
+def _places(default: Any, name: str) -> dict[str, Path]:
+    """The directories of the experiment `name`: folders of that name in the usual ones."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(
+            f"--name {name}: it may only hold letters, digits, - _ and ., and not begin with - or ."
+        )
+    directories = {flag: getattr(default, flag, None) for flag in ("checkpoint_dir", "feature_dir")}
+    return {flag: directory / name for flag, directory in directories.items() if directory}
 
 
 def _first_message(box: str) -> str:

@@ -211,6 +211,14 @@ def newest(directory: Path, use: Callable[[Path, dict[str, Any]], Result]) -> Re
     return None
 
 
+def newest_flags(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest intact checkpoint and the flags in it; None without one."""
+    for file in reversed(listed(directory)):
+        with contextlib.suppress(BadCheckpoint):  # `newest` names it
+            return file, load(file)["config"]
+    return None
+
+
 def prune(directory: Path, current: Path, keep: int | None) -> None:
     """Delete what `current`, just saved, supersedes: earlier checkpoints from the middle of an
     epoch, and all but the last `keep` of the others. The untrained network, epoch 0, stays."""
@@ -240,8 +248,7 @@ def training_in(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     with locked(
         directory,
-        f"another training run is using {directory}: wait for it, or choose another "
-        "--checkpoint-dir",
+        f"another training run is using {directory}: wait for it, or give this one a --name",
     ):
         for half_written in directory.glob(temporary_path(Path("simclr_epoch_*.pt")).name):
             half_written.unlink()

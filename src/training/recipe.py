@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
 import tyro
 
@@ -19,24 +19,34 @@ from src.training.views import ViewSettings
 
 SplitName = Literal["unlabeled", "train", "test"]
 
+T = TypeVar("T")
+if TYPE_CHECKING:
+    Chosen = Annotated[T, "None only before `prepare`"]
+else:
+    Chosen = Optional
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     dataset: DatasetName = "stl10"
-    """Which images; digits has defaults of its own (--dataset digits --help shows them)."""
+    """Which images; digits has defaults of its own (--dataset digits --help shows them). For a
+    folder, flags that are None are chosen by the number and size of its pictures."""
     data_dir: Path = Path("dataset")
     """For stl10 the folder that contains stl10_binary/, for folder the folder of pictures. Training
     downloads STL-10 into the default one only."""
+    name: str | None = None
+    """Name of the experiment: by default its --checkpoint-dir is checkpoints/NAME. Also W&B's
+    group."""
     checkpoint_dir: Path = Path("checkpoints")
     """Directory for checkpoints and metrics.jsonl; training resumes from the newest checkpoint."""
     train_on: tuple[SplitName, ...] = ("unlabeled", "train")
     """Splits to train on; missing ones are skipped. Their labels are never used."""
-    image_size: int = 96
+    image_size: Chosen[int] = 96
     """Side in pixels to which the pictures of a folder are resized."""
     cache_dir: Path | None = None
     """Where to keep the decoded pictures of a folder; by default, next to the pictures."""
 
-    arch: Architecture = "resnet50"
+    arch: Chosen[Architecture] = "resnet50"
     """Backbone."""
     bn: BatchNorm = "frozen"
     """Batch norm: with statistics that are frozen after the warm-up (and standardized weights), or
@@ -57,10 +67,10 @@ class TrainConfig:
 
     temperature: float = 0.2
     """NT-Xent's tau."""
-    epochs: int = 24
+    epochs: Chosen[int] = 24
     """Passes over the images; 0 only makes the checkpoint that training would begin with. If raised
     after the end, training continues on the longer schedule."""
-    batch_size: int = 256
+    batch_size: Chosen[int] = 256
     """Images whose views are each other's negatives."""
     accumulate: int = 1
     """Batches per optimizer step; averages gradients, while negatives come from one batch."""
@@ -69,7 +79,7 @@ class TrainConfig:
     number."""
     weight_decay: float = 1e-4
     """AdamW's weight decay; none on biases and batch norm."""
-    warmup_epochs: float = 2.0
+    warmup_epochs: Chosen[float] = 2.0
     """Epochs of linear warm-up before the cosine; batch norm is frozen when they end."""
     clip_norm: float = 1.0
     """Maximum gradient norm (clipping)."""
@@ -88,7 +98,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of the initial weights, the order of the images and every view."""
 
-    checkpoint_every: int = 4
+    checkpoint_every: Chosen[int] = 4
     """Epochs between checkpoints."""
     keep: int | None = None
     """Number of checkpoints to keep, apart from epoch 0; by default all."""
@@ -106,7 +116,9 @@ class TrainConfig:
     @classmethod
     def for_dataset(cls, dataset: DatasetName | None, **changes: Any) -> "TrainConfig":
         """The defaults for a dataset."""
-        own = DIGITS if dataset == "digits" else {}
+        own: dict[str, Any] = DIGITS if dataset == "digits" else {}
+        if dataset == "folder":
+            own = dict.fromkeys(CHOSEN)
         return cls(**{**own, **({"dataset": dataset} if dataset else {}), **changes})
 
     @property
@@ -132,8 +144,11 @@ DIGITS: dict[str, Any] = {
     "log_every": 10,
 }  # fmt: skip
 
+CHOSEN = ("arch", "image_size", "batch_size", "epochs", "warmup_epochs", "checkpoint_every")
+"""Flags that `src/training/folder_recipe.py` chooses for a folder unless they are given."""
+
 FREE_TO_CHANGE = {
-    *("data_dir", "cache_dir", "checkpoint_dir", "wandb", "wandb_dir", "fresh", "keep"),
+    *("name", "data_dir", "cache_dir", "checkpoint_dir", "wandb", "wandb_dir", "fresh", "keep"),
     *("device", "compile", "images", "deterministic"),
     *("epochs", "checkpoint_every", "log_every", "monitor_every"),
 }

@@ -27,6 +27,7 @@ from src.storage.files import misfit
 from src.storage.provenance import git_commit, versions
 from src.training import health
 from src.training.batches import ImageStore, TrainingBatches
+from src.training.folder_recipe import choose, open_flags
 from src.training.randomness import CALIBRATION, INITIAL_WEIGHTS, random_stream
 from src.training.recipe import FREE_TO_CHANGE, TrainConfig, check, flag_values
 
@@ -71,12 +72,14 @@ def prepare(config: TrainConfig) -> Setup:
     Raises:
         UserError: flags, images and processes do not fit together.
     """
-    check(config)
     device = select_device(config.device)
     dtype = select_precision(config.precision, device)
     # Recorded as what `auto` stands for here: resuming elsewhere must not change the precision.
     names = {value: name for name, value in DTYPES.items()}
     config = dataclasses.replace(config, precision=names[dtype])
+    batch_size_given = config.batch_size is not None
+    config = complete(config, device)
+    check(config)
     torch.backends.cudnn.benchmark = not config.deterministic  # shapes hardly change
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
@@ -84,6 +87,8 @@ def prepare(config: TrainConfig) -> Setup:
     with distributed.local_main_first():  # downloads and decodes for the others
         dataset, names = open_dataset(config)
     store = ImageStore([dataset.splits[name].images for name in names], device, config.images)
+    if not batch_size_given:  # it suits the number of files, of which some may be broken
+        config = dataclasses.replace(config, batch_size=max(2, min(config.batch_size, len(store))))
     if config.epochs and config.images_per_step > len(store):
         raise UserError(
             f"--batch-size {config.batch_size} x --accumulate {config.accumulate} is more than "
@@ -115,6 +120,25 @@ def prepare(config: TrainConfig) -> Setup:
             f"then of {store.side} px"
         )
     return Setup(config, dataset, batches, device, dtype)
+
+
+def complete(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """`config` with a value for every flag: the checkpoint's where training resumes, else one that
+    suits the pictures.
+
+    Raises:
+        UserError: the flags would make it another training, said before pictures are decoded.
+    """
+    if not open_flags(config):
+        return config
+    found = None
+    if distributed.is_main() and (not config.fresh or distributed.restarts()):
+        found = checkpoint.newest_flags(config.checkpoint_dir)
+    found = distributed.from_main(found)
+    config = choose(config, device.type != "cpu", found[1] if found else {})
+    if found:
+        refuse_changes(*found, config)
+    return config
 
 
 def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
@@ -240,19 +264,8 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
     """
     if problem := misfit(saved, ResumableState):
         raise BadCheckpoint(f"{file} is damaged, or of another version: {problem}")
-    before = flag_values(TrainConfig()) | saved["config"]  # which may lack flags newer than it
-    different = [
-        f"--{name.replace('_', '-')} {before[name]} (now {value})"
-        for name, value in flag_values(setup.config).items()
-        if name not in FREE_TO_CHANGE and before[name] != value
-    ]
-    if not different and saved["dataset"]["fingerprint"] != setup.dataset.fingerprint:
-        different = [f"other images than those now in {setup.config.data_dir}"]
-    if different:
-        raise UserError(
-            f"{file} was trained with {', '.join(different)}: use the same settings to resume, "
-            "--fresh to start over (it keeps the old files), or another --checkpoint-dir"
-        )
+    is_same = saved["dataset"]["fingerprint"] == setup.dataset.fingerprint
+    refuse_changes(file, saved["config"], setup.config, is_same)
     checkpoint.load_into(state.model, saved["model"], file)
     moments, own = saved["optimizer"]["state"], state.optimizer.state_dict()
     expected = {
@@ -270,9 +283,29 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
     if state.step > setup.steps:
         raise UserError(
             f"{file} was saved after {state.step:,} steps, but --epochs {setup.config.epochs} is "
-            f"only {setup.steps:,}: raise --epochs, or use another --checkpoint-dir"
+            f"only {setup.steps:,}: raise --epochs, or use --name for an experiment of its own"
         )
     freeze_batch_norm(state.model.backbone, frozen=frozen_at(state.step, setup))
+
+
+def refuse_changes(
+    file: Path, saved: dict[str, Any], config: TrainConfig, same_images: bool = True
+) -> None:
+    """Raise UserError if the flags `saved` in `file`, or the images, are those of another training
+    than `config`."""
+    before = flag_values(TrainConfig()) | saved  # which may lack flags newer than it
+    different = [
+        f"--{name.replace('_', '-')} {before[name]} (now {value})"
+        for name, value in flag_values(config).items()
+        if name not in FREE_TO_CHANGE and before[name] != value
+    ]
+    if not different and not same_images:
+        different = [f"other images than those now in {config.data_dir}"]
+    if different:
+        raise UserError(
+            f"{file} was trained with {', '.join(different)}: use the same settings to resume, "
+            "--fresh to start over (it keeps the old files), or --name for an experiment of its own"
+        )
 
 
 def save_checkpoint(state: TrainState, setup: Setup) -> Path:

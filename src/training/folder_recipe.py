@@ -1,0 +1,113 @@
+"""The recipe for a folder of pictures: the flags that are None, from their number and size."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from typing_extensions import TypedDict
+
+from dataset.folder import find_pictures
+from dataset.pictures import BadPicture, shorter_side
+from src.models.simclr import Architecture
+from src.storage.files import misfit
+from src.training.recipe import CHOSEN, TrainConfig
+
+LARGE = 5_000
+"""From so many pictures on, the recipe is that of STL-10."""
+CPU_VIEWS = 24_000
+"""Views to train on, on a CPU and below `LARGE`, unless 24 epochs take more: some minutes on two
+cores (LOG.md)."""
+
+
+class FolderRecipe(TypedDict):
+    """The flags `CHOSEN`."""
+
+    arch: Architecture
+    image_size: PositiveInt
+    batch_size: PositiveInt
+    epochs: NonNegativeInt
+    warmup_epochs: NonNegativeFloat
+    checkpoint_every: PositiveInt
+
+
+def folder_recipe(
+    images: int, side: int, gpu: bool, epochs: int | None = None, pretrained: bool = False
+) -> FolderRecipe:
+    """What suits a folder.
+
+    Args:
+        images: number of pictures to train on.
+        side: median of their shorter sides in pixels.
+        gpu: whether there is one.
+        epochs: those of --epochs, on which others depend; None if they are to be chosen.
+        pretrained: whether training begins with weights from elsewhere.
+    """
+    is_full = gpu or images >= LARGE
+    eighth = (1 << (images // 8).bit_length()) // 2  # the largest power of two up to N / 8
+    batch = max(2, min(images, max(16, min(eighth, 256))))
+    per_epoch = max(1, images // batch)
+    steps = 1_200 if images >= LARGE else 2_000
+    chosen = 24 if pretrained else max(24, min(-(-steps // per_epoch), 200))
+    if not is_full:
+        chosen = max(24, min(chosen, CPU_VIEWS // (2 * batch * per_epoch)))
+    target = 96 if is_full or pretrained else 64
+    if pretrained and epochs == 0 and images < LARGE // 2:
+        target = 224  # published weights were learned at this size, and features cost little
+    schedule = epochs or chosen  # --epochs 0 makes the checkpoint that training would begin with
+    return {
+        "arch": "resnet50" if is_full or pretrained else "resnet18",
+        "image_size": max(32, min(target, side // 16 * 16)),
+        "batch_size": batch,
+        "epochs": chosen if epochs is None else epochs,
+        "warmup_epochs": float(max(2, schedule // 12)),
+        "checkpoint_every": max(4, schedule // 6),
+    }
+
+
+def open_flags(config: TrainConfig) -> set[str]:
+    """Those that are None and have to be chosen."""
+    return {name for name in CHOSEN if getattr(config, name) is None}
+
+
+def choose(config: TrainConfig, gpu: bool, recorded: dict[str, Any]) -> TrainConfig:
+    """`config` with a value for every flag that is None, and a line that names the new ones.
+
+    Args:
+        recorded: the flags of the checkpoint that training resumes from, which count first, so that
+            resuming does not decide again; empty without one.
+    """
+    if recorded and misfit(recorded, FolderRecipe):
+        recorded = {}  # `restore` will refuse it
+    if not recorded.get("epochs"):  # nothing was trained
+        recorded = {name: value for name, value in recorded.items() if name != "epochs"}
+    config = replace(
+        config, **{name: recorded[name] for name in open_flags(config) & set(recorded)}
+    )
+    if not (missing := open_flags(config)):
+        return config
+    if config.dataset != "folder":
+        own = TrainConfig.for_dataset(config.dataset)
+        return replace(config, **{name: getattr(own, name) for name in missing})
+    images, side = survey(config.data_dir, config.train_on)
+    recipe = folder_recipe(images, side, gpu, config.epochs, config.pretrained)
+    chosen = {name: value for name, value in recipe.items() if name in missing}
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
+    device = "a GPU" if gpu else "a CPU"
+    print(f"chosen for {images:,} pictures of about {side:,} px on {device}: {flags}")
+    return replace(config, **chosen)
+
+
+def survey(data_dir: Path, splits: tuple[str, ...], sample: int = 64) -> tuple[int, int]:
+    """The number of pictures in the splits, and the median of their shorter sides in pixels, from
+    the headers of an evenly spaced `sample`; (0, 0) without a picture."""
+    found = find_pictures(data_dir)
+    names = [name for split in splits if split in found for name, _, _ in found[split].files]
+    sides = []
+    for row in np.linspace(0, len(names) - 1, min(sample, len(names))).astype(int):
+        try:
+            sides.append(shorter_side(data_dir / names[row]))
+        except BadPicture:  # decoding will name it
+            continue
+    return len(names), int(np.median(sides)) if sides else 0

@@ -1,0 +1,80 @@
+"""What a training will cost and whether it can be worth it, said before it takes long."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
+from src.training.state import Setup, TrainState
+
+FEW_IMAGES, FEW_STEPS = 1_000, 1_000
+"""Below either, a note points to features that were learned elsewhere."""
+
+
+def announce(setup: Setup, state: TrainState) -> None:
+    """Print how many images and steps are to come, and what the checkpoints take on disk."""
+    config, per_epoch = setup.config, setup.batches.per_epoch
+    if not config.epochs:
+        return
+    images, left = len(setup.batches.store), setup.steps - state.step
+    print(
+        f"{images:,} images of {setup.dataset.image_size} px, {config.epochs} epochs of "
+        f"{per_epoch:,} steps, {config.images_per_step} images a step: {left:,} steps to go"
+    )
+    files = checkpoints_to_come(state.step // per_epoch, config.epochs, config.checkpoint_every)
+    files = min(files, config.keep or files)
+    # Weights, and AdamW's two moments of each.
+    size = 3 * sum(p.numel() * p.element_size() for p in state.model.parameters())
+    free = shutil.disk_usage(config.checkpoint_dir).free
+    text = (
+        f"{files} checkpoints of {size / 1e6:,.0f} MB need {files * size / 1e9:.1f} GB in "
+        f"{config.checkpoint_dir}, where {free / 1e9:,.1f} GB are free"
+    )
+    if files * size > free:
+        print(f"warning: {text}: make room, or keep fewer with --keep", file=sys.stderr)
+    else:
+        print(text, flush=True)
+    is_short = images < FEW_IMAGES or setup.steps < FEW_STEPS
+    if config.dataset == "folder" and not config.pretrained and is_short:
+        print(
+            f"note: {images:,} pictures and {setup.steps:,} steps are too few for learning from "
+            "random weights to work well. To use features that were learned elsewhere: --epochs 0 "
+            "--weights imagenet (or a FILE), or python src/import_features.py",
+            flush=True,
+        )
+
+
+def checkpoints_to_come(epoch: int, epochs: int, every: int) -> int:
+    """How many are written after `epoch`: every `every` epochs, and after the last."""
+    return sum(e % every == 0 or e == epochs for e in range(epoch + 1, epochs + 1))
+
+
+class StepTimer:
+    """Estimates the length of the training from its first steps.
+
+    Args:
+        work: what the steps from one to before another cost, in some unit.
+        first, steps: the step that training begins with, and their number in all.
+    """
+
+    FROM, TO = 3, 10
+    """The steps that are timed: the very first ones take longer."""
+
+    def __init__(self, work: Callable[[int, int], int], first: int, steps: int):
+        self.work, self.first, self.steps = work, first, steps
+        self.started = 0.0
+
+    def estimate(self, step: int, loss: Tensor) -> str | None:
+        """Call it after every step: the line to print, once, if more than a minute is left."""
+        done = step - self.first
+        if done not in (self.FROM, self.TO):
+            return None
+        loss.item()  # waits for the device
+        if done == self.FROM:
+            self.started = time.monotonic()
+            return None
+        timed = self.work(self.first + self.FROM, step)
+        minutes = (time.monotonic() - self.started) / 60 * self.work(step, self.steps) / timed
+        return f"about {minutes:,.0f} minutes of training to go" if minutes > 1 else None

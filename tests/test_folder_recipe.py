@@ -1,0 +1,238 @@
+"""Defaults that suit a folder of pictures, and experiments by name."""
+
+import dataclasses
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, Script
+
+from src.clusters.choose_k import fewer
+from src.export import ExportConfig
+from src.feature_extraction import ExtractionConfig
+from src.runtime.cli import UserError, parse
+from src.storage import checkpoint
+from src.train import main
+from src.training import forecast
+from src.training.folder_recipe import CPU_VIEWS, choose, folder_recipe, survey
+from src.training.recipe import CHOSEN, TrainConfig, check
+from src.training.state import prepare, random_state
+
+
+@pytest.mark.parametrize(
+    ("images", "side", "gpu", "expected"),
+    [
+        (13_000, 96, False, ("resnet50", 96, 256, 24, 2.0, 4)),
+        (13_000, 96, True, ("resnet50", 96, 256, 24, 2.0, 4)),
+        (100_000, 3000, True, ("resnet50", 96, 256, 24, 2.0, 4)),
+        (5_000, 480, False, ("resnet50", 96, 256, 64, 5.0, 10)),
+        (4_999, 480, False, ("resnet18", 64, 256, 24, 2.0, 4)),
+        (402, 96, False, ("resnet18", 64, 32, 31, 2.0, 5)),
+        (402, 3000, True, ("resnet50", 96, 32, 167, 13.0, 27)),
+        (135, 28, False, ("resnet18", 32, 16, 93, 7.0, 15)),
+        (12, 50, False, ("resnet18", 48, 12, 200, 16.0, 33)),
+        (3, 3000, False, ("resnet18", 64, 3, 200, 16.0, 33)),
+    ],
+)
+def test_what_suits_a_folder(images: int, side: int, gpu: bool, expected: tuple) -> None:
+    recipe = folder_recipe(images, side, gpu)
+    assert tuple(recipe.values()) == expected
+    assert tuple(recipe) == CHOSEN
+
+
+def test_every_number_of_pictures_gets_a_recipe_that_can_be_trained() -> None:
+    for images in (*range(2, 300), *range(300, 20_000, 371)):
+        for gpu in (False, True):
+            recipe = folder_recipe(images, 500, gpu)
+            assert 2 <= recipe["batch_size"] <= images
+            check(TrainConfig.for_dataset("folder", **recipe))
+            views = 2 * images * recipe["epochs"]
+            assert gpu or images >= 5_000 or recipe["epochs"] <= 24 or views < 2 * CPU_VIEWS
+
+
+def test_what_depends_on_the_epochs_follows_those_that_are_given() -> None:
+    assert folder_recipe(402, 96, False, epochs=3)["warmup_epochs"] == 2
+    assert folder_recipe(402, 96, False, epochs=600)["checkpoint_every"] == 100
+    first = folder_recipe(402, 96, False, epochs=0)  # the beginning of the training without it
+    assert first == folder_recipe(402, 96, False) | {"epochs": 0}
+    elsewhere = folder_recipe(402, 3000, False, epochs=0, pretrained=True)
+    assert (elsewhere["arch"], elsewhere["image_size"]) == ("resnet50", 224)
+
+
+def test_the_other_datasets_keep_their_defaults() -> None:
+    for dataset in ("stl10", "digits"):
+        config = TrainConfig.for_dataset(dataset)
+        emptied = dataclasses.replace(config, **dict.fromkeys(CHOSEN))
+        assert choose(emptied, gpu=False, recorded={}) == config
+
+
+def test_the_survey_counts_the_pictures_to_train_on(pictures_dir: Path) -> None:
+    assert survey(pictures_dir, ("unlabeled", "train")) == (60, 96)
+    assert survey(pictures_dir, ("test",)) == (20, 96)
+
+
+@pytest.fixture
+def folder(pictures_dir: Path, tmp_path: Path) -> Path:
+    """Twelve pictures and a broken one."""
+    directory = tmp_path / "pictures"
+    directory.mkdir()
+    for file in sorted((pictures_dir / "unlabeled").iterdir())[:12]:
+        shutil.copy(file, directory)
+    (directory / "broken.png").write_text("no picture")
+    return directory
+
+
+def test_resuming_decides_nothing_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"data_dir": folder, "checkpoint_dir": tmp_path / "c", "device": "cpu"}
+    own |= {"image_size": 32, "precision": "fp32", "wandb": "disabled"}
+    config = TrainConfig.for_dataset("folder", **own)
+    assert main(dataclasses.replace(config, epochs=1)) == 0
+    printed = capsys.readouterr().out
+    assert "chosen for 13 pictures of about 96 px on a CPU: --arch resnet18" in printed
+    assert "12 images of 32 px, 1 epochs of 1 steps, 12 images a step: 1 steps to go" in printed
+    assert "12 pictures and 1 steps are too few for learning" in printed
+    assert "checkpoints of 138 MB need" in printed
+    flags = checkpoint.load(tmp_path / "c" / checkpoint.file_name(1))["config"]
+    assert (flags["batch_size"], flags["warmup_epochs"]) == (12, 2.0)
+    assert main(config) == 0  # as many epochs as before
+    assert "chosen for" not in (printed := capsys.readouterr().out)
+    assert "1 of 1 steps are done" in printed
+    assert main(dataclasses.replace(config, epochs=2)) == 0
+    last = checkpoint.load(tmp_path / "c" / checkpoint.file_name(2))["config"]
+    assert last == flags | {"epochs": 2}
+    shutil.copy(folder / "00.png", folder / "another.png")
+    with pytest.raises(UserError, match="other images than those now in"):
+        main(config)
+    with pytest.raises(UserError, match=r"--batch-size 12 \(now 6\): .* --name"):
+        main(dataclasses.replace(config, batch_size=6))
+
+
+def test_a_training_that_was_only_begun_gets_its_epochs_when_it_starts() -> None:
+    recorded = folder_recipe(402, 96, False, epochs=0)
+    config = TrainConfig.for_dataset("folder", epochs=7)
+    assert choose(config, False, dict(recorded)).epochs == 7
+    digits = TrainConfig.for_dataset("digits", epochs=None)
+    assert choose(digits, False, {"epochs": 0}).epochs == 24
+
+
+@pytest.mark.parametrize("name", ["birds", "Vögel-2.0_b", "7"])
+def test_a_name_places_the_experiment(name: str) -> None:
+    for config in (TrainConfig, ExtractionConfig, ExportConfig):
+        parsed: Any = parse(config, ["--name", name], "x.py", "")
+        assert parsed.checkpoint_dir == Path("checkpoints", name)
+        assert getattr(parsed, "feature_dir", Path("features", name)) == Path("features", name)
+    parsed = parse(ExtractionConfig, [f"--name={name}", "--feature-dir", "own"], "x.py", "")
+    assert parsed.feature_dir == Path("own")
+    assert parsed.checkpoint_dir == Path("checkpoints", name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a\\b", "a b", ".hidden", "a\n"])
+def test_a_name_is_no_path(name: str) -> None:
+    with pytest.raises(UserError, match="--name"):
+        parse(ExtractionConfig, [f"--name={name}"], "x.py", "")
+
+
+def test_two_experiments_do_not_touch_each_other(script: Script, folder: Path) -> None:
+    """Also the way out of the checkpoints of another dataset."""
+    flags = ("--arch", "resnet18", "--epochs", 0, "--device", "cpu")
+    own = (*flags, "--dataset", "folder", "--data-dir", folder)
+    assert script("src/train.py", "--dataset", "digits", *flags).returncode == 0
+    refused = script("src/train.py", *own)
+    assert refused.returncode == 2
+    assert "--dataset digits (now folder)" in refused.stderr
+    assert refused.stderr.endswith("or --name for an experiment of its own\n")
+    assert "decoding" not in refused.stderr
+    place = folder.parent
+    before = files(place / "checkpoints")
+    for stage, more in (
+        ("src/train.py", own), ("src/feature_extraction.py", ()),
+        ("src/clustering.py", ("--baselines", "--restarts", 2)), ("src/inference.py", ()),
+        ("src/export.py", ("--check-images", 4)),
+        ("visualize_features.py", ("--projection", "pca")),
+    ):  # fmt: skip
+        run = script(stage, "--name", "few", *more)
+        assert run.returncode == 0, run.stderr
+        if "clustering" in stage:
+            assert "note: 4 clusters instead of 10, as there are only 12 images" in run.stdout
+    assert {f: t for f, t in files(place / "checkpoints").items() if "few" not in f} == before
+    assert [f for f in files(place / "features") if not f.startswith("few/")] == []
+    saved = checkpoint.load(place / "checkpoints/few" / checkpoint.file_name(0))
+    assert saved["tracking"]["group"] == "few"
+
+
+def files(directory: Path) -> dict[str, int]:
+    return {
+        str(file.relative_to(directory)): file.stat().st_mtime_ns
+        for file in directory.rglob("*")
+        if file.is_file()
+    }
+
+
+def test_few_images_get_fewer_clusters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [fewer(10, images, False) for images in (1, 2, 3, 12, 29, 30, 999)] == [
+        1, 2, 2, 4, 9, 10, 10,
+    ]  # fmt: skip
+    assert "9 clusters instead of 10, as there are only 29 images" in capsys.readouterr().out
+    assert [fewer(10, images, True) for images in (9, 10)] == [9, 10]
+
+
+def test_the_minutes_are_estimated_once_from_the_first_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([100.0, 107.0] * 2)
+    monkeypatch.setattr(forecast.time, "monotonic", lambda: next(clock))
+    for steps, expected in ((130, ["about 2 minutes of training to go"]), (60, [])):
+        timer = forecast.StepTimer(lambda first, stop: stop - first, first=5, steps=steps)
+        lines = [timer.estimate(step, torch.zeros(())) for step in range(6, 60)]
+        assert [line for line in lines if line] == expected
+
+
+def test_a_full_disk_is_told_before_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert forecast.checkpoints_to_come(0, 24, 4) == 6
+    assert forecast.checkpoints_to_come(8, 25, 4) == 5  # 12, 16, 20, 24 and the last
+    monkeypatch.setattr(forecast.shutil, "disk_usage", lambda _: SimpleNamespace(free=5e8))
+    config = TrainConfig(
+        "folder", folder, arch="resnet18", image_size=32, batch_size=4, checkpoint_dir=tmp_path,
+        device="cpu",
+    )  # fmt: skip
+    setup = prepare(config)
+    state = random_state(setup)
+    forecast.announce(setup, state)
+    warning = f"6 checkpoints of 138 MB need 0.8 GB in {tmp_path}, where 0.5 GB are free: make room"
+    assert warning in capsys.readouterr().err
+    forecast.announce(dataclasses.replace(setup, config=dataclasses.replace(config, keep=2)), state)
+    assert "2 checkpoints of 138 MB need 0.3 GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("folder_name", "name"),
+    [
+        ("pictures", "pictures"), ("my  holiday's (2)", "my-holiday-s-2"), ("über", "ber"),
+        (".hidden", "hidden"), ("!!", "pictures"),
+    ],
+)  # fmt: skip
+def test_make_run_takes_any_folder(tmp_path: Path, folder_name: str, name: str) -> None:
+    (tmp_path / folder_name).mkdir()
+
+    def lines(data: str) -> str:
+        command = ["make", "--dry-run", "--old-file=.venv/installed", "run", f"DATA={data}"]
+        env = {"PATH": "/usr/bin:/bin:/usr/local/bin", "HOME": str(tmp_path), "NAME": "host"}
+        run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    folder = f"{tmp_path}/{folder_name}".replace("'", "'\\''")
+    for data in (str(tmp_path / folder_name), f"~/{folder_name}", f"{tmp_path}/{folder_name}/"):
+        printed = lines(data)
+        train = f"src/train.py --dataset folder --data-dir '{folder}' --name '{name}'"
+        assert train in printed
+        assert len(re.findall(rf"--name '{name}'", printed)) == 5
