@@ -8,6 +8,8 @@ NAME := $(filter-out digits,$(DATASET))
 
 VENV := .venv
 PY := $(VENV)/bin/python
+TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
+TORCHVISION := $(shell sed -n 's/^torchvision==//p' requirements.txt)
 
 quote = '$(subst ','\'',$(1))'
 ifneq ($(DATA),)
@@ -31,11 +33,12 @@ help:  ## list the targets
 	@echo "make run FLAGS='--epochs 4'     more flags for the training"
 
 run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten digits, minutes)
-	$(PY) src/train.py --dataset $(DATASET) $(if $(DATA),--data-dir $(call quote,$(FOLDER))) $(NAMED) $(FLAGS)
-	$(PY) src/feature_extraction.py --untrained $(NAMED)
-	$(PY) src/clustering.py --baselines $(NAMED)
-	$(PY) src/inference.py $(NAMED)
-	$(PY) visualize_features.py $(NAMED)
+	@$(PY) src/train.py --dataset $(DATASET) $(if $(DATA),--data-dir $(call quote,$(FOLDER))) $(NAMED) $(FLAGS)
+	@$(PY) src/feature_extraction.py --untrained $(NAMED)
+	@$(PY) src/clustering.py --baselines $(NAMED)
+	@$(PY) src/inference.py $(NAMED)
+	@$(PY) visualize_features.py $(NAMED)
+	@echo "next: source .venv/bin/activate, then python src/inference.py $(NAMED) photo.jpg"
 
 test: $(VENV)/installed-dev  ## the tests: CPU, no network, a few minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2
@@ -68,12 +71,16 @@ clean:  ## remove the virtual environment
 	rm -rf $(VENV)
 
 $(VENV)/installed: requirements.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet -r requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), once; this takes some minutes"
+	@$(PY) -m pip install --quiet --upgrade pip
+	@if ! nvidia-smi >/dev/null 2>&1 && $(PY) -m pip install --quiet torch==$(TORCH)+cpu torchvision==$(TORCHVISION)+cpu 2>/dev/null; \
+	then echo "no NVIDIA GPU here: installed PyTorch's build for the CPU, 2 GB in all"; \
+	else echo "PyTorch comes with CUDA libraries: 5 GB in all (README: a smaller build)"; fi
+	@$(PY) -m pip install --quiet -r requirements.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
-	$(PY) -m pip install --quiet -r requirements-dev.txt
+	@$(PY) -m pip install --quiet -r requirements-dev.txt
 	@touch $@
