@@ -471,13 +471,14 @@ def test_one_finger_scrolls_and_two_zoom(
     box = report.page.locator("#map").bounding_box()
     middle = {"x": 200, "y": int(box["y"] + box["height"] / 2)}
     devtools = report.page.context.new_cdp_session(report.page)
-    touch = {"gestureSourceType": "touch"}
-    pinch = {"scaleFactor": 2, **middle, **touch}
+    pinch = {"scaleFactor": 2, "gestureSourceType": "touch", **middle}
     devtools.send("Input.synthesizePinchGesture", pinch)
     assert report.js("report.view()")["scale"] > 1.4 * before["scale"]
     assert report.js("visualViewport.scale") == 1
     before = report.js("report.view()")
-    devtools.send("Input.synthesizeScrollGesture", {"yDistance": -150, **middle, **touch})
+    for kind, moved in [("Start", 0), *(("Move", 20 * i) for i in range(1, 11)), ("End", None)]:
+        at = [] if moved is None else [{"x": 200, "y": middle["y"] - moved}]
+        devtools.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": at})
     report.until("scrollY > 100")
     assert report.js("report.view()") == before
 

@@ -209,7 +209,7 @@ map.onpointermove = (event) => {
     zoomAt(next.x * pixel, next.y * pixel, next.gap / old.gap);
   } else if (moved > 4) {
     hover(-1);
-    pan((now.x - before.x) * pixel, (now.y - before.y) * pixel);
+    pan((now.x - before.x) * pixel, event.pointerType === "touch" ? 0 : (now.y - before.y) * pixel);
   }
 };
 map.onpointerup = map.onpointercancel = (event) => {
