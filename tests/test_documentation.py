@@ -90,7 +90,7 @@ def test_every_link_and_file_exists(file: Path) -> None:
 def test_the_code_map_has_every_file_and_no_other() -> None:
     (tree,) = (block for block in blocks("") if block.startswith("dataset/\n"))
     listed, folders = set(), []
-    for line in tree.splitlines():
+    for line in filter(None, tree.splitlines()):
         name = line.split()[0]
         depth = (len(line) - len(line.lstrip())) // 2
         folders = folders[:depth]
