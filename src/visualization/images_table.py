@@ -35,9 +35,11 @@ def write_images(file: Path, results: Results, near_N: np.ndarray, xy_N2: np.nda
         "x": numbers(xy_N2[:, 0]),
         "y": numbers(xy_N2[:, 1]),
     }
-    # Names of files need not be UTF-8: they keep their bytes.
-    text = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    with replacing(file) as temporary, temporary.open("w", **text) as out:
+    with (
+        replacing(file) as temporary,
+        # Names of files need not be UTF-8: they keep their bytes.
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as out,
+    ):
         rows = csv.writer(out)
         rows.writerow(columns)
         rows.writerows(zip(*columns.values(), strict=True))

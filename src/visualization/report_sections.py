@@ -50,7 +50,7 @@ def trust(report: dict[str, Any] | None) -> str:
         [what, _cell(key, report.get(key)), _cell(key, pixels.get(key))]
         for key, what in AGREEMENTS.items()
     ]
-    return f"<p><b>{escape(VERDICTS.get(report['verdict'], report['verdict']))}</b></p>" + _table(
+    return f"<p><b>{escape(VERDICTS[report['verdict']])}</b></p>" + _table(
         ["agreement, 1 at most", "these clusters", "clusters of raw pixels"], rows
     )
 
