@@ -118,7 +118,7 @@ def main(config: InferenceConfig) -> int:
         check_sorted(config.sort_into, contents, names)
     pictures = _from_files(config, predictor) if config.paths else _demonstration(config, predictor)
     montage = Montage(config.montage_size)
-    right = labeled = predicted = unreadable = unsorted = 0
+    right = labeled = predicted = unusual = unreadable = unsorted = 0
     started = time.monotonic()
     output = _output(config, predictor.certainty_name)
     with contextlib.closing(pictures), output as write, progress(unit="picture") as bar:
@@ -130,6 +130,7 @@ def main(config: InferenceConfig) -> int:
                 bar.write(f"not read: {printable(f'{row.path}: {row.error}')}", sys.stderr)
                 continue
             predicted += 1
+            unusual += row.unusual
             labeled += row.label is not None
             right += row.label is not None and row.label == row.nearest[0].class_name
             montage.add(row, content)
@@ -146,9 +147,11 @@ def main(config: InferenceConfig) -> int:
                     reason = (error.strerror or "").lower()
                     bar.write(f"not sorted: {printable(row.path)}: {reason}", sys.stderr)
     if config.montage:
-        montage.save(config.montage)
+        montage.save(config.montage, predictor.certainty_name)
     rate = f"{predicted / (time.monotonic() - started):,.0f} a second"
     print(f"{predicted:,} pictures, {rate}; {unreadable:,} not read", file=sys.stderr)
+    if unusual:
+        print(f"{unusual:,} are unusual: far from every cluster", file=sys.stderr)
     if labeled:
         print(f"{right} of {labeled} are in a cluster of their own class", file=sys.stderr)
     track(config, predictor, montage)
@@ -270,13 +273,16 @@ def _predicted(
             if isinstance(content, BadPicture):
                 yield replace(row, error=str(content)), content
                 continue
-            cluster, certainty, distances_K = next(predictions)
+            cluster, certainty, distances_K, is_far = next(predictions)
             others = [k for k in distances_K.argsort(kind="stable") if k != cluster]
             nearest = tuple(
                 NearCluster(int(k), predictor.class_of(k), float(distances_K[k]))
                 for k in [cluster, *others[:2]]
             )
-            yield replace(row, certainty=float(certainty), nearest=nearest), content
+            yield (
+                replace(row, certainty=float(certainty), nearest=nearest, unusual=bool(is_far)),
+                content,
+            )
 
 
 @contextlib.contextmanager

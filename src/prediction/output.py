@@ -46,6 +46,8 @@ class Row:
     """Confidence or margin."""
     nearest: tuple[NearCluster, ...] = ()
     """Its own cluster, then the two nearest others or all there are."""
+    unusual: bool = False
+    """Whether it is far from every cluster."""
     label: str | None = None
     """The true class, if known."""
 
@@ -60,7 +62,7 @@ class Row:
 
 def _csv_columns(certainty: CertaintyName) -> tuple[str, ...]:
     return (
-        "path", "cluster", "class", certainty, "distance",
+        "path", "cluster", "class", certainty, "distance", "unusual",
         "second_cluster", "second_distance", "third_cluster", "third_distance", "label", "error",
     )  # fmt: skip
 
@@ -94,7 +96,8 @@ def line(row: Row, style: Format, certainty: CertaintyName, path_width: int | No
     nearest = "  ".join(f"{near.cluster} ({near.distance:.3f})" for near in row.nearest)
     numbers = f"{row.certainty:.3f}", f"{own.distance:.3f}"
     class_name = printable(own.class_name or "")
-    return _table_line(name, str(own.cluster), class_name, *numbers, path_width) + nearest
+    mark = "  unusual" if row.unusual else ""
+    return _table_line(name, str(own.cluster), class_name, *numbers, path_width) + nearest + mark
 
 
 def _table_line(
@@ -116,7 +119,8 @@ def _fields(row: Row, certainty: CertaintyName) -> dict:
     ]
     fields = {
         "path": row.path, "cluster": own["cluster"], "class": own["class"],
-        certainty: round(row.certainty, 6), "distance": own["distance"], "nearest": nearest,
+        certainty: round(row.certainty, 6), "distance": own["distance"],
+        "unusual": row.unusual, "nearest": nearest,
     }  # fmt: skip
     return fields | ({"label": row.label} if row.label is not None else {})
 
@@ -165,8 +169,12 @@ class Montage:
     def tiles(self) -> list[tuple[Row, np.ndarray]]:
         return sorted(self._tiles, key=lambda t: (t[0].nearest[0].cluster, -t[0].certainty))
 
-    def save(self, file: Path) -> None:
-        """Write the montage as PNG; without pictures write nothing."""
+    def save(self, file: Path, certainty: CertaintyName) -> None:
+        """Write the montage as PNG, with a line on what it shows; without pictures write nothing.
+
+        Args:
+            certainty: the name of the number above each picture.
+        """
         if not (tiles := self.tiles):
             return
         font_file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
@@ -174,14 +182,20 @@ class Montage:
         gap, text = 8, 16
         columns = min(self.columns, len(tiles))
         step_x, step_y = self.side + gap, self.side + text + gap
-        size = columns * step_x + gap, -(-len(tiles) // columns) * step_y + gap
-        sheet = Image.new("RGB", size, "white")
+        legend = f"cluster, {certainty}" + "; red: unusual" * any(row.unusual for row, _ in tiles)
+        width = max(columns * step_x, int(font.getlength(legend)) + gap) + gap
+        height = -(-len(tiles) // columns) * step_y + text + 2 * gap
+        sheet = Image.new("RGB", (width, height), "white")
         draw = ImageDraw.Draw(sheet)
+        draw.text((gap, height - text - gap), legend, "black", font)
         for i, (row, image) in enumerate(tiles):
             x, y = gap + i % columns * step_x, gap + i // columns * step_y
             draw.text((x, y), _fitting(row.caption, font, self.side), "black", font)
             tile = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
             sheet.paste(tile.resize((self.side, self.side)), (x, y + text))
+            if row.unusual:
+                frame = (x - 3, y + text - 3, x + self.side + 2, y + text + self.side + 2)
+                draw.rectangle(frame, outline="red", width=3)
         about = PngInfo()
         about.add_text(MARK, "montage")  # so that it is never taken for a picture of a data set
         with replacing(file) as temporary:

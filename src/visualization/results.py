@@ -40,6 +40,8 @@ class Results:
     """float32 (N,), from each image to the centroid of its cluster."""
     certainty: np.ndarray
     """float32 (N,), confidence or margin, as `clustering["certainty"]` says."""
+    unusual: np.ndarray
+    """bool (N,), whether an image is far from every cluster."""
     dataset: Dataset | None
     """The images; None where they are missing."""
 
@@ -101,6 +103,7 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         certainty=certainty(
             clustering["certainty"], scores, clustering["confidence_scale"]
         ).numpy(),
+        unusual=np.concatenate([manifest.load(artifacts.UNUSUAL, name) for name in names]),
         dataset=dataset,
     )
 
