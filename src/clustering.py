@@ -7,8 +7,9 @@ all of them. K-means runs twice: on the principal components, and on rows averag
 nearest neighbors. Later stages use the second clusters; with --no-smooth, the only ones.
 
 Reads features/{split}_features.npy and _labels.npy. Writes features/{split}_pca.npy, pca_*.npy,
-centroids.npy, head_*.npy, {split}_clusters.npy, cluster_to_class.npy, metrics.json and its part of
-manifest.json. Labels are used to name and to score the clusters, never to find them.
+centroids.npy, head_*.npy, {split}_clusters.npy and _unusual.npy, cluster_to_class.npy,
+metrics.json and its part of manifest.json. Labels are used to name and to score the clusters,
+never to find them.
 
 There are two accuracies. `hungarian_accuracy` matches clusters to classes on each split itself, as
 papers report. `transferred_accuracy` names the clusters once, on the split that K-means was fitted
@@ -32,6 +33,8 @@ from src.clusters.choose_k import candidates, fewer, scan, scan_table
 from src.clusters.confidence import fit_scale, gaussian_scale
 from src.clusters.pca import PCA
 from src.clusters.protocol import Clustering, Protocol, Splits
+from src.clusters.trust import describe, trust_report
+from src.clusters.unusual import distance_to_clusters
 from src.evaluation.linear_probe import can_probe, linear_probe
 from src.evaluation.tables import (
     COLUMNS,
@@ -41,7 +44,7 @@ from src.evaluation.tables import (
     summary_table,
     used_splits,
 )
-from src.runtime.cli import UserError, check_seed, run_script
+from src.runtime.cli import UserError, check_seed, printable, run_script
 from src.storage import artifacts, checkpoint
 from src.storage.artifacts import (
     CLUSTERING,
@@ -81,6 +84,9 @@ class ClusteringConfig:
     """How often the rows are averaged."""
     neighbors: int = 10
     """Nearest neighbors to average a row with."""
+    unusual: float = 0.99
+    """Share of the fitted split's images that count as usual; a picture farther from every cluster
+    than these is marked as unusual."""
     seeds: int | None = None
     """Also report mean and standard deviation over this many seeds of K-means."""
     linear_probe: bool = False
@@ -159,7 +165,19 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, d
         metrics["baselines"] = {
             kind: protocol.score_baseline(x, count, config.seed) for kind, x in baselines.items()
         }
-    save(stage, pca, reduced, used)
+    distances = {
+        split: distance_to_clusters(
+            pca, features[split], reduced[split], used.centroids_KP, config.l2_normalize
+        )
+        for split in features
+    }
+    limit = float(np.quantile(distances[fit_on], config.unusual))
+    unusual = {split: distance > limit for split, distance in distances.items()}
+    metrics["unusual"] = {split: int(found.sum()) for split, found in unusual.items()}
+    images = load_images(manifest, fit_on)
+    if trust := trust_report(protocol, reduced[fit_on], images, count, config.seed):
+        metrics["trust"] = trust
+    save(stage, pca, reduced, used, unusual)
     stage.write_json(artifacts.METRICS, metrics)
     stage.record(
         {
@@ -168,6 +186,7 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, d
             "clusters": count,
             "certainty": "margin" if labels is None else "confidence",
             "confidence_scale": scale,
+            "unusual_distance": limit,
             "config": json.loads(json.dumps(asdict(config), default=str)),
             "commit": git_commit(),
             "versions": versions(),
@@ -186,6 +205,8 @@ def _check(config: ClusteringConfig) -> None:
     ):
         if value < least:
             raise UserError(f"{flag} {value}: it must be at least {least}")
+    if not 0 < config.unusual <= 1:
+        raise UserError(f"--unusual {config.unusual}: it must be above 0 and at most 1")
     check_seed(config.seed)
     candidates(config.clusters, classes=0)  # raises if --clusters cannot be parsed
 
@@ -240,6 +261,15 @@ def probe_features(features: Splits, protocol: Protocol, seed: int) -> dict[str,
     return {"fit_on": "train", "scored_on": scored_on} | linear_probe(labels, x_ND, test, seed)
 
 
+def load_images(manifest: Manifest, split: str) -> np.ndarray | None:
+    """The pictures of a split, uint8 (N, 3, S, S); None where they are missing."""
+    try:
+        return reload_dataset(manifest.extraction["dataset"]).splits[split].images
+    except UserError as error:
+        print(f"note: no comparison with raw pixels: {printable(str(error))}")
+        return None
+
+
 def choose_protocol(config: ClusteringConfig, features: Splits, manifest: Manifest) -> Protocol:
     fit_on = config.fit_on
     if fit_on not in features:
@@ -280,7 +310,7 @@ def describe_pca(pca: PCA, wanted: int) -> dict[str, Any]:
     }
 
 
-def save(stage: Stage, pca: PCA, reduced: Splits, used: Clustering) -> None:
+def save(stage: Stage, pca: PCA, reduced: Splits, used: Clustering, unusual: Splits) -> None:
     """Write every array that later stages read."""
     stage.save(artifacts.PCA_MEAN, pca.mean_D)
     stage.save(artifacts.PCA_COMPONENTS, pca.components_PD)
@@ -292,6 +322,7 @@ def save(stage: Stage, pca: PCA, reduced: Splits, used: Clustering) -> None:
     for split in reduced:
         stage.save(artifacts.REDUCED, reduced[split], split)
         stage.save(artifacts.ASSIGNMENTS, used.clusters[split], split)
+        stage.save(artifacts.UNUSUAL, unusual[split], split)
 
 
 def track(config: ClusteringConfig, extraction: ExtractionRecord, metrics: dict[str, Any]) -> None:
@@ -336,6 +367,8 @@ def report(metrics: dict[str, Any]) -> None:
     print(f"k-means: {len(sizes)} clusters of {fit_on}, {min(sizes):,} to {max(sizes):,} images")
     if empty := sizes.count(0):
         print(f"note: {empty} clusters are empty: fewer distinct images than clusters")
+    counts = [f"{count:,} of {split}" for split, count in metrics["unusual"].items()]
+    print(f"unusual, far from every cluster: {', '.join(counts)}")
     for split, scores in splits.items():
         if undefined := [name for key, name in COLUMNS.items() if scores.get(key, 0) is None]:
             print(f"note: {split}: {', '.join(undefined)} undefined with one class or one cluster")
@@ -345,6 +378,8 @@ def report(metrics: dict[str, Any]) -> None:
     print(f"\n{summary_table(metrics)}\n")
     if "linear_probe" in metrics:
         print(f"{probe_line(metrics['linear_probe'])}\n")
+    if "trust" in metrics:
+        print(describe(metrics["trust"]))
     seeds = metrics.get("seeds", {})
     for key, method in (("splits", K_MEANS), ("smoothed", SMOOTHED)):
         for split, means in seeds.get(key, {}).items():

@@ -12,6 +12,7 @@ L2 normalization, PCA, linear head and centroids in float32.
     out   cluster     int64 (N,)
           confidence  float32 (N,); without labels its name is margin
           distances   float32 (N, K)
+          unusual     bool (N,)
 
 The metadata hold the class names, the class and the name of every cluster, the image size and the
 origin of the model. Before the file takes its final name, ONNX Runtime and PyTorch are compared on
@@ -82,13 +83,13 @@ class ExportConfig:
 
 
 class Pipeline(nn.Module):
-    """uint8 images (N, 3, S, S) to cluster, certainty and distances."""
+    """uint8 images (N, 3, S, S) to the fields of `Predictions`."""
 
     def __init__(self, backbone: Backbone, head: ClusterHead):
         super().__init__()
         self.backbone, self.head = backbone, head
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.head(self.backbone(preprocess(images)))
 
 
@@ -151,7 +152,7 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
             pipeline,
             (torch.zeros(2, 3, side, side, dtype=torch.uint8),),
             input_names=["images"],
-            output_names=["cluster", predictor.certainty_name, "distances"],
+            output_names=["cluster", predictor.certainty_name, "distances", "unusual"],
             dynamic_shapes=({0: torch.export.Dim("N")},),
             opset_version=OPSET,
             dynamo=True,
@@ -175,6 +176,8 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
         "antialiased), center cut out, RGB",
         predictor.certainty_name: f"{CERTAINTY[predictor.certainty_name]} of softmax of the "
         f"cluster scores of the linear head / {predictor.head.confidence_scale!r}",
+        "unusual": "distance to the nearest centroid, in all dimensions of the features, above "
+        f"{predictor.head.unusual_distance!r}",
         "checkpoint": trained_with["digest"],
         "features": recorded["id"],
         "dataset": recorded["dataset"]["name"],

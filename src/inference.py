@@ -151,7 +151,7 @@ def main(config: InferenceConfig) -> int:
     else:
         pictures = _demonstration(config, predictor)
     montage = Montage(config.montage_size)
-    right = labeled = predicted = unreadable = unsorted = 0
+    right = labeled = predicted = unusual = unreadable = unsorted = 0
     started = time.monotonic()
     output = _output(config, predictor.certainty_name)
     with contextlib.closing(pictures), output as write, progress(unit="picture") as bar:
@@ -163,6 +163,7 @@ def main(config: InferenceConfig) -> int:
                 bar.write(f"not read: {printable(f'{row.path}: {row.error}')}", sys.stderr)
                 continue
             predicted += 1
+            unusual += row.unusual
             labeled += row.label is not None
             right += row.label is not None and row.label == predictor.class_of(
                 row.nearest[0].cluster
@@ -181,9 +182,11 @@ def main(config: InferenceConfig) -> int:
                     reason = (error.strerror or "").lower()
                     bar.write(f"not sorted: {printable(row.path)}: {reason}", sys.stderr)
     if config.montage:
-        montage.save(config.montage)
+        montage.save(config.montage, predictor.certainty_name)
     rate = f"{predicted / (time.monotonic() - started):,.0f} a second"
     print(f"{predicted:,} pictures, {rate}; {unreadable:,} not read", file=sys.stderr)
+    if unusual:
+        print(f"{unusual:,} are unusual: far from every cluster", file=sys.stderr)
     if labeled:
         print(f"{right} of {labeled} are in a cluster of their own class", file=sys.stderr)
     track(config, predictor, montage)
@@ -349,7 +352,7 @@ def _predicted(
             if isinstance(content, BadPicture):
                 yield replace(row, error=str(content)), content
                 continue
-            cluster, certainty, distances_K = next(predictions)
+            cluster, certainty, distances_K, is_far = next(predictions)
             farther = [k for k in distances_K.argsort(kind="stable") if k != cluster]
             nearest = tuple(
                 NearCluster(int(k), predictor.name_of(k), float(distances_K[k]))
@@ -357,7 +360,7 @@ def _predicted(
             )
             # Without the picture itself, which the demonstration would show first.
             others = [(name, value) for name, value in next(neighbors, []) if name != row.path]
-            row = replace(row, neighbors=tuple(others[: config.neighbors]))
+            row = replace(row, neighbors=tuple(others[: config.neighbors]), unusual=bool(is_far))
             yield replace(row, certainty=float(certainty), nearest=nearest), content
 
 

@@ -80,6 +80,29 @@ def test_only_the_fit_split_moves_pca_and_centroids(tmp_path: Path) -> None:
     assert not artifacts.path(artifacts.ASSIGNMENTS, tmp_path, "test").exists()
 
 
+def test_unusual_is_far_from_every_cluster_in_all_dimensions(tmp_path: Path) -> None:
+    """The odd image differs only where the two principal components do not look."""
+    x, _ = blobs(33, 2)
+    odd = x[:1].copy()
+    odd[0, 10] = np.linalg.norm(odd)
+    train, _ = blobs(300, 1)
+    config = write(tmp_path, train=(train, None), test=(np.concatenate([x, odd]), None))
+    main(replace(config, components=2, clusters="3", unusual=0.9))
+    manifest = Manifest(tmp_path)
+    assert manifest.load(artifacts.UNUSUAL, "train").sum() == 30
+    clusters = manifest.load(artifacts.ASSIGNMENTS, "train")
+    u = train / np.linalg.norm(train, axis=1, keepdims=True)
+    pca = PCA(2).fit(u)  # the mean of a cluster, back among the features
+    means = pca.inverse_transform([pca.transform(u[clusters == k]).mean(axis=0) for k in range(3)])
+    for split, features in (("train", train), ("test", np.concatenate([x, odd]))):
+        u = features / np.linalg.norm(features, axis=1, keepdims=True)
+        distance = np.linalg.norm(u[:, None] - means, axis=2).min(axis=1)
+        far = distance > manifest.clustering["unusual_distance"]
+        np.testing.assert_array_equal(manifest.load(artifacts.UNUSUAL, split), far)
+    assert far[-1]
+    assert far[:-1].mean() < 0.3
+
+
 def test_names_from_one_split_can_fail_on_another(tmp_path: Path) -> None:
     x, labels = blobs(30, 2)
     config = write(tmp_path, train=blobs(60, 1), test=(x, (labels + 1) % 3))
@@ -209,6 +232,7 @@ def test_one_class_and_one_cluster(tmp_path: Path, capsys: pytest.CaptureFixture
         ({"restarts": 0}, "--restarts 0"),
         ({"seeds": 1}, "--seeds 1"),
         ({"seed": -1}, "--seed -1"),
+        ({"unusual": 0.0}, "--unusual 0.0"),
         ({"seed": 2**32}, "--seed 4294967296"),
         ({"fit_on": "unlabeled"}, "--fit-on unlabeled: the extraction wrote only train"),
     ],

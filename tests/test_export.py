@@ -56,12 +56,14 @@ def test_the_same_as_pytorch_on_every_digit(features: Path, file: Path) -> None:
     images = np.concatenate([s.images for s in load_dataset("digits", Path()).splits.values()])
     batches = np.split(images, [1, 4, *range(104, len(images), 100)])
     outputs = [runtime.run(None, {"images": batch}) for batch in batches]
-    cluster, confidence, distances = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+    cluster, confidence, distances, unusual = map(np.concatenate, zip(*outputs, strict=True))
     expected = predictor.predict(images)
     assert (cluster == expected.clusters).mean() >= 0.999
     np.testing.assert_allclose(distances, expected.distances, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(confidence, expected.certainty, rtol=1e-2)
     assert len(np.unique(cluster)) == 10
+    np.testing.assert_array_equal(unusual, expected.unusual)
+    assert 0 < unusual.sum() < 40
 
 
 def test_one_clean_file_with_its_metadata(features: Path, file: Path) -> None:
@@ -72,6 +74,7 @@ def test_one_clean_file_with_its_metadata(features: Path, file: Path) -> None:
         ("cluster", "tensor(int64)", ["N"]),
         ("confidence", "tensor(float)", ["N"]),
         ("distances", "tensor(float)", ["N", 10]),
+        ("unusual", "tensor(bool)", ["N"]),
     ]
     metadata = runtime.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == [str(i) for i in range(10)]
@@ -110,13 +113,19 @@ def test_the_example_of_the_documentation(
 def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_path: Path) -> None:
     shutil.copytree(features, tmp_path, dirs_exist_ok=True)
     run_clustering(tmp_path, l2_normalize=False, clusters="13", components=7)
+    part = dict(Manifest(tmp_path).clustering)
+    artifacts.record(tmp_path, artifacts.CLUSTERING, part | {"certainty": "margin"})
     main(ExportConfig(tmp_path))
     images = load_dataset("digits", Path()).splits["test"].images
     runtime = session(tmp_path / artifacts.MODEL)
-    cluster, _, distances = runtime.run(None, {"images": images})
+    assert [output.name for output in runtime.get_outputs()][1] == "margin"
+    cluster, margin, distances, unusual = runtime.run(None, {"images": images})
     predictor = Predictor.load(tmp_path, device="cpu")
     assigned = predictor.manifest.load(artifacts.ASSIGNMENTS, "test")
-    np.testing.assert_array_equal(predictor.predict(images).clusters, assigned)
+    predictions = predictor.predict(images)
+    np.testing.assert_array_equal(predictions.clusters, assigned)
+    np.testing.assert_allclose(margin, predictions.certainty, atol=0.1)
+    assert np.mean(unusual == predictions.unusual) > 0.97
     assert np.mean(cluster == assigned) > 0.97  # float32 against the precision of the features
     assert np.asarray(distances).shape == (len(images), 13)
     to_class = json.loads(runtime.get_modelmeta().custom_metadata_map["cluster_to_class"])

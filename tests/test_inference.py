@@ -82,6 +82,9 @@ def test_images_written_as_png_get_the_clusters_of_the_clustering(
     manifest = Manifest(features)
     expected = [manifest.load(artifacts.ASSIGNMENTS, s) for s in ("train", "test")]
     assert clusters == np.concatenate(expected).tolist()
+    expected = [manifest.load(artifacts.UNUSUAL, s) for s in ("train", "test")]
+    assert [row["unusual"] for row in rows_of(output)] == np.concatenate(expected).tolist()
+    assert expected[0].sum() == 15  # a hundredth of 1,438
     assert len(set(clusters)) == 10
 
 
@@ -97,7 +100,9 @@ def test_head_is_l2_then_pca_then_linear(predictor: Predictor, features: Path) -
         )
     )
     x = np.random.default_rng(0).normal(size=(50, len(mean)))
-    cluster, sure, distances = (t.numpy() for t in predictor.head(torch.tensor(x).float()))
+    x[:25] = manifest.load(artifacts.FEATURES, "test")[:25]
+    cluster, sure, distances, far = (t.numpy() for t in predictor.head(torch.tensor(x).float()))
+    limit = manifest.clustering["unusual_distance"]
     for i in range(len(x)):
         z = components @ (x[i] / np.sqrt((x[i] ** 2).sum()) - mean)
         scores = weights @ z + bias
@@ -105,6 +110,10 @@ def test_head_is_l2_then_pca_then_linear(predictor: Predictor, features: Path) -
         assert cluster[i] == scores.argmax()
         np.testing.assert_allclose(distances[i], np.linalg.norm(z - centroids, axis=1), rtol=1e-4)
         np.testing.assert_allclose(sure[i], 1 / odds.sum(), rtol=1e-3)
+        in_all_dimensions = x[i] / np.linalg.norm(x[i]) - mean - centroids @ components
+        assert far[i] == (np.linalg.norm(in_all_dimensions, axis=1).min() > limit)
+    assert not far[:25].all()
+    assert far[25:].all()
 
 
 def test_without_smoothing_the_head_is_the_nearest_centroid(tmp_path: Path) -> None:
@@ -304,7 +313,7 @@ def test_demonstration_without_pictures(
     assert f"{right} of 25 are in a cluster of their own class" in printed.err
     assert 0 < right < 25
     with Image.open(montage) as grid:
-        assert grid.size == (10 * 104 + 8, 2 * 120 + 8)
+        assert grid.size == (10 * 104 + 8, 2 * 120 + 32)
         assert np.asarray(grid).std() > 30
 
     unlabeled = replace(digits, splits={"unlabeled": replace(test, labels=None)})
@@ -319,9 +328,28 @@ def test_odd_names_in_table_and_montage(tmp_path: Path) -> None:
     assert line(row, "table", "confidence", 10).split() == cells
     montage = Montage(limit=1)
     montage.add(row, np.zeros((3, 8, 8), np.uint8))
-    montage.save(tmp_path / "montage.png")
+    montage.save(tmp_path / "montage.png", "confidence")
     with Image.open(tmp_path / "montage.png") as grid:
-        assert grid.size == (112, 128)
+        assert grid.size == (129, 152)
+
+
+def test_an_unusual_picture_is_marked_in_every_output(
+    infer: Callable, digits: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (3, 32, 32)).astype(np.uint8)
+    files = [save(digits["train"][0], tmp_path / "a.png"), save(noise, tmp_path / "b.png")]
+    output, montage = tmp_path / "p.csv", tmp_path / "m.png"
+    assert infer(*files, output=output, montage=montage) == 0
+    assert "1 are unusual" in capsys.readouterr().err
+    with output.open(newline="") as file:
+        assert [row["unusual"] for row in csv.DictReader(file)] == ["False", "True"]
+    assert infer(*files) == 0
+    _, usual, unusual = capsys.readouterr().out.splitlines()
+    assert unusual.endswith("  unusual")
+    assert "unusual" not in usual
+    with Image.open(montage) as grid:
+        red = (np.asarray(grid) == (255, 0, 0)).all(axis=2)
+    assert red[:120, :104].any() != red[:120, 104:].any()  # one of the two has a frame
 
 
 def test_montage_is_a_uniform_sample_in_the_order_of_the_clusters() -> None:

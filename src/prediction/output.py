@@ -46,6 +46,8 @@ class Row:
     """Confidence or margin."""
     nearest: tuple[NearCluster, ...] = ()
     """Its own cluster, then the two nearest others or all there are."""
+    unusual: bool = False
+    """Whether it is far from every cluster."""
     label: str | None = None
     """The true class, if known."""
     neighbors: tuple[tuple[str, float], ...] = ()
@@ -62,7 +64,7 @@ class Row:
 
 def _csv_columns(certainty: CertaintyName) -> tuple[str, ...]:
     return (
-        "path", "cluster", "name", certainty, "distance",
+        "path", "cluster", "name", certainty, "distance", "unusual",
         "second_cluster", "second_distance", "third_cluster", "third_distance", "label", "error",
     )  # fmt: skip
 
@@ -105,9 +107,11 @@ def line(row: Row, style: Format, certainty: CertaintyName, path_width: int | No
     neighbors = "  ".join(f"{printable(name)} ({value:.3f})" for name, value in row.neighbors)
     neighbors = neighbors and f"\n    neighbors: {neighbors}"
     numbers = f"{row.certainty:.3f}", f"{own.distance:.3f}"
+    mark = "  unusual" if row.unusual else ""
     return (
         _table_line(path, str(own.cluster), printable(own.name), *numbers, path_width)
         + nearest
+        + mark
         + neighbors
     )
 
@@ -129,7 +133,8 @@ def _fields(row: Row, certainty: CertaintyName) -> dict:
     ]
     fields = {
         "path": row.path, "cluster": own["cluster"], "name": own["name"],
-        certainty: round(row.certainty, 6), "distance": own["distance"], "nearest": nearest,
+        certainty: round(row.certainty, 6), "distance": own["distance"],
+        "unusual": row.unusual, "nearest": nearest,
     }  # fmt: skip
     if row.label is not None:
         fields["label"] = row.label
@@ -183,8 +188,12 @@ class Montage:
     def tiles(self) -> list[tuple[Row, np.ndarray]]:
         return sorted(self._tiles, key=lambda t: (t[0].nearest[0].cluster, -t[0].certainty))
 
-    def save(self, file: Path) -> None:
-        """Write the montage as PNG; without pictures write nothing."""
+    def save(self, file: Path, certainty: CertaintyName) -> None:
+        """Write the montage as PNG, with a line on what it shows; without pictures write nothing.
+
+        Args:
+            certainty: the name of the number above each picture.
+        """
         if not (tiles := self.tiles):
             return
         font_file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
@@ -192,14 +201,20 @@ class Montage:
         gap, text = 8, 16
         columns = min(self.columns, len(tiles))
         step_x, step_y = self.side + gap, self.side + text + gap
-        size = columns * step_x + gap, -(-len(tiles) // columns) * step_y + gap
-        sheet = Image.new("RGB", size, "white")
+        legend = f"cluster, {certainty}" + "; red: unusual" * any(row.unusual for row, _ in tiles)
+        width = max(columns * step_x, int(font.getlength(legend)) + gap) + gap
+        height = -(-len(tiles) // columns) * step_y + text + 2 * gap
+        sheet = Image.new("RGB", (width, height), "white")
         draw = ImageDraw.Draw(sheet)
+        draw.text((gap, height - text - gap), legend, "black", font)
         for i, (row, image) in enumerate(tiles):
             x, y = gap + i % columns * step_x, gap + i // columns * step_y
             draw.text((x, y), _fitting(row.caption, font, self.side), "black", font)
             tile = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
             sheet.paste(tile.resize((self.side, self.side)), (x, y + text))
+            if row.unusual:
+                frame = (x - 3, y + text - 3, x + self.side + 2, y + text + self.side + 2)
+                draw.rectangle(frame, outline="red", width=3)
         about = PngInfo()
         about.add_text(MARK, "montage")  # so that it is never taken for a picture of a data set
         with replacing(file) as temporary:

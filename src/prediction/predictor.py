@@ -48,6 +48,8 @@ class Predictions(NamedTuple):
     """float32 (N,), the `Predictor.certainty_name`; see `src/clusters/confidence.py`."""
     distances: np.ndarray
     """float32 (N, K), Euclidean, to every centroid among the principal components."""
+    unusual: np.ndarray
+    """bool (N,), whether it is far from every cluster, see `src/clusters/unusual.py`."""
 
 
 class ClusterHead(nn.Module):
@@ -57,6 +59,7 @@ class ClusterHead(nn.Module):
         mean_D, components_PD, centroids_KP, head: the arrays of the clustering stage.
         l2_normalize: scale features to length 1 first, as the clustering stage did.
         certainty_name, confidence_scale: see `src/clusters/confidence.py`.
+        unusual_distance: see `src/clusters/unusual.py`.
     """
 
     mean: Tensor
@@ -74,6 +77,7 @@ class ClusterHead(nn.Module):
         l2_normalize: bool,
         certainty_name: CertaintyName,
         confidence_scale: float,
+        unusual_distance: float,
     ):
         super().__init__()
         buffers = {"mean": mean_D, "components": components_PD, "centroids": centroids_KP}
@@ -82,15 +86,19 @@ class ClusterHead(nn.Module):
         self.l2_normalize = l2_normalize
         self.certainty_name: CertaintyName = certainty_name
         self.confidence_scale = confidence_scale
+        self.unusual_distance = unusual_distance
 
-    def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cluster (B,) int64, certainty (B,) and distances (B, K)."""
+    def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The fields of `Predictions`."""
         x = F.normalize(features_BD, dim=1) if self.l2_normalize else features_BD
-        reduced = (x - self.mean) @ self.components.T  # (B, P)
+        x = x - self.mean
+        reduced = x @ self.components.T  # (B, P)
         scores = F.linear(reduced, self.weights, self.bias)
-        distances = squared_distances(reduced, self.centroids).sqrt()
+        squared = squared_distances(reduced, self.centroids)  # (B, K)
+        outside = (x.square().sum(1) - reduced.square().sum(1)).clamp_min(0)
+        unusual = (squared.amin(1) + outside).sqrt() > self.unusual_distance
         sure = certainty(self.certainty_name, scores, self.confidence_scale)
-        return scores.argmax(1), sure, distances
+        return scores.argmax(1), sure, squared.sqrt(), unusual
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,7 @@ class Predictor:
             clustering["config"]["l2_normalize"],
             clustering["certainty"],
             clustering["confidence_scale"],
+            clustering["unusual_distance"],
         )
         return cls(
             trained and trained.backbone,
@@ -189,7 +198,8 @@ class Predictor:
         else:
             batches = _decoded(pictures, self.image_size, batch_size)
         empty = np.empty((0, len(self.head.centroids)), np.float32)
-        parts = [Predictions(empty.argmin(1), empty.max(1), empty)]  # for no pictures at all
+        # For no pictures at all:
+        parts = [Predictions(empty.argmin(1), empty.max(1), empty, empty.argmin(1) > 0)]
         parts += [self.predict_batch(np.ascontiguousarray(batch)) for batch in batches]
         return Predictions(*map(np.concatenate, zip(*parts, strict=True)))
 

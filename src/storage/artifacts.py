@@ -77,11 +77,12 @@ PCA_COMPONENTS = Artifact("pca_components.npy", np.float32, "PD", CLUSTERING)
 PCA_VARIANCE_RATIO = Artifact("pca_explained_variance_ratio.npy", np.float32, "P", CLUSTERING)
 CENTROIDS = Artifact("centroids.npy", np.float32, "KP", CLUSTERING)
 ASSIGNMENTS = Artifact("{split}_clusters.npy", np.int64, "N", CLUSTERING)
+UNUSUAL = Artifact("{split}_unusual.npy", np.bool_, "N", CLUSTERING)
 HEAD_WEIGHTS = Artifact("head_weights.npy", np.float32, "KP", CLUSTERING)
 HEAD_BIAS = Artifact("head_bias.npy", np.float32, "K", CLUSTERING)
 CLUSTER_TO_CLASS = Artifact("cluster_to_class.npy", np.int64, "K", CLUSTERING)
 
-OF_SPLITS = (FEATURES, UNTRAINED_FEATURES, LABELS, REDUCED, ASSIGNMENTS)
+OF_SPLITS = (FEATURES, UNTRAINED_FEATURES, LABELS, REDUCED, ASSIGNMENTS, UNUSUAL)
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
@@ -146,6 +147,8 @@ class ClusteringRecord(StageRecord):
     certainty: CertaintyName
     """What a prediction's certainty is: confidence with labels, else margin."""
     confidence_scale: float
+    unusual_distance: float
+    """A picture farther from every cluster is unusual, see `src/clusters/unusual.py`."""
     config: dict[str, Any]
     """The flags of the clustering."""
 

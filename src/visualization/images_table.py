@@ -22,7 +22,6 @@ def write_images(file: Path, results: Results, near_N: np.ndarray, xy_N2: np.nda
         xy_N2: the map.
     """
     names = [name or "" for name in results.names]
-    unusual = [""] * len(near_N) if results.unusual is None else results.unusual.astype(int)
     columns: dict[str, Iterable[object]] = {
         "split": np.array(results.split_names)[results.splits],
         "path": results.file_names or indexed(results),
@@ -30,7 +29,7 @@ def write_images(file: Path, results: Results, near_N: np.ndarray, xy_N2: np.nda
         "name": [names[k] for k in results.clusters],
         results.clustering["certainty"]: numbers(results.certainty),
         "distance": numbers(results.distance),
-        "unusual": unusual,
+        "unusual": results.unusual.astype(int),
         "near_duplicates": ["" if group < 0 else group for group in near_N],
         "x": numbers(xy_N2[:, 0]),
         "y": numbers(xy_N2[:, 1]),

@@ -53,11 +53,10 @@ def write_report(
         "distance": results.distance.astype("<f4"),
         "certainty": results.certainty.astype("<f4"),
         "near": near_N.astype("<i4"),
+        "unusual": results.unusual.astype("u1"),
         "pictured": sheets.rows.astype("<u4"),
         "nearest": nearest.astype("<u2" if len(sheets.rows) < 2**16 else "<u4"),
     }
-    if results.unusual is not None:
-        arrays["unusual"] = results.unusual.astype("u1")
     blobs = [_blob(name, array.tobytes(), array.dtype.str[1:]) for name, array in arrays.items()]
     blobs += [_blob(f"sheet-{i}", sheet) for i, sheet in enumerate(sheets.webp)]
     data = page_data(results, sheets, file.parent) | {"method": method}

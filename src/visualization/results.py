@@ -46,8 +46,8 @@ class Results:
     """float32 (N,), from each image to the centroid of its cluster."""
     certainty: np.ndarray
     """float32 (N,), confidence or margin, as `clustering["certainty"]` says."""
-    unusual: np.ndarray | None
-    """bool (N,), what the clustering stage marked as unusual; None where it marked nothing."""
+    unusual: np.ndarray
+    """bool (N,), whether an image is far from every cluster."""
     dataset: Dataset | None
     """The images; None where they are missing."""
     picture_dir: Path
@@ -121,7 +121,7 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         certainty=certainty(
             clustering["certainty"], scores, clustering["confidence_scale"]
         ).numpy(),
-        unusual=_unusual(manifest, names),
+        unusual=np.concatenate([manifest.load(artifacts.UNUSUAL, name) for name in names]),
         dataset=dataset,
         picture_dir=data_dir or Path(extraction["dataset"]["data_dir"] or "."),
     )
@@ -133,11 +133,3 @@ def _load_split(manifest: Manifest, split: str) -> tuple[np.ndarray, np.ndarray,
     if manifest.has(artifacts.LABELS, split):
         labels = manifest.load(artifacts.LABELS, split)
     return x, manifest.load(artifacts.ASSIGNMENTS, split), labels
-
-
-def _unusual(manifest: Manifest, splits: list[str]) -> np.ndarray | None:
-    """bool (N,), the images that the clustering stage marked; None where it marks none."""
-    artifact = getattr(artifacts, "UNUSUAL", None)
-    if artifact is None or not all(manifest.has(artifact, split) for split in splits):
-        return None
-    return np.concatenate([manifest.load(artifact, split) for split in splits])

@@ -4,7 +4,7 @@ const everything = () => ({ cluster: new Set(groups.keys()), label: new Set([-1,
 let on; // what the filters let through
 let selected = -1, hovered = -1;
 let visible = new Uint8Array(count), visibleCount = 0;
-const flags = [["#wrong", isWrong, hasLabels], ["#unusual-only", (i) => unusual[i] === 1, unusual !== null]];
+const flags = [["#wrong", isWrong, hasLabels], ["#unusual-only", (i) => unusual[i] === 1, unusual.includes(1)]];
 
 function applyFilters() {
   const wanted = $("#search").value.trim().toLowerCase();
@@ -108,7 +108,7 @@ function csv() { // the rows of images.csv that are shown
     if (!visible[i]) continue;
     const k = clusterOf[i];
     rows.push([data.splits[split[i]], nameOf(i), k, nameOfCluster(k), digits(certainty[i]), digits(distance[i]),
-      unusual ? unusual[i] : "", near[i] < 0 ? "" : near[i], digits(xy[2 * i]), digits(xy[2 * i + 1])]);
+      unusual[i], near[i] < 0 ? "" : near[i], digits(xy[2 * i]), digits(xy[2 * i + 1])]);
   }
   return rows.map((row) => row.map((value) => cell(String(value))).join(",") + "\r\n").join("");
 }

@@ -44,7 +44,7 @@ function facts(i) {
   const list = [["Image", image], ["Cluster", short(cluster[i])]];
   if (label[i] >= 0) list.push(["Class", `${data.classes[label[i]]}${isWrong(i) ? " (wrong)" : ""}`]);
   if (data.splits.length > 1) list.push(["Split", data.splits[split[i]]]);
-  list.push([data.certainty[0].toUpperCase() + data.certainty.slice(1), certainty[i].toFixed(3)], ["Distance", `${distance[i].toFixed(3)}${unusual?.[i] ? " (unusual)" : ""}`]);
+  list.push([data.certainty[0].toUpperCase() + data.certainty.slice(1), certainty[i].toFixed(3)], ["Distance", `${distance[i].toFixed(3)}${unusual[i] ? " (unusual)" : ""}`]);
   if (near[i] >= 0) list.push(["Near-duplicates", `${tally(near, near[i])} images in group ${near[i]}`]);
   return list;
 }
