@@ -42,7 +42,7 @@ def digits_run(parent: Path) -> tuple[Path, Path]:
     features, file = parent / "digits_features", parent / "digits" / checkpoint.file_name(0)
     if not features.exists():
         write_checkpoint(file, "digits", Path())
-        extraction = ExtractionConfig(file, feature_dir=features, device="cpu")
+        extraction = ExtractionConfig(checkpoint=file, feature_dir=features, device="cpu")
         feature_extraction.main(extraction)
         cluster(features)
     return features, file

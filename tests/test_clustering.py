@@ -40,7 +40,7 @@ def write(directory: Path, names: list[str] = NAMES, **splits: tuple) -> Cluster
                 stage.save(artifacts.LABELS, labels, split)
         sizes = {split: len(x) for split, (x, _) in splits.items()}
         stage.record(extraction_part("abc", class_names=names, splits=sizes))
-    return ClusteringConfig(directory, components=5, restarts=2, wandb="disabled")
+    return ClusteringConfig(feature_dir=directory, components=5, restarts=2, wandb="disabled")
 
 
 def metrics(config: ClusteringConfig) -> dict:

@@ -115,7 +115,7 @@ def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_pat
     run_clustering(tmp_path, l2_normalize=False, clusters="13", components=7)
     part = dict(Manifest(tmp_path).clustering)
     artifacts.record(tmp_path, artifacts.CLUSTERING, part | {"certainty": "margin"})
-    main(ExportConfig(tmp_path))
+    main(ExportConfig(feature_dir=tmp_path))
     images = load_dataset("digits", Path()).splits["test"].images
     runtime = session(tmp_path / artifacts.MODEL)
     assert [output.name for output in runtime.get_outputs()][1] == "margin"
@@ -142,7 +142,7 @@ def test_a_model_that_disagrees_is_not_written(
     wrong = export.to_onnx(predictor)
     monkeypatch.setattr(export, "to_onnx", lambda _: wrong)
     with pytest.raises(RunError, match="no file was written"):
-        main(ExportConfig(features))
+        main(ExportConfig(feature_dir=features))
     assert file.read_bytes() == before
 
 
@@ -152,7 +152,7 @@ def test_images_that_are_gone_are_named(features: Path, tmp_path: Path) -> None:
     part["dataset"]["name"] = "stl10"
     artifacts.record(tmp_path, artifacts.EXTRACTION, part)
     with pytest.raises(UserError, match="--check-images 0"):
-        main(ExportConfig(tmp_path, data_dir=tmp_path))
+        main(ExportConfig(feature_dir=tmp_path, data_dir=tmp_path))
 
 
 def photographs() -> torch.Tensor:

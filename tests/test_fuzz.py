@@ -277,13 +277,15 @@ def train_config(root: Path, directory: Path, **flags: Any) -> TrainConfig:
 def extraction(root: Path, place: Path) -> bytes:
     features = place / "features"
     flags = {"data_dir": root / "pictures", "device": "cpu", "untrained": True}
-    feature_extraction.main(ExtractionConfig(None, place / "checkpoints", features, **flags))
+    feature_extraction.main(
+        ExtractionConfig(checkpoint_dir=place / "checkpoints", feature_dir=features, **flags)
+    )
     return (features / "train_features.npy").read_bytes()
 
 
 def cluster(features: Path) -> bytes:
     flags = {"components": 4, "clusters": "3", "restarts": 2, "wandb": "disabled"}
-    clustering.main(ClusteringConfig(features, baselines=True, **flags))  # type: ignore[arg-type]
+    clustering.main(ClusteringConfig(feature_dir=features, baselines=True, **flags))  # type: ignore[arg-type]
     return (features / "metrics.json").read_bytes() + (features / "centroids.npy").read_bytes()
 
 

@@ -45,7 +45,7 @@ def names(made: Path, pictures: Path) -> dict[str, Path]:
 def visualize(directory: Path) -> str:
     """The report."""
     visualize_features.main(
-        VisualizeConfig(directory, projection="pca", wandb="disabled", format="pdf")
+        VisualizeConfig(feature_dir=directory, projection="pca", wandb="disabled", format="pdf")
     )
     return (directory / artifacts.REPORT).read_text()
 
