@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from conftest import Script
 from pixel_run import extraction_part
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score
 
 from dataset.load_dataset import load_dataset
 from src.clustering import ClusteringConfig, main
-from src.clusters.choose_k import candidates, scan
+from src.clusters.choose_k import candidates, ranked, scan, scan_table, stability
 from src.clusters.confidence import fit_scale
 from src.clusters.head import LinearHead
 from src.clusters.protocol import Protocol
@@ -286,15 +288,38 @@ def test_the_scan_picks_the_number_of_blobs(tmp_path: Path) -> None:
 
 
 def test_the_scan_weighs_silhouette_and_stability() -> None:
-    """Two pairs of blobs: three clusters split a pair by chance, four split both for certain."""
+    """Two pairs of blobs: three clusters split one of the pairs by chance, four split both."""
     rng = np.random.default_rng(0)
     centers = np.array([[0, 0], [0, 5], [100, 0], [100, 5]])
     x = centers.repeat(30, axis=0) + 0.5 * rng.normal(size=(120, 2))
-    result = scan(x, [3, 4], seed=0, restarts=1)
+    result = scan(x, [3, 4], seed=0)
     assert result["silhouette"][0] > result["silhouette"][1]
     assert result["stability"][0] < result["stability"][1]
     assert result["picked"] == 4
-    assert scan(x, [4, 2], seed=0)["picked"] == 2  # both are stable
+    result = scan(x, [4, 2, 3], seed=0)
+    assert result["picked"] == 2  # the lowest, but its silhouette is high
+    assert result["runners_up"] == [4, 3]
+    table = scan_table(result).splitlines()
+    assert [line.split()[4:] for line in table[1:]] == [["next"], ["<-", "picked"], ["next"]]
+
+
+def test_the_lowest_number_is_not_picked_because_the_curve_falls() -> None:
+    counts, stable = [2, 3, 4, 5, 6], np.ones(5)
+    assert ranked(counts, np.array([0.4, 0.2, 0.3, 0.25, 0.28]), stable) == [4, 2, 6, 5, 3]
+    assert ranked(counts, np.array([0.6, 0.2, 0.3, 0.25, 0.28]), stable)[0] == 2  # well separated
+    assert ranked(counts, np.array([0.4, 0.3, 0.2, 0.1, 0.05]), stable)[0] == 2  # nothing else
+    assert ranked(counts, np.array([0.3, 0.4, 0.2, 0.3, 0.1]), stable)[0] == 3
+    assert ranked(counts, np.array([0.3, 0.4, 0.2, 0.3, 0.1]), np.eye(5)[3])[0] == 5
+
+
+def test_stability_is_the_agreement_of_halves_and_0_where_they_are_too_small() -> None:
+    x, scores = np.random.default_rng(0).normal(size=(41, 3)).astype(np.float32), []
+    for i in range(2):
+        halves = np.array_split(np.random.default_rng([3, i]).permutation(41), 2)
+        models = [KMeans(4, n_init=5, random_state=3).fit(x[half]) for half in halves]
+        scores.append(adjusted_rand_score(*(model.predict(x) for model in models)))
+    assert stability(x, 4, seed=3, restarts=5) == pytest.approx(np.mean(scores))
+    assert stability(x, 21, seed=3, restarts=5) == 0
 
 
 def test_seeds_above_the_highest_start_over(tmp_path: Path) -> None:

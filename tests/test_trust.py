@@ -24,7 +24,7 @@ def test_agreement_of_halves_is_that_of_scikit_learn() -> None:
     x, scores = groups(201, 5), []
     for i in range(3):
         halves = np.array_split(np.random.default_rng([7, i]).permutation(201), 2)
-        models = [KMeans(6, n_init=3, random_state=7).fit(x[half]) for half in halves]
+        models = [KMeans(6, n_init=3, random_state=7).fit(x[half]) for half in halves]  # type: ignore[arg-type]
         scores.append(adjusted_rand_score(*(model.predict(x) for model in models)))
     assert len(set(scores)) > 1
     assert halves_agreement(protocol(), x, 6, seed=7) == pytest.approx(np.mean(scores))
@@ -52,12 +52,13 @@ def test_the_word_follows_halves_and_pixels(monkeypatch: pytest.MonkeyPatch) -> 
     ):  # fmt: skip
         values = iter((own, pixels))
         monkeypatch.setattr(trust, "halves_agreement", lambda *_, values=values: next(values))
-        report = trust_report(protocol(), x, images, 3, 0)
-        assert report == {"verdict": word, "halves": own, "pixels": {"halves": pixels}}
+        report = trust_report(protocol(), x, images, 3, 0) or {}
+        assert (report["verdict"], report["halves"]) == (word, own)
+        assert report["pixels"]["halves"] == pixels
         assert describe(report).startswith(f"trust: {word}: ")
     monkeypatch.setattr(trust, "halves_agreement", lambda *_: 0.1)
-    alone = trust_report(protocol(), x, None, 3, 0)
-    assert alone == {"verdict": "partial", "halves": 0.1, "pixels": None}
+    alone = trust_report(protocol(), x, None, 3, 0) or {}
+    assert (alone["verdict"], alone["halves"], alone["pixels"]) == ("partial", 0.1, None)
     assert trust_report(protocol(), x, images, 1, 0) is None
     assert trust_report(protocol(), x, images, 11, 0) is None
 

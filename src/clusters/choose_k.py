@@ -1,6 +1,5 @@
 """How many clusters: the numbers that the flag names, and a scan that picks one of them."""
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,8 @@ from src.runtime.cli import UserError, progress
 
 AUTO = range(2, 21)
 DEFAULT = 10
+REASONABLE = 0.5
+"""Silhouette of clusters with a reasonable structure (Kaufman & Rousseeuw 1990, section 2.2)."""
 
 
 def candidates(flag: str | None, classes: int) -> list[int]:
@@ -46,41 +47,60 @@ def fewer(count: int, images: int, has_classes: bool) -> int:
 
 
 def scan(
-    x_NP: np.ndarray,
-    counts: list[int],
-    seed: int,
-    seeds: int = 5,
-    restarts: int = 10,
-    images: int = 5_000,
+    x_NP: np.ndarray, counts: list[int], seed: int, restarts: int = 10, images: int = 5_000
 ) -> dict[str, Any]:
-    """Fit K-means with every number of clusters and several seeds, and pick a number.
+    """Fit K-means with every number of clusters, and pick a number.
 
-    The pick has the highest product of silhouette (the clusters are separated) and stability (the
-    mean adjusted Rand index between the seeds). Treat it as a hint: the curves often show several
-    good numbers.
+    The score is silhouette (the clusters are separated) times stability (the clusters of two halves
+    of the points agree). It is 0 where a half has fewer points than clusters. The pick has the
+    highest, but where that is the lowest number, at a silhouette below `REASONABLE`, the curve
+    merely falls: then it is the best number that scores more than both of its neighbors, if there
+    is one. Treat it as a hint, and look at the runners-up.
 
     Args:
         x_NP: the points to cluster; of more than `images`, evenly spaced rows.
-        seed: the first of `seeds`, with one fit of each number of clusters per seed.
 
     Returns:
-        `picked`, the number of `images` used, and the curves `clusters`, `silhouette`,
-        `davies_bouldin` (both of the fit with the lowest inertia) and `stability`.
+        `picked`, `runners_up` (the next two by score), the number of `images` used, and the curves
+        `clusters`, `silhouette`, `davies_bouldin` and `stability`.
     """
     rows = np.linspace(0, len(x_NP) - 1, min(images, len(x_NP))).astype(int)
-    x = x_NP[rows]
+    x = np.asarray(x_NP[rows], np.float32)
     curves: dict[str, list] = {"silhouette": [], "davies_bouldin": [], "stability": []}
     for count in progress(counts, desc="scan"):
-        models = [kmeans(x, count, seed + i, restarts) for i in range(seeds)]
-        best = min(models, key=lambda model: float(model.inertia_ or 0))
-        for name, value in internal_metrics(x, np.asarray(best.labels_)).items():
+        found = np.asarray(kmeans(x, count, seed, restarts).labels_)
+        for name, value in internal_metrics(x, found).items():
             curves[name].append(value)
-        pairs = itertools.combinations((model.labels_ for model in models), 2)
-        curves["stability"].append(float(np.mean([adjusted_rand_score(*p) for p in pairs])))
+        curves["stability"].append(stability(x, count, seed, restarts))
+    silhouette = np.array([max(s or 0, 0) for s in curves["silhouette"]])
+    picked, *others = ranked(counts, silhouette, np.array(curves["stability"]))
+    return {
+        "picked": picked, "runners_up": others[:2], "images": len(x), "clusters": counts, **curves
+    }  # fmt: skip
 
-    separation = np.array([max(s or 0, 0) for s in curves["silhouette"]])
-    picked = counts[int((separation * curves["stability"]).argmax())]
-    return {"picked": picked, "images": len(x), "clusters": counts, **curves}
+
+def stability(x_NP: np.ndarray, count: int, seed: int, restarts: int, splits: int = 2) -> float:
+    """Mean adjusted Rand index of all points as K-means of either half assigns them; at least 0."""
+    if count > len(x_NP) // 2:
+        return 0.0
+    scores = []
+    for i in range(splits):
+        halves = np.array_split(np.random.default_rng([seed, i]).permutation(len(x_NP)), 2)
+        models = [kmeans(x_NP[half], count, seed, restarts) for half in halves]
+        scores.append(adjusted_rand_score(*(model.predict(x_NP) for model in models)))
+    return max(0.0, float(np.mean(scores)))
+
+
+def ranked(counts: list[int], silhouette: np.ndarray, stability: np.ndarray) -> list[int]:
+    """The numbers by their score, the pick of `scan` first."""
+    score = silhouette * stability
+    order = [int(i) for i in np.argsort(-score, kind="stable")]
+    lowest = int(np.argmin(counts))
+    if order[0] == lowest and silhouette[lowest] < REASONABLE:
+        around = np.pad(score, 1, constant_values=np.inf)
+        peaks = (score > around[:-2]) & (score > around[2:])
+        order.sort(key=lambda i: not peaks[i])
+    return [counts[i] for i in order]
 
 
 def scan_table(result: dict[str, Any]) -> str:
@@ -89,5 +109,6 @@ def scan_table(result: dict[str, Any]) -> str:
     rows = [["clusters", "silhouette", "Davies-Bouldin", "stability", ""]]
     for count, *values in zip(*(result[name] for name in names), strict=True):
         numbers = ["-" if value is None else f"{value:.3f}" for value in values]
-        rows.append([str(count), *numbers, "<- picked" if count == result["picked"] else ""])
+        note = "<- picked" if count == result["picked"] else ""
+        rows.append([str(count), *numbers, "next" if count in result["runners_up"] else note])
     return aligned(rows)

@@ -253,7 +253,7 @@ def cluster_scan(scan: dict[str, Any]) -> Figure:
     panels = {
         "silhouette": ("Silhouette", "higher is better"),
         "davies_bouldin": ("Davies-Bouldin index", "lower is better"),
-        "stability": ("Stability", "adjusted Rand index of reruns"),
+        "stability": ("Stability", "adjusted Rand index of halves"),
     }
     measured = [name for name in panels if any(v is not None for v in scan.get(name, ()))]
     figure = Figure(figsize=(WIDTH, 2.4))
