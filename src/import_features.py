@@ -12,6 +12,11 @@ With --data-dir, a folder of pictures as in training, and the names of the rows,
 baselines work too, and class folders are the labels where no labels are given.
 """
 
+import importlib.util
+
+if not importlib.util.find_spec("tyro"):  # a Python without the packages
+    raise SystemExit("error: run `source .venv/bin/activate` first; `make run` creates .venv")
+
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +119,9 @@ def read_rows(config: ImportConfig, split: str) -> Rows:
     count = len(features)
     labels = names = None
     if labels_file := getattr(config, f"{split}_labels", None):
-        labels = foreign_array(labels_file, f"--{split}-labels takes whole numbers as .npy")
+        labels = foreign_array(
+            labels_file, f"--{split}-labels takes whole numbers in NumPy's format"
+        )
         if labels.dtype.kind not in "iu" or labels.ndim != 1:
             raise UserError(
                 f"--{split}-labels {labels_file} is {labels.dtype} of shape {labels.shape}: "

@@ -234,4 +234,4 @@ def test_make_run_takes_any_folder(tmp_path: Path, folder_name: str, name: str) 
         printed = lines(data)
         train = f"src/train.py --dataset folder --data-dir '{folder}' --name '{name}'"
         assert train in printed
-        assert len(re.findall(rf"--name '{name}'", printed)) == 5
+        assert len(re.findall(rf"--name '{name}'", printed)) == 6

@@ -81,7 +81,7 @@ def test_given_names_in_every_output(features: Path, pictures: Path, tmp_path: P
     metadata = {entry.key: entry.value for entry in to_onnx(predictor).metadata_props}
     assert json.loads(metadata["cluster_names"]) == expected
     shown = load_results(features).cluster_names
-    assert shown[3] == "3 · loop"
+    assert shown[3] == "3 → loop"
     assert shown[unmatched[1]] == str(unmatched[1])
 
 

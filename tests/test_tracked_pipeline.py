@@ -110,7 +110,7 @@ def pipeline(stl10_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipel
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "6 of 12 steps are done" in out
-    assert (out + errors).count("W&B: ") == 4, errors
+    assert (out + errors).count("W&B: ") == 1, errors
 
     (directory / "copied").mkdir()
     (directory / "wandb").rename(directory / "copied" / "wandb")
@@ -183,8 +183,9 @@ def test_example_pictures_and_figures(pipeline: Pipeline, stl10_dir: Path) -> No
     images = load_dataset("stl10", stl10_dir).splits["test"].images
     table = {row[1]: row for row in pipeline.cells("inference", "predictions")}
     predictions = (pipeline.directory / "predictions.jsonl").read_text().splitlines()
-    assert len(table) == len(predictions) == 20
-    for index, prediction in enumerate(map(json.loads, predictions)):
+    assert len(table) == len(predictions) == 5
+    rows = np.linspace(0, len(images) - 1, 5).astype(int)
+    for index, prediction in zip(rows, map(json.loads, predictions), strict=True):
         picture, _, *texts = table[prediction["path"]]
         confidence = f"{prediction['confidence']:.3f}"
         cluster, class_name = str(prediction["cluster"]), prediction["name"]

@@ -71,9 +71,8 @@ def trust_report(
         verdict = "no better than pixels"
     return {
         "verdict": verdict,
-        "views": None,
         "halves": halves,
-        "pixels": None if pixels is None else {"views": None, "halves": pixels},
+        "pixels": None if pixels is None else {"halves": pixels},
     }
 
 

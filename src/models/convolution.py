@@ -22,14 +22,14 @@ def convolve(x_NCHW: Tensor, conv: nn.Conv2d, weight: Tensor, bias: Tensor | Non
     """`conv` with other weights (O, C, kernel, kernel) and this bias."""
     stride = conv.stride[0]
     if (
-        torch.is_grad_enabled()  # training: predictions and ONNX keep the plain operation
+        not torch.compiler.is_compiling()
+        and torch.is_grad_enabled()  # training: predictions and ONNX keep the plain operation
         and conv.kernel_size == (3, 3)
         and conv.in_channels >= MIN_CHANNELS
         and max(x_NCHW.shape[2:]) <= MAX_SIDE * stride
         and x_NCHW.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        and not torch.compiler.is_compiling()
     ):
         y = SmallConvolution.apply(x_NCHW, weight, stride)
         return y if bias is None else y + bias[:, None, None]  # type: ignore[operator]

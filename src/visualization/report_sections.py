@@ -46,9 +46,9 @@ def trust(report: dict[str, Any] | None) -> str:
     pixels = report["pixels"]
     compared = f", those of raw pixels with {pixels['halves']:.3f}" if pixels else ""
     return (
-        f"<p><b>{escape(VERDICTS[report['verdict']])}</b></p><p>Clusters found on halves of the "
-        f"images agree with an adjusted Rand index of {report['halves']:.3f}{compared}; 1 is the "
-        "same, 0 is chance.</p>"
+        f"<p><strong>{escape(VERDICTS[report['verdict']])}</strong></p><p>Clusters found on halves "
+        f"of the images agree with an adjusted Rand index of {report['halves']:.3f}{compared}; 1 "
+        "is the same, 0 is chance.</p>"
     )
 
 
