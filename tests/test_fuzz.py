@@ -351,7 +351,8 @@ def damaged(source: Path, damages: dict[str, Damage], rounds: int) -> Iterator[t
 
 
 READERS = {
-    "features": (cluster,), "labels": (shown, cluster), "pca": (shown,), "clusters": (shown,), "unusual": (shown,),
+    "features": (cluster,), "labels": (shown, cluster), "pca": (shown,), "clusters": (shown,),
+    "unusual": (shown,),
     "mean": (predictions,), "components": (predictions,), "ratio": (shown,),
     "centroids": (predictions, shown), "weights": (predictions, shown),
     "bias": (predictions, shown), "class": (predictions, shown), "metrics": (shown,),
