@@ -9,6 +9,7 @@ These networks were learned with ImageNet's labels. The weights of EfficientNet-
 package; any other --network is timm's, which downloads them.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +28,7 @@ LITE = "efficientnet-lite0"
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    pictures: Annotated[Path, tyro.conf.Positional]
+    pictures: Annotated[Path, tyro.conf.Positional] = Path("pictures")
     """The folder of pictures."""
     network: str = LITE
     """efficientnet-lite0, or the name of a timm model, such as vit_small_patch14_dinov2."""
@@ -76,7 +77,10 @@ def main(config: FeaturesConfig) -> None:
         np.save(array, features)
         names.write_text("\n".join(split.names or ()) + "\n", errors="surrogateescape")
         flags += [f"--{name} {array} --{name}-names {names}"]
-    print(f"python src/import_features.py --data-dir {config.pictures} {' '.join(flags)}")
+    print(
+        f"python src/import_features.py --data-dir {shlex.quote(str(config.pictures))} "
+        f"{' '.join(flags)}"
+    )
 
 
 if __name__ == "__main__":
