@@ -21,11 +21,14 @@ BASELINES = {"raw_pixels": "raw pixels", "untrained": "untrained network"}
 def summary_table(metrics: dict[str, Any]) -> str:
     """The content of metrics.json as aligned text: a row for each split, features and clusters.
 
-    A dash stands for a metric that is undefined or needs labels that the split does not have.
+    A dash stands for a metric that is undefined or needs labels that the split does not have; a
+    column of dashes is left out.
     """
-    rows = [["features", "clusters", "split", *COLUMNS.values()]]
-    for *names, scores in score_rows(metrics):
-        rows.append([*names, *(_number(scores.get(column)) for column in COLUMNS)])
+    scored = list(score_rows(metrics))
+    columns = [c for c in COLUMNS if any(scores.get(c) is not None for *_, scores in scored)]
+    rows = [["features", "clusters", "split", *(COLUMNS[column] for column in columns)]]
+    for *names, scores in scored:
+        rows.append([*names, *(_number(scores.get(column)) for column in columns)])
     table = aligned(rows, left=3)
     named_on = metrics["kmeans"]["named_on"]
     if named_on is None:
