@@ -138,14 +138,16 @@ def test_summary_table_lines_up_and_names_both_protocols() -> None:
               "ari": None, "silhouette": 0.123456, "davies_bouldin": 12.3,
               "knn_accuracy": 0.95}  # fmt: skip
     splits = {"unlabeled": {"images": 9, "silhouette": 0.1, "davies_bouldin": 2.0}}
-    splits |= {"test": scores, "train": scores}
+    splits |= {"test": scores, "train": scores | {"nmi": None}}
     lines = summary_table(
         {"splits": splits, "baselines": {"raw_pixels": {"splits": {"test": scores}}},
          "smoothed": {"splits": splits | {"test": scores | {"transferred_accuracy": 0.6}}},
          "kmeans": {"named_on": "train"}}
     ).splitlines()  # fmt: skip
     rows = [" ".join(line.split()) for line in lines]
-    assert rows[3] == "learned features K-means test 0.900 0.700 - 0.123 12.300 0.950"
+    assert rows[3] == "learned features K-means test 0.900 0.700 0.123 12.300 0.950"
+    assert "ARI" not in rows[0]  # nowhere defined
+    assert rows[-4].startswith("learned features K-means train 0.900 - 0.123")
     assert rows[4].startswith("learned features K-means, neighbors smoothed test 0.900")
     assert rows[5].startswith("raw pixels K-means test")
     assert len({len(line) for line in lines[:8]}) == 1
