@@ -28,11 +28,13 @@ TRAIN = """
 import sys
 from pathlib import Path
 from src import train
+from src.models.simclr import ARCHITECTURES, Design
 from src.training.recipe import TrainConfig
 
+ARCHITECTURES["small"] = Design(ARCHITECTURES["resnet18"].block, (2, 1), (16, 32))
 train.gpu_utilization = lambda device: 50.0  # all else is as in src/train.py
 train.main(TrainConfig(
-    data_dir=Path(sys.argv[1]), arch="resnet18", epochs=4, batch_size=16, checkpoint_every=2,
+    data_dir=Path(sys.argv[1]), arch="small", epochs=4, batch_size=16, checkpoint_every=2,
     log_every=1, monitor_every=2, warmup_epochs=1, device="cpu", wandb="offline",
 ))
 """
