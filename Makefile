@@ -38,7 +38,7 @@ run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten d
 	@$(PY) src/clustering.py --baselines $(NAMED)
 	@$(PY) src/inference.py $(NAMED)
 	@$(PY) visualize_features.py $(NAMED)
-	@echo "next: source .venv/bin/activate, then python src/inference.py $(NAMED) photo.jpg"
+	@echo "next: source .venv/bin/activate, then $(strip python src/inference.py $(NAMED) photo.jpg)"
 
 test: $(VENV)/installed-dev  ## the tests: CPU, no network, a few minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2
