@@ -1,66 +1,143 @@
-"""3x3 convolutions over one or a few pixels, as sums of matrix products.
+"""Convolutions of small maps as matrix products, while training on a CPU.
 
-On one pixel eight of the nine taps meet padding, on 2 x 2 pixels five of nine. oneDNN
-multiplies these too, and without AVX-512 its gradient by the weights is slow: 512 channels on one
-pixel take 30 times as long as the product that is left. ResNet-18 trains 2.1 times as fast at 32
-pixels, 1.3 times at 48 (LOG.md).
+oneDNN is slow where few pixels meet many channels, above all in the gradient by the weights: 512
+channels on 3 x 3 pixels take twice as long as a product with AVX2, seven times with AMX. On one
+pixel it multiplies the eight taps that meet padding too. Figures are in LOG.md.
 
-Shape letters: N images, C and O channels in and out, H x W pixels.
+Shape letters: N images, C and O channels in and out, H x W pixels, K kernel.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_SIDE, MIN_CHANNELS = 2, 256
+MAX_SIDE_1X1 = 12
+"""Input pixels up to which 1x1 convolutions gain; those that skip pixels always do."""
+MAX_SIDE, MIN_CHANNELS = 3, 256
+"""Output pixels and input channels with which 3x3 convolutions gain."""
+TINY_SIDE = 2
+"""Output pixels up to which all of a 3x3 convolution gains, in float32 without AVX-512."""
 Part = tuple[slice, slice, slice]
 
 
 def convolve(x_NCHW: Tensor, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`conv` with other weights (O, C, kernel, kernel) and this bias."""
-    stride = conv.stride[0]
+    """`conv` with other weights (O, C, K, K) and this bias."""
+    kernel, stride, side = conv.kernel_size[0], conv.stride[0], max(x_NCHW.shape[2:])
+    gains = (kernel == 1 and (stride > 1 or side <= MAX_SIDE_1X1)) or (
+        kernel == 3 and side <= MAX_SIDE * stride and conv.in_channels >= MIN_CHANNELS
+    )
     if (
-        not torch.compiler.is_compiling()
-        and torch.is_grad_enabled()  # training: predictions and ONNX keep the plain operation
-        and conv.kernel_size == (3, 3)
-        and conv.in_channels >= MIN_CHANNELS
-        and max(x_NCHW.shape[2:]) <= MAX_SIDE * stride
-        and x_NCHW.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        not gains
+        or x_NCHW.device.type != "cpu"
+        or not torch.is_grad_enabled()  # predictions and ONNX keep the plain operation
+        or torch.compiler.is_compiling()
     ):
-        y = SmallConvolution.apply(x_NCHW, weight, stride)
-        return y if bias is None else y + bias[:, None, None]  # type: ignore[operator]
-    return conv._conv_forward(x_NCHW, weight, bias)
+        return conv._conv_forward(x_NCHW, weight, bias)
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        x_NCHW, weight = x_NCHW.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    convolution = PixelConvolution if kernel == 1 else SmallConvolution
+    return convolution.apply(x_NCHW, weight, bias, stride)  # type: ignore[no-any-return]
+
+
+class PixelConvolution(torch.autograd.Function):
+    """A 1x1 convolution as one product."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NCHW: Tensor, weight_OC11: Tensor, bias_O: Tensor | None, stride: int
+    ) -> Tensor:
+        ctx.save_for_backward(x_NCHW, weight_OC11)
+        ctx.stride, ctx.has_bias = stride, bias_O is not None
+        x = _pixels(x_NCHW)[:, ::stride, ::stride]
+        out, rows = _new_map(x, len(weight_OC11)), x.flatten(0, 2)
+        written, matrix_CO = _pixels(out).flatten(0, 2), weight_OC11.flatten(1).T
+        if bias_O is None:
+            torch.mm(rows, matrix_CO, out=written)
+        else:
+            torch.addmm(bias_O, rows, matrix_CO, out=written)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient_NOHW: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (x_NCHW, weight_OC11), stride = ctx.saved_tensors, ctx.stride
+        gradient = _pixels(gradient_NOHW)
+        by_rows = gradient @ weight_OC11.flatten(1)
+        by_x = by_rows.permute(0, 3, 1, 2)
+        if stride > 1:
+            by_x = torch.zeros_like(x_NCHW, memory_format=torch.channels_last)
+            _pixels(by_x)[:, ::stride, ::stride] = by_rows
+        rows = _pixels(x_NCHW)[:, ::stride, ::stride].flatten(0, 2)
+        by_weight = gradient.flatten(0, 2).T @ rows
+        by_bias = gradient.sum((0, 1, 2)) if ctx.has_bias else None
+        return by_x, by_weight[:, :, None, None], by_bias, None
 
 
 class SmallConvolution(torch.autograd.Function):
-    """A 3x3 convolution with padding 1: for each of the nine taps, a product of the pixels that it
-    meets within the map."""
+    """A 3x3 convolution with padding 1 whose gradient by the weights is, for each of the nine taps,
+    a product of the pixels that it meets within the map; all of it, where the map is tiny."""
 
     @staticmethod
-    def forward(ctx: Any, x_NCHW: Tensor, weight_OC33: Tensor, stride: int) -> Tensor:
-        x, taps_33CO = x_NCHW.permute(0, 2, 3, 1), weight_OC33.permute(2, 3, 1, 0).contiguous()
-        n, height, width, _ = x.shape
-        sides = ((side - 1) // stride + 1 for side in (height, width))
-        out = x.new_zeros(n, *sides, len(weight_OC33))
-        for tap, read, written in _taps(height, width, stride):
-            out[written] += x[read] @ taps_33CO[tap]
-        ctx.save_for_backward(x, taps_33CO)
-        ctx.stride = stride
-        return out.permute(0, 3, 1, 2)
+    def forward(
+        ctx: Any, x_NCHW: Tensor, weight_OC33: Tensor, bias_O: Tensor | None, stride: int
+    ) -> Tensor:
+        ctx.save_for_backward(x_NCHW, weight_OC33)
+        ctx.stride, ctx.has_bias = stride, bias_O is not None
+        if not _is_tiny(x_NCHW, stride):
+            return F.conv2d(x_NCHW, weight_OC33, bias_O, stride, 1)
+        x, taps_33CO = _pixels(x_NCHW), weight_OC33.permute(2, 3, 1, 0).contiguous()
+        out = _new_map(x[:, ::stride, ::stride], len(weight_OC33)).zero_()
+        if bias_O is not None:
+            out += bias_O[:, None, None]
+        for tap, read, written in _taps(x.shape[1], x.shape[2], stride):
+            _pixels(out)[written] += x[read] @ taps_33CO[tap]
+        return out
 
     @staticmethod
-    def backward(ctx: Any, gradient_NOHW: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        (x, taps_33CO), gradient = ctx.saved_tensors, gradient_NOHW.permute(0, 2, 3, 1)
-        by_x, by_taps = torch.zeros_like(x), torch.zeros_like(taps_33CO)
-        for tap, read, written in _taps(x.shape[1], x.shape[2], ctx.stride):
+    def backward(ctx: Any, gradient_NOHW: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (x_NCHW, weight_OC33), stride = ctx.saved_tensors, ctx.stride
+        x, gradient = _pixels(x_NCHW), _pixels(gradient_NOHW)
+        taps_33OC = weight_OC33.permute(2, 3, 0, 1).contiguous()
+        is_tiny = _is_tiny(x_NCHW, stride)
+        if is_tiny:
+            by_x = torch.zeros_like(x_NCHW, memory_format=torch.channels_last)
+        else:
+            by_x = torch.nn.grad.conv2d_input(
+                x_NCHW.shape, weight_OC33, gradient_NOHW, stride, padding=1
+            )
+        by_taps = torch.zeros_like(taps_33OC)
+        for tap, read, written in _taps(x.shape[1], x.shape[2], stride):
             own = gradient[written]
-            by_x[read] += own @ taps_33CO[tap].T
-            by_taps[tap] = x[read].flatten(0, 2).T @ own.flatten(0, 2)
-        return by_x.permute(0, 3, 1, 2), by_taps.permute(3, 2, 0, 1), None
+            by_taps[tap] = own.flatten(0, 2).T @ x[read].flatten(0, 2)
+            if is_tiny:
+                _pixels(by_x)[read] += own @ taps_33OC[tap]
+        by_bias = gradient.sum((0, 1, 2)) if ctx.has_bias else None
+        return by_x, by_taps.permute(2, 3, 0, 1), by_bias, None
+
+
+def _pixels(x_NCHW: Tensor) -> Tensor:
+    """The same memory as (N, H, W, C)."""
+    return x_NCHW.permute(0, 2, 3, 1)
+
+
+def _new_map(like_NHWC: Tensor, channels: int) -> Tensor:
+    """An empty tensor (N, channels, H, W), channels last in memory."""
+    n, height, width, _ = like_NHWC.shape
+    return torch.empty(
+        (n, channels, height, width), dtype=like_NHWC.dtype, memory_format=torch.channels_last
+    )
+
+
+def _is_tiny(x_NCHW: Tensor, stride: int) -> bool:
+    return (
+        max(x_NCHW.shape[2:]) <= TINY_SIDE * stride
+        and x_NCHW.dtype == torch.float32
+        and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    )
 
 
 def _taps(height: int, width: int, stride: int) -> Iterator[tuple[tuple[int, int], Part, Part]]:
