@@ -21,31 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image
-
-from src.evaluation.near_duplicates import near_duplicates
-from src.evaluation.silhouette import silhouette_samples
-from src.evaluation.tables import used_splits
-from src.runtime.cli import check_seed, run_script
-from src.storage import artifacts, checkpoint
-from src.storage.artifacts import ExtractionRecord
-from src.storage.metrics_log import Record, read_metrics
-from src.storage.output_folder import mark
-from src.tracking.tracker import stage_tracker
-from src.tracking.wandb_run import WandbMode
-from src.visualization import figures
-from src.visualization.images_table import write_images
-from src.visualization.map_figure import projection_map
-from src.visualization.projection import FIT_POINTS, TITLES, ProjectionName, can_arrange, project
-from src.visualization.report import write_report
-from src.visualization.results import Results, load_results
-
-SILHOUETTES = 10_000
-"""Images in the silhouette figure; more cost quadratic time and do not change its shape."""
-PICTURES = 8
-"""Pictures of each cluster: so many nearest to the centroid, and so many least certain ones."""
+from src.runtime.choices import ProjectionName, WandbMode
+from src.runtime.cli import check_seed, read_flags, run_script
 
 
 @dataclass(frozen=True)
@@ -69,6 +46,33 @@ class VisualizeConfig:
     default is auto, and disabled for a folder of your own pictures."""
     wandb_dir: Path = Path("wandb")
     """Directory of the files of Weights & Biases."""
+
+
+FLAGS = read_flags(VisualizeConfig, __name__)  # before the slow imports
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from src.evaluation.near_duplicates import near_duplicates
+from src.evaluation.silhouette import silhouette_samples
+from src.evaluation.tables import used_splits
+from src.storage import artifacts, checkpoint
+from src.storage.artifacts import ExtractionRecord
+from src.storage.metrics_log import Record, read_metrics
+from src.storage.output_folder import mark
+from src.tracking.tracker import stage_tracker
+from src.visualization import figures
+from src.visualization.images_table import write_images
+from src.visualization.map_figure import projection_map
+from src.visualization.projection import FIT_POINTS, TITLES, can_arrange, project
+from src.visualization.report import write_report
+from src.visualization.results import Results, load_results
+
+SILHOUETTES = 10_000
+"""Images in the silhouette figure; more cost quadratic time and do not change its shape."""
+PICTURES = 8
+"""Pictures of each cluster: so many nearest to the centroid, and so many least certain ones."""
 
 
 def main(config: VisualizeConfig) -> None:
@@ -193,4 +197,4 @@ def picture_rows(results: Results) -> Figure:
 
 
 if __name__ == "__main__":
-    run_script(main, VisualizeConfig)
+    run_script(main, FLAGS)

@@ -18,7 +18,7 @@ from pathlib import Path
 from dataset.folder import Pictures, find_pictures
 from dataset.load_dataset import load_dataset
 from dataset.picture_cache import cores, load_pictures
-from src.runtime.cli import run_script
+from src.runtime.cli import read_flags, run_script
 
 
 @dataclass(frozen=True)
@@ -72,4 +72,4 @@ def peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    run_script(main, DecodeConfig)
+    run_script(main, read_flags(DecodeConfig, __name__))

@@ -40,15 +40,16 @@ from torchvision.transforms import v2
 from src.models.batch_norm import freeze_batch_norm
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD
 from src.models.simclr import SimCLR, nt_xent
-from src.runtime.cli import run_script
-from src.runtime.device import DeviceName, select_device, select_precision
+from src.runtime.choices import DeviceName
+from src.runtime.cli import read_flags, run_script
+from src.runtime.device import select_device, select_precision
 from src.runtime.prefetch import prefetch
 from src.train import train_step
 from src.training.batches import ImageStore, TrainingBatches
 from src.training.randomness import random_stream
-from src.training.recipe import TrainConfig
+from src.training.recipe import TrainConfig, ViewSettings
 from src.training.state import make_optimizer, make_scaler
-from src.training.views import ViewSettings, draw, make_views
+from src.training.views import draw, make_views
 
 SIDE, WARM_UP = 96, 2
 
@@ -245,4 +246,4 @@ def main(config: BenchmarkConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, BenchmarkConfig)
+    run_script(main, read_flags(BenchmarkConfig, __name__))

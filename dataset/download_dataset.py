@@ -19,7 +19,7 @@ from pathlib import Path
 
 from dataset.stl10 import STL10_IMAGES, load_stl10, stl10_folder
 from dataset.stl10_archive import STL10, get_stl10
-from src.runtime.cli import run_script
+from src.runtime.cli import read_flags, run_script
 
 
 @dataclass(frozen=True)
@@ -48,4 +48,4 @@ def main(config: DownloadConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, DownloadConfig)
+    run_script(main, read_flags(DownloadConfig, __name__))

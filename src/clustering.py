@@ -26,40 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from dataset.load_dataset import reload_dataset
-from src.clusters.choose_k import candidates, fewer, scan, scan_table
-from src.clusters.confidence import fit_scale, gaussian_scale
-from src.clusters.pca import PCA
-from src.clusters.protocol import Clustering, Protocol, Splits
-from src.clusters.trust import describe, trust_report
-from src.clusters.unusual import distance_to_clusters
-from src.evaluation.linear_probe import can_probe, linear_probe
-from src.evaluation.tables import (
-    COLUMNS,
-    K_MEANS,
-    SMOOTHED,
-    class_line,
-    summary_table,
-    used_splits,
-)
-from src.runtime.cli import UserError, check_seed, printable, run_script
-from src.storage import artifacts, checkpoint
-from src.storage.artifacts import (
-    CLUSTERING,
-    FEATURES,
-    LABELS,
-    UNTRAINED_FEATURES,
-    ExtractionRecord,
-    Manifest,
-    Stage,
-)
-from src.storage.provenance import git_commit, versions
-from src.tracking.tracker import stage_tracker
-from src.tracking.wandb_run import WandbMode
-
-LOW_VARIANCE = 0.95
+from src.runtime.choices import WandbMode
+from src.runtime.cli import UserError, check_seed, printable, read_flags, run_script
 
 
 @dataclass(frozen=True)
@@ -100,6 +68,42 @@ class ClusteringConfig:
     """Weights & Biases; auto is online with a key and a server that answers, else offline."""
     wandb_dir: Path = Path("wandb")
     """Directory of the Weights & Biases files."""
+
+
+FLAGS = read_flags(ClusteringConfig, __name__)  # before the slow imports
+
+import numpy as np
+
+from dataset.load_dataset import reload_dataset
+from src.clusters.choose_k import candidates, fewer, scan, scan_table
+from src.clusters.confidence import fit_scale, gaussian_scale
+from src.clusters.pca import PCA
+from src.clusters.protocol import Clustering, Protocol, Splits
+from src.clusters.trust import describe, trust_report
+from src.clusters.unusual import distance_to_clusters
+from src.evaluation.linear_probe import can_probe, linear_probe
+from src.evaluation.tables import (
+    COLUMNS,
+    K_MEANS,
+    SMOOTHED,
+    class_line,
+    summary_table,
+    used_splits,
+)
+from src.storage import artifacts, checkpoint
+from src.storage.artifacts import (
+    CLUSTERING,
+    FEATURES,
+    LABELS,
+    UNTRAINED_FEATURES,
+    ExtractionRecord,
+    Manifest,
+    Stage,
+)
+from src.storage.provenance import git_commit, versions
+from src.tracking.tracker import stage_tracker
+
+LOW_VARIANCE = 0.95
 
 
 def main(config: ClusteringConfig) -> None:
@@ -392,4 +396,4 @@ def report(metrics: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, ClusteringConfig)
+    run_script(main, FLAGS)

@@ -35,32 +35,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnxruntime
-import safetensors.torch
-import torch
-import torchvision
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from onnxscript import optimizer
-from torch import Tensor, nn
-
-from dataset.load_dataset import reload_dataset
-from src.models.batch_norm import torchvision_state
-from src.models.encoder import TrainedBackbone
-from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, preprocess
-from src.models.simclr import Backbone
-from src.prediction.predictor import ClusterHead, Predictor
-from src.runtime.cli import RunError, UserError, run_script
-from src.storage import artifacts
-
-OPSET = 18
-"""PyTorch's exporter writes it without a conversion."""
-
-CERTAINTY = {"confidence": "largest", "margin": "1 - second / largest"}
-
-MINIMUM_AGREEMENT = 0.999
-"""Share of images that ONNX Runtime must put into the same cluster as PyTorch."""
+from src.runtime.cli import RunError, UserError, read_flags, run_script
 
 
 @dataclass(frozen=True)
@@ -80,6 +55,35 @@ class ExportConfig:
     """Directory of the images to compare on; by default, where they were extracted from."""
     check_images: int = 256
     """Number of images to compare ONNX Runtime and PyTorch on; 0 skips the comparison."""
+
+
+FLAGS = read_flags(ExportConfig, __name__)  # before the slow imports
+
+import numpy as np
+import onnx
+import onnxruntime
+import safetensors.torch
+import torch
+import torchvision
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxscript import optimizer
+from torch import Tensor, nn
+
+from dataset.load_dataset import reload_dataset
+from src.models.batch_norm import torchvision_state
+from src.models.encoder import TrainedBackbone
+from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, preprocess
+from src.models.simclr import Backbone
+from src.prediction.predictor import ClusterHead, Predictor
+from src.storage import artifacts
+
+OPSET = 18
+"""PyTorch's exporter writes it without a conversion."""
+
+CERTAINTY = {"confidence": "largest", "margin": "1 - second / largest"}
+
+MINIMUM_AGREEMENT = 0.999
+"""Share of images that ONNX Runtime must put into the same cluster as PyTorch."""
 
 
 class Pipeline(nn.Module):
@@ -225,4 +229,4 @@ def _compare(file: Path, predictor: Predictor, config: ExportConfig) -> str:
 
 
 if __name__ == "__main__":
-    run_script(main, ExportConfig)
+    run_script(main, FLAGS)

@@ -17,17 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dataset.load_dataset import Dataset, Split, load_dataset
-from src.models.encoder import TrainedBackbone, encode_into
-from src.runtime import distributed
-from src.runtime.cli import UserError, progress, run_script
-from src.runtime.device import DeviceName, PrecisionName, select_device, select_precision
-from src.storage import artifacts, checkpoint
-from src.storage.artifacts import EXTRACTION, FEATURES, LABELS, UNTRAINED_FEATURES, Artifact, Stage
-from src.storage.files import json_digest
-from src.storage.provenance import git_commit, versions
+from src.runtime.choices import DeviceName, PrecisionName
+from src.runtime.cli import UserError, progress, read_flags, run_script
 
 
 @dataclass(frozen=True)
@@ -52,6 +43,20 @@ class ExtractionConfig:
     """Precision of the network; the features are float32 in any case."""
     batch_size: int = 256
     """Images per batch."""
+
+
+FLAGS = read_flags(ExtractionConfig, __name__)  # before the slow imports
+
+import torch
+
+from dataset.load_dataset import Dataset, Split, load_dataset
+from src.models.encoder import TrainedBackbone, encode_into
+from src.runtime import distributed
+from src.runtime.device import select_device, select_precision
+from src.storage import artifacts, checkpoint
+from src.storage.artifacts import EXTRACTION, FEATURES, LABELS, UNTRAINED_FEATURES, Artifact, Stage
+from src.storage.files import json_digest
+from src.storage.provenance import git_commit, versions
 
 
 def main(config: ExtractionConfig) -> None:
@@ -145,4 +150,4 @@ def extract(
 
 
 if __name__ == "__main__":
-    run_script(main, ExtractionConfig)
+    run_script(main, FLAGS)

@@ -22,16 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dataset.load_dataset import Dataset, load_dataset
-from dataset.stl10 import STL10_IMAGE_SIZE
-from src.runtime.cli import UserError, printable, run_script
-from src.storage import artifacts
-from src.storage.artifacts import EXTRACTION, FEATURES, LABELS, SPLITS, Stage
-from src.storage.files import json_digest
-from src.storage.foreign import BLOCK, as_float32, foreign_array, foreign_features, read_lines
-from src.storage.provenance import git_commit, versions
+from src.runtime.cli import UserError, printable, read_flags, run_script
 
 
 @dataclass(frozen=True)
@@ -57,12 +48,24 @@ class ImportConfig:
     """The same for the test rows."""
     unlabeled_names: Path | None = None
     """The same for the unlabeled rows."""
-    image_size: int = STL10_IMAGE_SIZE
+    image_size: int = 96
     """Side in pixels to which the pictures are resized, for galleries and raw-pixel baselines."""
     cache_dir: Path | None = None
     """Where to keep the decoded pictures; by default, next to the pictures."""
     feature_dir: Path = Path("features")
     """Directory for the features."""
+
+
+FLAGS = read_flags(ImportConfig, __name__)  # before the slow imports
+
+import numpy as np
+
+from dataset.load_dataset import Dataset, load_dataset
+from src.storage import artifacts
+from src.storage.artifacts import EXTRACTION, FEATURES, LABELS, SPLITS, Stage
+from src.storage.files import json_digest
+from src.storage.foreign import BLOCK, as_float32, foreign_array, foreign_features, read_lines
+from src.storage.provenance import git_commit, versions
 
 
 @dataclass(frozen=True)
@@ -265,4 +268,4 @@ def manifest_part(
 
 
 if __name__ == "__main__":
-    run_script(main, ImportConfig)
+    run_script(main, FLAGS)

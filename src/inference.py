@@ -27,36 +27,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
-from tqdm import tqdm
 
-from dataset.load_dataset import reload_dataset
-from dataset.pictures import IMAGE_SUFFIXES, BadPicture
-from src.prediction.output import (
-    SORTED,
-    Format,
-    Montage,
-    NearCluster,
-    Row,
-    check_sorted,
-    folders,
-    header,
-    line,
-    sort_into,
-)
-from src.prediction.picture_stream import decode, find
-from src.prediction.predictor import Predictor
-from src.prediction.similar import SimilarPictures
-from src.runtime.cli import UserError, printable, progress, run_script
-from src.runtime.device import DeviceName, PrecisionName
-from src.storage import artifacts
-from src.storage.artifacts import CertaintyName, DatasetRecord
-from src.storage.files import json_digest
-from src.storage.foreign import as_float32, foreign_features, read_lines
-from src.storage.output_folder import left_out_note, mark
-from src.tracking.tracker import stage_tracker
-from src.tracking.wandb_run import WandbMode
+from src.runtime.choices import DeviceName, Format, PrecisionName, WandbMode
+from src.runtime.cli import UserError, printable, progress, read_flags, run_script
 
 
 @dataclass(frozen=True)
@@ -120,6 +94,34 @@ class InferenceConfig:
             return "json"
         return "csv" if self.csv or ending == ".csv" else "table"
 
+
+FLAGS = read_flags(InferenceConfig, __name__)  # before the slow imports
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset.load_dataset import reload_dataset
+from dataset.pictures import IMAGE_SUFFIXES, BadPicture
+from src.prediction.output import (
+    SORTED,
+    Montage,
+    NearCluster,
+    Row,
+    check_sorted,
+    folders,
+    header,
+    line,
+    sort_into,
+)
+from src.prediction.picture_stream import decode, find
+from src.prediction.predictor import Predictor
+from src.prediction.similar import SimilarPictures
+from src.storage import artifacts
+from src.storage.artifacts import CertaintyName, DatasetRecord
+from src.storage.files import json_digest
+from src.storage.foreign import as_float32, foreign_features, read_lines
+from src.storage.output_folder import left_out_note, mark
+from src.tracking.tracker import stage_tracker
 
 Picture = tuple[Row, np.ndarray | BadPicture]
 """A row without its prediction, and uint8 (3, S, S) or why it could not be read; with --features,
@@ -388,4 +390,4 @@ def _output(config: InferenceConfig, certainty: CertaintyName) -> Iterator[Calla
 
 
 if __name__ == "__main__":
-    run_script(main, InferenceConfig)
+    run_script(main, FLAGS)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tyro
 
-from src.runtime.cli import RunError, UserError, run_script
+from src.runtime.cli import RunError, UserError, read_flags, run_script
 from src.tracking.wandb_run import load_wandb, why_not_online
 
 
@@ -73,4 +73,4 @@ def sync(run: Path) -> bool:
 
 
 if __name__ == "__main__":
-    run_script(main, SyncConfig)
+    run_script(main, read_flags(SyncConfig, __name__))

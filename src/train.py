@@ -26,13 +26,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from src.runtime.cli import progress, read_flags, run_script
+from src.training.recipe import TrainConfig, flag_values
+
+FLAGS = read_flags(TrainConfig, __name__)  # before the slow imports
+
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from src.models.simclr import SimCLR, nt_xent
 from src.runtime import distributed
-from src.runtime.cli import progress, run_script
 from src.runtime.device import autocast, can_compile, gpu_utilization
 from src.runtime.prefetch import prefetch
 from src.storage import checkpoint
@@ -41,7 +45,6 @@ from src.storage.provenance import git_commit
 from src.tracking.tracker import PREFIXES, Tracker
 from src.training import forecast, health
 from src.training.batches import Batch
-from src.training.recipe import TrainConfig, flag_values
 from src.training.state import (
     Setup,
     TrainState,
@@ -246,4 +249,4 @@ def main(config: TrainConfig) -> int:
 
 
 if __name__ == "__main__":
-    run_script(main, TrainConfig)
+    run_script(main, FLAGS)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from src.models.simclr import ARCHITECTURES, Design
+from src.models.architectures import ARCHITECTURES, Design
 from src.runtime import distributed
 from src.runtime.prefetch import prefetch
 from src.train import train_step

@@ -23,8 +23,8 @@ from sklearn.datasets import load_sample_images
 from dataset.load_dataset import load_dataset
 from src import export
 from src.export import ExportConfig, main
+from src.models.architectures import ARCHITECTURES
 from src.models.encoder import TrainedBackbone, encode
-from src.models.simclr import ARCHITECTURES
 from src.prediction.predictor import Predictor
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts

@@ -25,8 +25,8 @@ from dataset.stl10 import STL10_CLASSES
 from src import clustering, feature_extraction, train
 from src.clustering import ClusteringConfig
 from src.feature_extraction import ExtractionConfig
+from src.models.architectures import ARCHITECTURES
 from src.models.encoder import TrainedBackbone
-from src.models.simclr import ARCHITECTURES
 from src.prediction.predictor import Predictor
 from src.runtime.cli import ENVIRONMENT_ERRORS, UserError
 from src.storage import checkpoint

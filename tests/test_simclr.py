@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from src.models.architectures import ARCHITECTURES
 from src.models.batch_norm import (
     FrozenBatchNorm2d,
     batch_norms,
@@ -15,7 +16,7 @@ from src.models.batch_norm import (
     freeze_batch_norm,
     standardized,
 )
-from src.models.simclr import ARCHITECTURES, Backbone, SimCLR, nt_xent
+from src.models.simclr import Backbone, SimCLR, nt_xent
 
 
 def algorithm_1(z: Tensor, temperature: float) -> Tensor:

@@ -28,7 +28,7 @@ TRAIN = """
 import sys
 from pathlib import Path
 from src import train
-from src.models.simclr import ARCHITECTURES, Design
+from src.models.architectures import ARCHITECTURES, Design
 from src.training.recipe import TrainConfig
 
 ARCHITECTURES["small"] = Design(ARCHITECTURES["resnet18"].block, (2, 1), (16, 32))

@@ -14,15 +14,14 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from src import train
-from src.models.simclr import ARCHITECTURES, Design
+from src.models.architectures import ARCHITECTURES, Design
 from src.runtime.cli import RunError, UserError
 from src.runtime.device import DTYPES
 from src.storage import checkpoint
 from src.train import learning_rate, main, train_step
 from src.training import health, state
-from src.training.recipe import TrainConfig
+from src.training.recipe import TrainConfig, ViewSettings
 from src.training.state import calibrate, make_optimizer, make_scaler, prepare, random_state
-from src.training.views import ViewSettings
 
 # ResNet-18's blocks, in seconds less.
 ARCHITECTURES["small"] = Design(ARCHITECTURES["resnet18"].block, (2, 1), (16, 32))

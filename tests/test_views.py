@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop, v2
 
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, preprocess
-from src.training.views import ViewParameters, ViewSettings, draw, make_views
+from src.training.recipe import ViewSettings
+from src.training.views import ViewParameters, draw, make_views
 
 SIDE = 96
 STILL = ViewSettings(crop_min=1.0, flip=0, jitter=0, gray=0, blur=0)

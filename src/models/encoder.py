@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.models.architectures import ARCHITECTURES
 from src.models.batch_norm import fold_batch_norm
 from src.models.preprocessing import preprocess
-from src.models.simclr import ARCHITECTURES, Backbone, SimCLR
+from src.models.simclr import Backbone, SimCLR
 from src.runtime import distributed
 from src.runtime.cli import UserError
 from src.runtime.device import autocast

@@ -6,16 +6,15 @@ Sources: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visua
 Representations" (method: section 2, Algorithm 1); He et al. 2016 (ResNet).
 """
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.models.architectures import ARCHITECTURES, Architecture
 from src.models.batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d, conv_bn
 from src.runtime import distributed
+from src.runtime.choices import BatchNorm
 
-BatchNorm = Literal["frozen", "train"]
 Norm = type[FrozenBatchNorm2d] | type[SyncedBatchNorm2d]
 
 BRANCH_SCALE = 0.2
@@ -94,29 +93,7 @@ def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:
     return x if downsample is None else conv_bn(x, *downsample)  # type: ignore[arg-type]
 
 
-class Design(NamedTuple):
-    """The shape of a ResNet."""
-
-    block: type[_BasicBlock] | type[_Bottleneck]
-    blocks: tuple[int, ...]
-    """Number of blocks in each stage; every stage after the first halves the picture's side."""
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    """Channels of each stage, before a bottleneck's expansion."""
-    stem: tuple[int, int, int] = (7, 2, 2)
-    """Kernel and stride of the first convolution, and stride of the max pooling after it."""
-
-
-ARCHITECTURES = {
-    "resnet18": Design(_BasicBlock, (2, 2, 2, 2)),
-    "resnet34": Design(_BasicBlock, (3, 4, 6, 3)),
-    "resnet50": Design(_Bottleneck, (3, 4, 6, 3)),
-    "resnet101": Design(_Bottleneck, (3, 4, 23, 3)),
-}
-
-if TYPE_CHECKING:
-    Architecture = str
-else:
-    Architecture = Literal[tuple(ARCHITECTURES)]
+_BLOCKS = {"basic": _BasicBlock, "bottleneck": _Bottleneck}
 
 
 class Backbone(nn.Module):
@@ -130,7 +107,8 @@ class Backbone(nn.Module):
 
     def __init__(self, arch: Architecture, bn: BatchNorm = "frozen", pretrained: bool = False):
         super().__init__()
-        block, blocks, widths, (kernel, stride, pooling) = ARCHITECTURES[arch]
+        kind, blocks, widths, (kernel, stride, pooling) = ARCHITECTURES[arch]
+        block = _BLOCKS[kind]
         norm = FrozenBatchNorm2d if bn == "frozen" else SyncedBatchNorm2d
         self.conv1 = _conv(3, widths[0], kernel, stride)
         self.bn1 = norm(widths[0])

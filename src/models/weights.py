@@ -8,20 +8,20 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from src.models.architectures import ARCHITECTURES, Architecture
 from src.models.batch_norm import torchvision_state
 from src.models.encoder import TrainedBackbone
-from src.models.simclr import ARCHITECTURES, Architecture, Backbone
+from src.models.simclr import Backbone
 from src.runtime.cli import UserError
 from src.storage.checkpoint import FORMAT
 from src.storage.files import digest, open_regular, reading
 
-WeightsName = Literal["none", "imagenet"]
 Tensors = dict[str, Tensor]
 
 NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}

@@ -11,19 +11,17 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from src.runtime.choices import Format
 from src.runtime.cli import UserError, printable
 from src.storage.artifacts import CertaintyName
 from src.storage.files import replacing
 from src.storage.output_folder import MARK, marked_as
-
-Format = Literal["table", "csv", "json"]
 
 
 @dataclass(frozen=True)

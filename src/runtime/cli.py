@@ -8,7 +8,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -38,18 +38,37 @@ class RunError(UserError):
     exit_code = 1
 
 
-def run_script(main: Callable[[Config], int | None], config: type[Config]) -> NoReturn:
-    """Parse the command line into `config`, call `main`, exit with the code it returns.
+def read_flags(config: type[Config], module: str) -> Config:
+    """The command line, as the dataclass `config`, of the script whose `__name__` is `module`.
+
+    Scripts call it before their slow imports, so that --help and mistakes are answered at once. In
+    an imported module it returns None, which nothing uses.
+
+    If `config` has `for_dataset`, the defaults are those of the `--dataset` on the command line,
+    and `--help` shows them; if it has a `name`, so are the directories of `--name`.
+    """
+    if module != "__main__":
+        return None  # type: ignore[return-value]
+    _prepare_standard_streams()
+    prog, description = Path(sys.argv[0]).name, sys.modules[module].__doc__ or ""
+    with _errors_in_one_line(prog):
+        return parse(config, sys.argv[1:], prog, description)
+
+
+def run_script(main: Callable[[Config], int | None], flags: Config) -> NoReturn:
+    """Call `main`, exit with the code it returns.
 
     `UserError` and `ENVIRONMENT_ERRORS` become one line on standard error; a bug keeps its
-    traceback. If `config` has `for_dataset`, the defaults are those of the `--dataset` on the
-    command line, and `--help` shows them; if it has a `name`, so are the directories of `--name`.
+    traceback.
     """
-    prog = Path(sys.argv[0]).name
-    _prepare_standard_streams()
+    with _errors_in_one_line(Path(sys.argv[0]).name):
+        sys.exit(main(flags) or 0)
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(prog: str) -> Iterator[None]:
     try:
-        description = sys.modules[main.__module__].__doc__ or ""
-        code = main(parse(config, sys.argv[1:], prog, description)) or 0
+        yield
     except UserError as error:
         code = _complain(prog, str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -62,6 +81,8 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
             raise
         file = f": {error.filename}" if error.filename else ""
         code = _complain(prog, f"{error.strerror}{file}", 1)
+    else:
+        return
     sys.exit(code)
 
 

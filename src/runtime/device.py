@@ -7,15 +7,12 @@ import sys
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from src.runtime import distributed
+from src.runtime.choices import DeviceName, PrecisionName
 from src.runtime.cli import UserError
-
-DeviceName = Literal["auto", "cuda", "mps", "cpu"]
-PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
 
 DTYPES: dict[PrecisionName, torch.dtype] = {
     "bf16": torch.bfloat16,

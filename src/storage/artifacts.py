@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 from typing_extensions import TypedDict
 
+from src.runtime.choices import DatasetName
 from src.runtime.cli import RunError, UserError
 from src.storage.files import (
     digest,
@@ -35,7 +36,6 @@ from src.storage.files import (
     write_json,
 )
 
-DatasetName = Literal["stl10", "digits", "folder"]
 CertaintyName = Literal["confidence", "margin"]
 SPLITS = ("unlabeled", "train", "test")
 

@@ -27,8 +27,9 @@ from pydantic import (
 from torch import nn
 from typing_extensions import TypedDict
 
+from src.runtime.choices import DatasetName
 from src.runtime.cli import RunError, UserError
-from src.storage.artifacts import DatasetName, Tracking
+from src.storage.artifacts import Tracking
 from src.storage.files import (
     digest,
     locked,

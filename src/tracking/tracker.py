@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from src.runtime.choices import WandbMode
 from src.runtime.cli import printable
 from src.storage.artifacts import ExtractionRecord
 from src.tracking import wandb_run
-from src.tracking.wandb_run import WandbMode
 
 AXES = {"train": "train/step", "epoch": "epoch", "pca": "pca/component"}
 """The x-axis of the metrics of a prefix. A resumed run repeats steps with equal values, which

@@ -7,14 +7,13 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
+from src.runtime.choices import WandbMode
 from src.runtime.cli import RunError
 from src.storage.output_folder import mark
-
-WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 CHECK_SECONDS = 5.0  # for the server to say anything at all
 FINISH_SECONDS = 60.0  # for uploads at the end of a run; what is left is on disk

@@ -1,17 +1,17 @@
 """Training batches, from the memory-mapped images to the device: a function of seed and step."""
 
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from src.runtime import distributed
+from src.runtime.choices import Placement
 from src.training.randomness import EPOCH_ORDER, VIEWS, random_stream
-from src.training.views import ViewParameters, ViewSettings, draw, make_views
-
-Placement = Literal["auto", "device", "stream"]
+from src.training.recipe import ViewSettings
+from src.training.views import ViewParameters, draw, make_views
 
 
 class ImageStore:

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from dataset.folder import find_pictures
 from dataset.pictures import BadPicture, shorter_side
-from src.models.simclr import Architecture
+from src.models.architectures import Architecture
 from src.storage.files import misfit
 from src.training.recipe import CHOSEN, TrainConfig
 

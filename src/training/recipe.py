@@ -8,22 +8,49 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
 import tyro
 
-from dataset.load_dataset import DatasetName
-from src.models.simclr import Architecture, BatchNorm
-from src.models.weights import WeightsName
+from src.models.architectures import Architecture
+from src.runtime.choices import (
+    BatchNorm,
+    DatasetName,
+    DeviceName,
+    Placement,
+    PrecisionName,
+    SplitName,
+    WandbMode,
+    WeightsName,
+)
 from src.runtime.cli import UserError, check_seed
-from src.runtime.device import DeviceName, PrecisionName
-from src.tracking.wandb_run import WandbMode
-from src.training.batches import Placement
-from src.training.views import ViewSettings
-
-SplitName = Literal["unlabeled", "train", "test"]
 
 T = TypeVar("T")
 if TYPE_CHECKING:
     Chosen = Annotated[T, "None only before `prepare`"]
 else:
     Chosen = Optional
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How much two views of an image may differ."""
+
+    crop_min: float = 0.2
+    """Smallest fraction of an image's area that a view may show; the largest is 1."""
+    flip: float = 0.5
+    """Probability that a view is mirrored."""
+    jitter: float = 0.5
+    """Strength s of the color jitter, with probability 0.8: brightness, contrast and saturation
+    by up to 0.8 s, hue by up to 0.2 s."""
+    gray: float = 0.2
+    """Probability that a view is grayscale."""
+    blur: float = 0.5
+    """Probability of a Gaussian blur: sigma 0.1 to 2 pixels, kernel a tenth of the side."""
+    rotation: float = 0.0
+    """Largest rotation of a view to either side, in degrees."""
+    shear: float = 0.0
+    """Largest slant of a view to either side, in degrees."""
+    shift: float = 0.0
+    """Largest shift of a view along each axis, as a fraction of its side."""
+    zoom: float = 0.0
+    """Largest change of a view's size in either direction: 0.1 is 1/1.1 to 1.1."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ differences, each measured in `tests/test_views.py`:
 - Hue is a rotation of the color around the gray axis of the RGB cube, which is a matrix, not HSV.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,33 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, channels
+from src.training.recipe import ViewSettings
 
 _GRAY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
-
-
-@dataclass(frozen=True)
-class ViewSettings:
-    """How much two views of an image may differ."""
-
-    crop_min: float = 0.2
-    """Smallest fraction of an image's area that a view may show; the largest is 1."""
-    flip: float = 0.5
-    """Probability that a view is mirrored."""
-    jitter: float = 0.5
-    """Strength s of the color jitter, with probability 0.8: brightness, contrast and saturation
-    by up to 0.8 s, hue by up to 0.2 s."""
-    gray: float = 0.2
-    """Probability that a view is grayscale."""
-    blur: float = 0.5
-    """Probability of a Gaussian blur: sigma 0.1 to 2 pixels, kernel a tenth of the side."""
-    rotation: float = 0.0
-    """Largest rotation of a view to either side, in degrees."""
-    shear: float = 0.0
-    """Largest slant of a view to either side, in degrees."""
-    shift: float = 0.0
-    """Largest shift of a view along each axis, as a fraction of its side."""
-    zoom: float = 0.0
-    """Largest change of a view's size in either direction: 0.1 is 1/1.1 to 1.1."""
 
 
 class ViewParameters(NamedTuple):

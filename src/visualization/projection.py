@@ -1,14 +1,13 @@
 """A 2-D map of the reduced features by PCA, t-SNE or UMAP."""
 
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
+from src.runtime.choices import ProjectionName
 from src.runtime.cli import UserError, progress
-
-ProjectionName = Literal["pca", "tsne", "umap"]
 
 TITLES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 

@@ -1,0 +1,28 @@
+"""The networks that --arch names."""
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+
+class Design(NamedTuple):
+    """The shape of a ResNet."""
+
+    block: Literal["basic", "bottleneck"]
+    blocks: tuple[int, ...]
+    """Number of blocks in each stage; every stage after the first halves the picture's side."""
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    """Channels of each stage, before a bottleneck's expansion."""
+    stem: tuple[int, int, int] = (7, 2, 2)
+    """Kernel and stride of the first convolution, and stride of the max pooling after it."""
+
+
+ARCHITECTURES = {
+    "resnet18": Design("basic", (2, 2, 2, 2)),
+    "resnet34": Design("basic", (3, 4, 6, 3)),
+    "resnet50": Design("bottleneck", (3, 4, 6, 3)),
+    "resnet101": Design("bottleneck", (3, 4, 23, 3)),
+}
+
+if TYPE_CHECKING:
+    Architecture = str
+else:
+    Architecture = Literal[tuple(ARCHITECTURES)]
