@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, Script
+from pixel_run import pixel_run
 
+from src.clustering import ClusteringConfig
 from src.clusters.choose_k import fewer
 from src.export import ExportConfig
 from src.feature_extraction import ExtractionConfig
-from src.runtime.cli import UserError, parse
+from src.import_features import ImportConfig
+from src.runtime.cli import UserError, in_same_place, parse
 from src.storage import checkpoint
 from src.train import main
 from src.training import forecast
@@ -91,13 +95,14 @@ def test_resuming_decides_nothing_again(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = {"data_dir": folder, "checkpoint_dir": tmp_path / "c", "device": "cpu"}
-    own |= {"image_size": 32, "precision": "fp32", "wandb": "disabled"}
+    own |= {"image_size": 32, "precision": "fp32", "wandb": "disabled", "name": "few"}
     config = TrainConfig.for_dataset("folder", **own)
     assert main(dataclasses.replace(config, epochs=1)) == 0
     printed = capsys.readouterr().out
     assert "chosen for 13 pictures of about 96 px on a CPU: --arch resnet18" in printed
     assert "12 images of 32 px, 1 epochs of 1 steps, 12 images a step: 1 steps to go" in printed
     assert "12 pictures and 1 steps are too few for learning" in printed
+    assert "(or a FILE), or python src/import_features.py --name few\n" in printed
     assert "checkpoints of 138 MB need" in printed
     flags = checkpoint.load(tmp_path / "c" / checkpoint.file_name(1))["config"]
     assert (flags["batch_size"], flags["warmup_epochs"]) == (12, 2.0)
@@ -164,6 +169,50 @@ def test_two_experiments_do_not_touch_each_other(script: Script, folder: Path) -
     assert [f for f in files(place / "features") if not f.startswith("few/")] == []
     saved = checkpoint.load(place / "checkpoints/few" / checkpoint.file_name(0))
     assert saved["tracking"]["group"] == "few"
+
+
+def test_advice_repeats_the_name(script: Script, tmp_path: Path) -> None:
+    def advice(stage: str, *flags: object) -> str:
+        run = script(stage, *flags)
+        assert run.returncode == 2
+        return run.stderr.removesuffix("\n").rpartition("run ")[2]
+
+    few = ("--name", "few")
+    train, extract = (f"python src/{s}.py --name few" for s in ("train", "feature_extraction"))
+    assert advice("src/feature_extraction.py", *few) == f"{train} first"
+    assert advice("src/clustering.py", *few) == f"{train}, then {extract}"
+    pixel_run(tmp_path / "features/few", "digits", Path())
+    cluster = "python src/clustering.py --name few"
+    predicted = advice("src/inference.py", *few, "--device", "cpu")
+    assert predicted == f"{extract} and {cluster} again"
+    (tmp_path / "features/few/centroids.npy").unlink()
+    assert advice("visualize_features.py", *few) == f"{cluster} to write it again"
+    own = ("--feature-dir", "features/few")
+    assert advice("visualize_features.py", *own) == (
+        "python src/clustering.py --feature-dir features/few to write it again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "first", "second"),
+    [
+        (ClusteringConfig, "", "", ""),
+        (ClusteringConfig, "--name=a", " --name a", " --name a"),
+        (ExtractionConfig, "--checkpoint-dir c", " --checkpoint-dir c", " --checkpoint-dir c"),
+        (ExtractionConfig, "--name a --feature-dir 'b c'", " --name a",
+         " --name a --feature-dir 'b c'"),
+        (TrainConfig, "--name a --checkpoint-dir checkpoints/a", " --name a", " --name a"),
+        (ImportConfig, "--feature-dir f", "", " --feature-dir f"),
+    ],
+)  # fmt: skip
+def test_advice_repeats_where_the_flags_lead(
+    config: Any, arguments: str, first: str, second: str
+) -> None:
+    flags: Any = parse(config, shlex.split(arguments), "x.py", "")
+    advice = "run python src/train.py{}, then python src/feature_extraction.py{} --untrained"
+    expected = advice.format(first, second)
+    assert in_same_place(advice.format("", ""), flags) == expected
+    assert in_same_place(expected, flags) == expected  # as in an error that quotes another
 
 
 def files(directory: Path) -> dict[str, int]:

@@ -209,7 +209,7 @@ def test_readme_pictures(script: Script, digits: Path, program: str, tmp_path: P
     assert (pixels[130:700, 50:1000, 1] > 80).sum() > 1797  # colorful: the map is drawn
     run = script("docs/make_pictures.py", "--feature-dir", tmp_path, *flags)
     assert run.returncode == 2
-    assert "run python visualize_features.py first" in run.stderr
+    assert f"run python visualize_features.py --feature-dir {tmp_path} first" in run.stderr
 
 
 def test_the_example_is_the_page_with_smaller_pictures(

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,10 +27,34 @@ ENVIRONMENT_ERRORS = {
 """Errors of the operating system that the user can fix and this code cannot."""
 
 
+COMMAND = re.compile(
+    r"python (src/(?:train|feature_extraction|import_features|clustering|inference)|"
+    r"visualize_features)\.py(?! --(?:name|checkpoint-dir|feature-dir)\b)"
+)
+"""A command in a message; one that says where it reads and writes is left alone."""
+USERS = {
+    "checkpoint_dir": ("src/train", "src/feature_extraction"),
+    "feature_dir": (
+        *("src/feature_extraction", "src/import_features", "src/clustering", "src/inference"),
+        "visualize_features",
+    ),
+}
+"""The commands that take these flags, of those in messages."""
+
+_running: Any = None
+"""The flags of the script that this process runs."""
+
+
 class UserError(ValueError):
-    """Bad usage or input: one line that says what is wrong and how to fix it. Exit code 2."""
+    """Bad usage or input: one line that says what is wrong and how to fix it. Exit code 2.
+
+    The commands in it read and write where the running script does.
+    """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return in_same_place(super().__str__(), _running)
 
 
 class RunError(UserError):
@@ -45,11 +70,13 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
     traceback. If `config` has `for_dataset`, the defaults are those of the `--dataset` on the
     command line, and `--help` shows them; if it has a `name`, so are the directories of `--name`.
     """
+    global _running
     prog = Path(sys.argv[0]).name
     _prepare_standard_streams()
     try:
         description = sys.modules[main.__module__].__doc__ or ""
-        code = main(parse(config, sys.argv[1:], prog, description)) or 0
+        _running = parse(config, sys.argv[1:], prog, description)
+        code = main(_running) or 0
     except UserError as error:
         code = _complain(prog, str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -81,6 +108,23 @@ def parse(config: type[Config], arguments: list[str], prog: str, description: st
         if exit_.code:
             _complain(prog, f"{_first_message(tyro_error.getvalue())} (see --help)", 2)
         raise
+
+
+def in_same_place(message: str, config: Any) -> str:
+    """`message` with --name, --checkpoint-dir and --feature-dir of a script's flags `config`, where
+    given, added to its commands."""
+    name = getattr(config, "name", None)
+    usual = None if config is None else _named(type(config)(), name)
+
+    def with_flags(command: re.Match[str]) -> str:
+        flags = [f"--name {name}"] if name else []
+        for flag, users in USERS.items():
+            directory = getattr(config, flag, None)
+            if command[1] in users and directory and directory != getattr(usual, flag):
+                flags.append(f"--{flag.replace('_', '-')} {shlex.quote(str(directory))}")
+        return " ".join([command[0], *flags])
+
+    return COMMAND.sub(with_flags, message)
 
 
 def printable(text: str) -> str:
@@ -120,19 +164,20 @@ def _default(config: type[Config], arguments: list[str]) -> Any:
         get_type_hints(config)["dataset"]
     ):
         default = config.for_dataset(given.dataset)  # type: ignore[attr-defined]
-    if given.name is not None and hasattr(default, "name"):
-        default = dataclasses.replace(default, **_places(default, given.name))
-    return default
+    return _named(default, given.name)
 
 
-def _places(default: Any, name: str) -> dict[str, Path]:
-    """The directories of the experiment `name`: folders of that name in the usual ones."""
+def _named(default: Any, name: str | None) -> Any:
+    """`default` with the directories of the experiment `name`: folders of that name in its own."""
+    if name is None or not hasattr(default, "name"):
+        return default
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(
             f"--name {name}: it may only hold letters, digits, - _ and ., and not begin with - or ."
         )
-    directories = {flag: getattr(default, flag, None) for flag in ("checkpoint_dir", "feature_dir")}
-    return {flag: directory / name for flag, directory in directories.items() if directory}
+    directories = {flag: getattr(default, flag, None) for flag in USERS}
+    own = {flag: directory / name for flag, directory in directories.items() if directory}
+    return dataclasses.replace(default, **own)
 
 
 def _first_message(box: str) -> str:
