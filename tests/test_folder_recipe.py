@@ -31,16 +31,16 @@ from src.training.state import prepare, random_state
 @pytest.mark.parametrize(
     ("images", "side", "gpu", "expected"),
     [
-        (13_000, 96, False, ("resnet50", 96, 256, 24, 2.0, 4)),
-        (13_000, 96, True, ("resnet50", 96, 256, 24, 2.0, 4)),
-        (100_000, 3000, True, ("resnet50", 96, 256, 24, 2.0, 4)),
-        (5_000, 480, False, ("resnet50", 96, 256, 64, 5.0, 10)),
-        (4_999, 480, False, ("resnet18", 64, 256, 24, 2.0, 4)),
-        (402, 96, False, ("resnet18", 64, 32, 31, 2.0, 5)),
-        (402, 3000, True, ("resnet50", 96, 32, 167, 13.0, 27)),
-        (135, 28, False, ("resnet18", 32, 16, 93, 7.0, 15)),
-        (12, 50, False, ("resnet18", 48, 12, 200, 16.0, 33)),
-        (3, 3000, False, ("resnet18", 64, 3, 200, 16.0, 33)),
+        (13_000, 96, False, ("resnet50", 96, 256, 24, 2.0, 4, 12)),
+        (13_000, 96, True, ("resnet50", 96, 256, 24, 2.0, 4, 12)),
+        (100_000, 3000, True, ("resnet50", 96, 256, 24, 2.0, 4, 93)),
+        (5_000, 480, False, ("resnet50", 96, 256, 64, 5.0, 10, 12)),
+        (4_999, 480, False, ("resnet18", 64, 256, 24, 2.0, 4, 4)),
+        (402, 96, False, ("resnet18", 64, 32, 31, 2.0, 5, 3)),
+        (402, 3000, True, ("resnet50", 96, 32, 167, 13.0, 27, 20)),
+        (135, 28, False, ("resnet18", 32, 16, 93, 7.0, 15, 7)),
+        (12, 50, False, ("resnet18", 48, 12, 200, 16.0, 33, 2)),
+        (3, 3000, False, ("resnet18", 64, 3, 200, 16.0, 33, 2)),
     ],
 )
 def test_what_suits_a_folder(images: int, side: int, gpu: bool, expected: tuple) -> None:
@@ -68,6 +68,17 @@ def test_what_depends_on_the_epochs_follows_those_that_are_given() -> None:
     assert (elsewhere["arch"], elsewhere["image_size"]) == ("resnet50", 224)
 
 
+def test_the_curve_of_the_loss_has_a_hundred_points_or_all() -> None:
+    for epochs in (9, 10, 31, 100):
+        for batch, accumulate in ((None, 1), (8, 1), (100, 1), (402, 1), (32, 6)):
+            recipe = folder_recipe(402, 96, False, epochs, False, batch, accumulate)
+            steps = epochs * (402 // ((batch or recipe["batch_size"]) * accumulate))
+            assert min(steps, 100) <= steps // recipe["log_every"] < 200
+    assert folder_recipe(402, 96, False, epochs=6_000)["log_every"] == 100
+    for wrong in ({"batch_size": 0}, {"accumulate": 0}):  # `check` refuses them afterward
+        assert folder_recipe(402, 96, False, **wrong)["log_every"] > 0  # type: ignore[arg-type]
+
+
 def test_the_other_datasets_keep_their_defaults() -> None:
     for dataset in ("stl10", "digits"):
         config = TrainConfig.for_dataset(dataset)
@@ -91,6 +102,11 @@ def folder(pictures_dir: Path, tmp_path: Path) -> Path:
     return directory
 
 
+def test_the_batch_that_is_given_counts(folder: Path) -> None:
+    flags = {"data_dir": folder, "epochs": 100, "batch_size": 2, "accumulate": 3}
+    assert choose(TrainConfig.for_dataset("folder", **flags), False, {}).log_every == 2
+
+
 def test_resuming_decides_nothing_again(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,9 +125,11 @@ def test_resuming_decides_nothing_again(
     assert main(config) == 0  # as many epochs as before
     assert "chosen for" not in (printed := capsys.readouterr().out)
     assert "1 of 1 steps are done" in printed
-    assert main(dataclasses.replace(config, epochs=2)) == 0
+    assert main(dataclasses.replace(config, epochs=2, log_every=5)) == 0
     last = checkpoint.load(tmp_path / "c" / checkpoint.file_name(2))["config"]
-    assert last == flags | {"epochs": 2}
+    assert last == flags | {"epochs": 2, "log_every": 5}
+    log = (tmp_path / "c" / checkpoint.METRICS_LOG).read_text()
+    assert log.count('"kind": "step"') == 1  # of the first epoch, every step of which was logged
     shutil.copy(folder / "00.png", folder / "another.png")
     with pytest.raises(UserError, match="other images than those now in"):
         main(config)
