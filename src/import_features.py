@@ -52,6 +52,8 @@ class ImportConfig:
     """Side in pixels to which the pictures are resized, for galleries and raw-pixel baselines."""
     cache_dir: Path | None = None
     """Where to keep the decoded pictures; by default, next to the pictures."""
+    name: str | None = None
+    """Name of the experiment: by default its --feature-dir is features/NAME."""
     feature_dir: Path = Path("features")
     """Directory for the features."""
 

@@ -3,7 +3,7 @@
     python src/inference.py photo.jpg holiday/
     find . -name "*.jpg" | python src/inference.py - --csv --output predictions.csv
     python src/inference.py --features FILE      # features of the same network, not pictures
-    python src/inference.py                  # a sample of the test images, as a demonstration
+    python src/inference.py                  # a sample of the images, as a demonstration
 
 Reads the pictures, the outputs of src/clustering.py in features/ and the checkpoint they were made
 with. Writes a table, CSV or JSON lines, in the order of the pictures. The exit code is 0 if every
@@ -37,7 +37,7 @@ from src.runtime.cli import UserError, printable, progress, read_flags, run_scri
 class InferenceConfig:
     paths: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Pictures, folders (with their subfolders), or - for a list of paths on standard input, one a
-    line. Without any, a sample of the test images is predicted."""
+    line. Without any, a sample of the images is predicted, of test if there is such a split."""
 
     features: Path | None = None
     """Predict these features instead of pictures: .npy, a row for every picture, of the network

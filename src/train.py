@@ -10,8 +10,8 @@ writes a checkpoint and exits; the same command resumes from there.
 
 A line about the epoch is printed every --monitor-every epochs, and every minute in which one ends:
 loss, mean gradient norm before clipping, rank (how many dimensions the projections fill, of 128; a
-few mean collapse), speed, and with labels k-NN and K-means accuracy of 2,000 images. The file
-metrics.jsonl has all epochs.
+few mean collapse), speed, and with labels k-NN and K-means accuracy of up to 5,000 images. The
+file metrics.jsonl has all epochs.
 """
 
 import importlib.util

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, Script
+from pixel_run import pixel_run
 
+from src.clustering import ClusteringConfig
 from src.clusters.choose_k import fewer
 from src.export import ExportConfig
 from src.feature_extraction import ExtractionConfig
-from src.runtime.cli import UserError, parse
+from src.import_features import ImportConfig
+from src.runtime.cli import UserError, in_same_place, parse
 from src.storage import checkpoint
 from src.train import main
 from src.training import forecast
@@ -27,16 +31,16 @@ from src.training.state import prepare, random_state
 @pytest.mark.parametrize(
     ("images", "side", "gpu", "expected"),
     [
-        (13_000, 96, False, ("resnet50", 96, 256, 24, 2.0, 4)),
-        (13_000, 96, True, ("resnet50", 96, 256, 24, 2.0, 4)),
-        (100_000, 3000, True, ("resnet50", 96, 256, 24, 2.0, 4)),
-        (5_000, 480, False, ("resnet50", 96, 256, 64, 5.0, 10)),
-        (4_999, 480, False, ("resnet18", 64, 256, 24, 2.0, 4)),
-        (402, 96, False, ("resnet18", 64, 32, 31, 2.0, 5)),
-        (402, 3000, True, ("resnet50", 96, 32, 167, 13.0, 27)),
-        (135, 28, False, ("resnet18", 32, 16, 93, 7.0, 15)),
-        (12, 50, False, ("resnet18", 48, 12, 200, 16.0, 33)),
-        (3, 3000, False, ("resnet18", 64, 3, 200, 16.0, 33)),
+        (13_000, 96, False, ("resnet50", 96, 256, 24, 2.0, 4, 12)),
+        (13_000, 96, True, ("resnet50", 96, 256, 24, 2.0, 4, 12)),
+        (100_000, 3000, True, ("resnet50", 96, 256, 24, 2.0, 4, 93)),
+        (5_000, 480, False, ("resnet50", 96, 256, 64, 5.0, 10, 12)),
+        (4_999, 480, False, ("resnet18", 64, 256, 24, 2.0, 4, 4)),
+        (402, 96, False, ("resnet18", 64, 32, 31, 2.0, 5, 3)),
+        (402, 3000, True, ("resnet50", 96, 32, 167, 13.0, 27, 20)),
+        (135, 28, False, ("resnet18", 32, 16, 93, 7.0, 15, 7)),
+        (12, 50, False, ("resnet18", 48, 12, 200, 16.0, 33, 2)),
+        (3, 3000, False, ("resnet18", 64, 3, 200, 16.0, 33, 2)),
     ],
 )
 def test_what_suits_a_folder(images: int, side: int, gpu: bool, expected: tuple) -> None:
@@ -64,6 +68,17 @@ def test_what_depends_on_the_epochs_follows_those_that_are_given() -> None:
     assert (elsewhere["arch"], elsewhere["image_size"]) == ("resnet50", 224)
 
 
+def test_the_curve_of_the_loss_has_a_hundred_points_or_all() -> None:
+    for epochs in (9, 10, 31, 100):
+        for batch, accumulate in ((None, 1), (8, 1), (100, 1), (402, 1), (32, 6)):
+            recipe = folder_recipe(402, 96, False, epochs, False, batch, accumulate)
+            steps = epochs * (402 // ((batch or recipe["batch_size"]) * accumulate))
+            assert min(steps, 100) <= steps // recipe["log_every"] < 200
+    assert folder_recipe(402, 96, False, epochs=6_000)["log_every"] == 100
+    for wrong in ({"batch_size": 0}, {"accumulate": 0}):  # `check` refuses them afterward
+        assert folder_recipe(402, 96, False, **wrong)["log_every"] > 0  # type: ignore[arg-type]
+
+
 def test_the_other_datasets_keep_their_defaults() -> None:
     for dataset in ("stl10", "digits"):
         config = TrainConfig.for_dataset(dataset)
@@ -87,26 +102,34 @@ def folder(pictures_dir: Path, tmp_path: Path) -> Path:
     return directory
 
 
+def test_the_batch_that_is_given_counts(folder: Path) -> None:
+    flags = {"data_dir": folder, "epochs": 100, "batch_size": 2, "accumulate": 3}
+    assert choose(TrainConfig.for_dataset("folder", **flags), False, {}).log_every == 2
+
+
 def test_resuming_decides_nothing_again(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = {"data_dir": folder, "checkpoint_dir": tmp_path / "c", "device": "cpu"}
-    own |= {"image_size": 32, "precision": "fp32", "wandb": "disabled"}
+    own |= {"image_size": 32, "precision": "fp32", "wandb": "disabled", "name": "few"}
     config = TrainConfig.for_dataset("folder", **own)
     assert main(dataclasses.replace(config, epochs=1)) == 0
     printed = capsys.readouterr().out
     assert "chosen for 13 pictures of about 96 px on a CPU: --arch resnet18" in printed
     assert "12 images of 32 px, 1 epochs of 1 steps, 12 images a step: 1 steps to go" in printed
     assert "12 pictures and 1 steps are too few for learning" in printed
+    assert "(or a FILE), or python src/import_features.py --name few\n" in printed
     assert "checkpoints of 138 MB need" in printed
     flags = checkpoint.load(tmp_path / "c" / checkpoint.file_name(1))["config"]
     assert (flags["batch_size"], flags["warmup_epochs"]) == (12, 2.0)
     assert main(config) == 0  # as many epochs as before
     assert "chosen for" not in (printed := capsys.readouterr().out)
     assert "1 of 1 steps are done" in printed
-    assert main(dataclasses.replace(config, epochs=2)) == 0
+    assert main(dataclasses.replace(config, epochs=2, log_every=5)) == 0
     last = checkpoint.load(tmp_path / "c" / checkpoint.file_name(2))["config"]
-    assert last == flags | {"epochs": 2}
+    assert last == flags | {"epochs": 2, "log_every": 5}
+    log = (tmp_path / "c" / checkpoint.METRICS_LOG).read_text()
+    assert log.count('"kind": "step"') == 1  # of the first epoch, every step of which was logged
     shutil.copy(folder / "00.png", folder / "another.png")
     with pytest.raises(UserError, match="other images than those now in"):
         main(config)
@@ -164,6 +187,50 @@ def test_two_experiments_do_not_touch_each_other(script: Script, folder: Path) -
     assert [f for f in files(place / "features") if not f.startswith("few/")] == []
     saved = checkpoint.load(place / "checkpoints/few" / checkpoint.file_name(0))
     assert saved["tracking"]["group"] == "few"
+
+
+def test_advice_repeats_the_name(script: Script, tmp_path: Path) -> None:
+    def advice(stage: str, *flags: object) -> str:
+        run = script(stage, *flags)
+        assert run.returncode == 2
+        return run.stderr.removesuffix("\n").rpartition("run ")[2]
+
+    few = ("--name", "few")
+    train, extract = (f"python src/{s}.py --name few" for s in ("train", "feature_extraction"))
+    assert advice("src/feature_extraction.py", *few) == f"{train} first"
+    assert advice("src/clustering.py", *few) == f"{train}, then {extract}"
+    pixel_run(tmp_path / "features/few", "digits", Path())
+    cluster = "python src/clustering.py --name few"
+    predicted = advice("src/inference.py", *few, "--device", "cpu")
+    assert predicted == f"{extract} and {cluster} again"
+    (tmp_path / "features/few/centroids.npy").unlink()
+    assert advice("visualize_features.py", *few) == f"{cluster} to write it again"
+    own = ("--feature-dir", "features/few")
+    assert advice("visualize_features.py", *own) == (
+        "python src/clustering.py --feature-dir features/few to write it again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "first", "second"),
+    [
+        (ClusteringConfig, "", "", ""),
+        (ClusteringConfig, "--name=a", " --name a", " --name a"),
+        (ExtractionConfig, "--checkpoint-dir c", " --checkpoint-dir c", " --checkpoint-dir c"),
+        (ExtractionConfig, "--name a --feature-dir 'b c'", " --name a",
+         " --name a --feature-dir 'b c'"),
+        (TrainConfig, "--name a --checkpoint-dir checkpoints/a", " --name a", " --name a"),
+        (ImportConfig, "--feature-dir f", "", " --feature-dir f"),
+    ],
+)  # fmt: skip
+def test_advice_repeats_where_the_flags_lead(
+    config: Any, arguments: str, first: str, second: str
+) -> None:
+    flags: Any = parse(config, shlex.split(arguments), "x.py", "")
+    advice = "run python src/train.py{}, then python src/feature_extraction.py{} --untrained"
+    expected = advice.format(first, second)
+    assert in_same_place(advice.format("", ""), flags) == expected
+    assert in_same_place(expected, flags) == expected  # as in an error that quotes another
 
 
 def files(directory: Path) -> dict[str, int]:

@@ -209,7 +209,7 @@ def test_readme_pictures(script: Script, digits: Path, program: str, tmp_path: P
     assert (pixels[130:700, 50:1000, 1] > 80).sum() > 1797  # colorful: the map is drawn
     run = script("docs/make_pictures.py", "--feature-dir", tmp_path, *flags)
     assert run.returncode == 2
-    assert "run python visualize_features.py first" in run.stderr
+    assert f"run python visualize_features.py --feature-dir {tmp_path} first" in run.stderr
 
 
 def test_the_example_is_the_page_with_smaller_pictures(
@@ -585,3 +585,79 @@ def test_pictures_without_labels(
     assert load_names(artifacts.Manifest(pictures)) == ["sparrow"] * 2 + [None] * (count - 2)
     (pictures / artifacts.NAMES).unlink()
     assert report.js("document.documentElement.scrollWidth") <= report.js("innerWidth")
+
+
+def changed(directory: Path, copy: Path, **changes: Any) -> Path:
+    """A copy of the report in `directory` with other data, in a folder of its own."""
+    page = (directory / artifacts.REPORT).read_text(encoding="utf-8")
+    content = re.compile(r'(?<=id="data">)[^<]+')
+    data = json.loads(content.findall(page)[0]) | changes
+    copy.mkdir()
+    page = content.sub(lambda _: json.dumps(data).replace("<", "\\u003c"), page)
+    (copy / artifacts.REPORT).write_text(page, encoding="utf-8")
+    return copy
+
+
+@WIDTHS
+def test_typed_names_outlive_the_tab(
+    open_report: Callable[..., Report], pictures: Path, tmp_path: Path, context: dict[str, Any]
+) -> None:
+    report = open_report(pictures, **context)
+    page, count = report.page, load_results(pictures).clustering["clusters"]
+
+    def type_name(cluster: int, name: str) -> None:
+        field = f"[aria-label='name of cluster {cluster}']"
+        page.fill(field, "")
+        page.type(field, name)
+
+    def names() -> list[str]:
+        shown = [page.input_value(f"[aria-label='name of cluster {k}']") for k in range(count)]
+        assert report.js("[...report.data.givenNames.keys()].map(nameOfCluster)") == shown
+        return shown[:3]
+
+    def open_page(directory: Path) -> list[str]:
+        page.goto((directory / artifacts.REPORT).as_uri())
+        report.js(READY)
+        return names()
+
+    page.locator("#stored").scroll_into_view_if_needed()
+    assert report.in_view("#stored")
+    type_name(1, "<b>wren")
+    page.keyboard.press("Tab")
+    type_name(0, "cafe\u0301 ")  # and the page is closed in the middle of typing
+    assert open_page(pictures) == ["caf\u00e9", "<b>wren", ""]
+    assert page.locator("#gallery-cluster option").all_text_contents()[1] == "cluster 0 → caf\u00e9"
+    saved = json.loads(report.downloaded("#save-names"))["names"]
+    assert saved == {"0": "caf\u00e9", "1": "<b>wren"}
+
+    other = changed(pictures, tmp_path / "other", clustersId="of another clustering")
+    assert open_page(other) == ["", "", ""]
+    none = [""] * (count - 3)
+    later = changed(pictures, tmp_path / "later", givenNames=["finch", "", "owl", *none])
+    assert open_page(later) == ["finch", "<b>wren", "owl"]  # made after "café" was typed
+    type_name(2, "")
+    type_name(0, "robin")
+    assert open_page(later) == ["robin", "<b>wren", ""]
+
+
+@pytest.mark.parametrize(
+    "storage", ["undefined", "(() => { throw new DOMException('refused', 'SecurityError'); })()"]
+)
+def test_names_work_in_a_browser_without_storage(
+    open_report: Callable[..., Report], pictures: Path, storage: str
+) -> None:
+    report = open_report(pictures)
+    page = report.page
+    page.add_init_script(
+        f"Object.defineProperty(window, 'localStorage', {{ get: () => {storage} }});"
+    )
+    page.reload()
+    report.js(READY)
+    assert page.is_hidden("#stored")
+    page.fill("[aria-label='name of cluster 0']", "wren")
+    page.keyboard.press("Tab")
+    assert report.js("report.data.givenNames[0]") == "wren"
+    assert json.loads(report.downloaded("#save-names"))["names"] == {"0": "wren"}
+    page.reload()
+    report.js(READY)
+    assert page.input_value("[aria-label='name of cluster 0']") == ""

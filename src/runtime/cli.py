@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,6 +25,21 @@ ENVIRONMENT_ERRORS = {
     errno.ENAMETOOLONG,
 }
 """Errors of the operating system that the user can fix and this code cannot."""
+
+
+COMMAND = re.compile(
+    r"python (src/(?:train|feature_extraction|import_features|clustering|inference)|"
+    r"visualize_features)\.py(?! --(?:name|checkpoint-dir|feature-dir)\b)"
+)
+"""A command in a message; one that says where it reads and writes is left alone."""
+USERS = {
+    "checkpoint_dir": ("src/train", "src/feature_extraction"),
+    "feature_dir": (
+        *("src/feature_extraction", "src/import_features", "src/clustering", "src/inference"),
+        "visualize_features",
+    ),
+}
+"""The commands that take these flags, of those in messages."""
 
 
 class UserError(ValueError):
@@ -51,26 +67,27 @@ def read_flags(config: type[Config], module: str) -> Config:
         return None  # type: ignore[return-value]
     _prepare_standard_streams()
     prog, description = Path(sys.argv[0]).name, sys.modules[module].__doc__ or ""
-    with _errors_in_one_line(prog):
+    with _errors_in_one_line():
         return parse(config, sys.argv[1:], prog, description)
 
 
 def run_script(main: Callable[[Config], int | None], flags: Config) -> NoReturn:
     """Call `main`, exit with the code it returns.
 
-    `UserError` and `ENVIRONMENT_ERRORS` become one line on standard error; a bug keeps its
-    traceback.
+    `UserError`, with commands that read and write where this script does, and `ENVIRONMENT_ERRORS`
+    become one line on standard error; a bug keeps its traceback.
     """
-    with _errors_in_one_line(Path(sys.argv[0]).name):
+    with _errors_in_one_line(flags):
         sys.exit(main(flags) or 0)
 
 
 @contextlib.contextmanager
-def _errors_in_one_line(prog: str) -> Iterator[None]:
+def _errors_in_one_line(flags: Any = None) -> Iterator[None]:
+    prog = Path(sys.argv[0]).name
     try:
         yield
     except UserError as error:
-        code = _complain(prog, str(error), error.exit_code)
+        code = _complain(prog, in_same_place(str(error), flags), error.exit_code)
     except KeyboardInterrupt:
         code = _complain(prog, "interrupted", 130)
     except BrokenPipeError:  # the reader of a pipe exited, as `| head` does
@@ -102,6 +119,23 @@ def parse(config: type[Config], arguments: list[str], prog: str, description: st
         if exit_.code:
             _complain(prog, f"{_first_message(tyro_error.getvalue())} (see --help)", 2)
         raise
+
+
+def in_same_place(message: str, config: Any) -> str:
+    """`message` with --name, --checkpoint-dir and --feature-dir of a script's flags `config`, where
+    given, added to its commands."""
+    name = getattr(config, "name", None)
+    usual = None if config is None else _named(type(config)(), name)
+
+    def with_flags(command: re.Match[str]) -> str:
+        flags = [f"--name {name}"] if name else []
+        for flag, users in USERS.items():
+            directory = getattr(config, flag, None)
+            if command[1] in users and directory and directory != getattr(usual, flag):
+                flags.append(f"--{flag.replace('_', '-')} {shlex.quote(str(directory))}")
+        return " ".join([command[0], *flags])
+
+    return COMMAND.sub(with_flags, message)
 
 
 def printable(text: str) -> str:
@@ -141,19 +175,20 @@ def _default(config: type[Config], arguments: list[str]) -> Any:
         get_type_hints(config)["dataset"]
     ):
         default = config.for_dataset(given.dataset)  # type: ignore[attr-defined]
-    if given.name is not None and hasattr(default, "name"):
-        default = dataclasses.replace(default, **_places(default, given.name))
-    return default
+    return _named(default, given.name)
 
 
-def _places(default: Any, name: str) -> dict[str, Path]:
-    """The directories of the experiment `name`: folders of that name in the usual ones."""
+def _named(default: Any, name: str | None) -> Any:
+    """`default` with the directories of the experiment `name`: folders of that name in its own."""
+    if name is None or not hasattr(default, "name"):
+        return default
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(
             f"--name {name}: it may only hold letters, digits, - _ and ., and not begin with - or ."
         )
-    directories = {flag: getattr(default, flag, None) for flag in ("checkpoint_dir", "feature_dir")}
-    return {flag: directory / name for flag, directory in directories.items() if directory}
+    directories = {flag: getattr(default, flag, None) for flag in USERS}
+    own = {flag: directory / name for flag, directory in directories.items() if directory}
+    return dataclasses.replace(default, **own)
 
 
 def _first_message(box: str) -> str:

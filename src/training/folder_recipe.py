@@ -30,10 +30,17 @@ class FolderRecipe(TypedDict):
     epochs: NonNegativeInt
     warmup_epochs: NonNegativeFloat
     checkpoint_every: PositiveInt
+    log_every: PositiveInt
 
 
 def folder_recipe(
-    images: int, side: int, gpu: bool, epochs: int | None = None, pretrained: bool = False
+    images: int,
+    side: int,
+    gpu: bool,
+    epochs: int | None = None,
+    pretrained: bool = False,
+    batch_size: int | None = None,
+    accumulate: int = 1,
 ) -> FolderRecipe:
     """What suits a folder.
 
@@ -43,6 +50,7 @@ def folder_recipe(
         gpu: whether there is one.
         epochs: those of --epochs, on which others depend; None if they are to be chosen.
         pretrained: whether training begins with weights from elsewhere.
+        batch_size: that of --batch-size, which like `accumulate` changes the number of steps.
     """
     is_full = gpu or images >= LARGE
     eighth = (1 << (images // 8).bit_length()) // 2  # the largest power of two up to N / 8
@@ -56,6 +64,7 @@ def folder_recipe(
     if pretrained and epochs == 0 and images < LARGE // 2:
         target = 224  # published weights were learned at this size, and features cost little
     schedule = epochs or chosen  # --epochs 0 makes the checkpoint that training would begin with
+    planned = schedule * (images // max(1, (batch_size or batch) * accumulate))
     return {
         "arch": "resnet50" if is_full or pretrained else "resnet18",
         "image_size": max(32, min(target, side // 16 * 16)),
@@ -63,6 +72,7 @@ def folder_recipe(
         "epochs": chosen if epochs is None else epochs,
         "warmup_epochs": float(max(2, schedule // 12)),
         "checkpoint_every": max(4, schedule // 6),
+        "log_every": max(1, min(planned // 100, 100)),  # for a curve of 100 points
     }
 
 
@@ -91,7 +101,9 @@ def choose(config: TrainConfig, gpu: bool, recorded: dict[str, Any]) -> TrainCon
         own = TrainConfig.for_dataset(config.dataset)
         return replace(config, **{name: getattr(own, name) for name in missing})
     images, side = survey(config.data_dir, config.train_on)
-    recipe = folder_recipe(images, side, gpu, config.epochs, config.pretrained)
+    recipe = folder_recipe(
+        images, side, gpu, config.epochs, config.pretrained, config.batch_size, config.accumulate
+    )
     chosen = {name: value for name, value in recipe.items() if name in missing}
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
     device = "a GPU" if gpu else "a CPU"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from src.runtime.cli import in_same_place
 from src.training.state import Setup, TrainState
 
 FEW_IMAGES, FEW_STEPS = 1_000, 1_000
@@ -38,12 +39,12 @@ def announce(setup: Setup, state: TrainState) -> None:
         print(text, flush=True)
     is_short = images < FEW_IMAGES or setup.steps < FEW_STEPS
     if config.dataset == "folder" and not config.pretrained and is_short:
-        print(
+        note = (
             f"note: {images:,} pictures and {setup.steps:,} steps are too few for learning from "
             "random weights to work well. To use features that were learned elsewhere: --epochs 0 "
-            "--weights imagenet (or a FILE), or python src/import_features.py",
-            flush=True,
+            "--weights imagenet (or a FILE), or python src/import_features.py"
         )
+        print(in_same_place(note, config), flush=True)
 
 
 def checkpoints_to_come(epoch: int, epochs: int, every: int) -> int:

@@ -131,7 +131,7 @@ class TrainConfig:
     """Number of checkpoints to keep, apart from epoch 0; by default all."""
     fresh: bool = False
     """Start over; the files of an earlier training are moved into a new folder."""
-    log_every: int = 100
+    log_every: Chosen[int] = 100
     """Steps between logged training losses."""
     monitor_every: int = 4
     """Epochs between k-NN and K-means accuracies on 5,000 labeled images, if there are labels."""
@@ -171,7 +171,10 @@ DIGITS: dict[str, Any] = {
     "log_every": 10,
 }  # fmt: skip
 
-CHOSEN = ("arch", "image_size", "batch_size", "epochs", "warmup_epochs", "checkpoint_every")
+CHOSEN = (
+    *("arch", "image_size", "batch_size", "epochs", "warmup_epochs", "checkpoint_every"),
+    "log_every",
+)
 """Flags that `src/training/folder_recipe.py` chooses for a folder unless they are given."""
 
 FREE_TO_CHANGE = {

@@ -41,6 +41,7 @@ $("#dashed").hidden = !hasLabels;
 $("#filters").open = !matchMedia("(max-width: 860px)").matches;
 setTheme(prefersDark.matches);
 buildFlags();
+restoreNames();
 regroup();
 resize();
 new ResizeObserver(resize).observe(map);
