@@ -15,8 +15,8 @@ differences, each measured in `tests/test_views.py`:
 - Hue is a rotation of the color around the gray axis of the RGB cube, which is a matrix, not HSV.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,11 @@ class ViewSettings:
     """Largest shift of a view along each axis, as a fraction of its side."""
     zoom: float = 0.0
     """Largest change of a view's size in either direction: 0.1 is 1/1.1 to 1.1."""
+
+    @classmethod
+    def of(cls, flags: Any) -> "ViewSettings":
+        """Those among the flags of a training, as a checkpoint holds them."""
+        return cls(**{field.name: flags[field.name] for field in fields(cls)})
 
 
 class ViewParameters(NamedTuple):
