@@ -82,6 +82,7 @@ def test_pixels_reverse_the_preprocessing(images: Tensor) -> None:
 def test_settings_are_found_among_the_flags_of_a_training() -> None:
     config = TrainConfig.for_dataset("digits")
     assert ViewSettings.of(flag_values(config)) == config.views != ViewSettings()
+    assert ViewSettings.of({"gray": 0.5, "epochs": 3}) == ViewSettings(gray=0.5)
 
 
 # --- geometry ---------------------------------------------------------------------------------

@@ -53,8 +53,8 @@ class ViewSettings:
 
     @classmethod
     def of(cls, flags: Any) -> "ViewSettings":
-        """Those among the flags of a training, as a checkpoint holds them."""
-        return cls(**{field.name: flags[field.name] for field in fields(cls)})
+        """Those among the flags of a training; the defaults of settings that are newer than it."""
+        return cls(**{f.name: flags[f.name] for f in fields(cls) if f.name in flags})
 
 
 class ViewParameters(NamedTuple):
