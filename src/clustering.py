@@ -77,9 +77,10 @@ import numpy as np
 from dataset.load_dataset import reload_dataset
 from src.clusters.choose_k import candidates, fewer, scan, scan_table
 from src.clusters.confidence import fit_scale, gaussian_scale
+from src.clusters.head import LinearHead
 from src.clusters.pca import PCA
 from src.clusters.protocol import Clustering, Protocol, Splits
-from src.clusters.trust import describe, trust_report
+from src.clusters.trust import Views, describe, trust_report
 from src.clusters.unusual import distance_to_clusters
 from src.evaluation.linear_probe import can_probe, linear_probe
 from src.evaluation.tables import (
@@ -102,6 +103,7 @@ from src.storage.artifacts import (
 )
 from src.storage.provenance import git_commit, versions
 from src.tracking.tracker import stage_tracker
+from src.training.recipe import ViewSettings
 
 LOW_VARIANCE = 0.95
 
@@ -179,7 +181,8 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, d
     unusual = {split: distance > limit for split, distance in distances.items()}
     metrics["unusual"] = {split: int(found.sum()) for split, found in unusual.items()}
     images = load_images(manifest, fit_on)
-    if trust := trust_report(protocol, reduced[fit_on], images, count, config.seed):
+    views = load_views(manifest, protocol, pca, used.head)
+    if trust := trust_report(protocol, reduced[fit_on], images, count, config.seed, views):
         metrics["trust"] = trust
     save(stage, pca, reduced, used, unusual)
     stage.write_json(artifacts.METRICS, metrics)
@@ -274,12 +277,22 @@ def load_images(manifest: Manifest, split: str) -> np.ndarray | None:
         return None
 
 
+def load_views(manifest: Manifest, protocol: Protocol, pca: PCA, head: LinearHead) -> Views | None:
+    """Two views of images of the fitted split; None where the extraction wrote none."""
+    trained = manifest.extraction["checkpoint"]
+    if trained is None or not manifest.has(artifacts.VIEWS, protocol.fit_on):
+        return None
+    x_2nD = manifest.load(artifacts.VIEWS, protocol.fit_on)
+    x_2nP = np.stack([pca.transform(x, protocol.l2_normalize) for x in x_2nD])
+    return Views(x_2nP, head, ViewSettings.of(trained["config"]))
+
+
 def choose_protocol(config: ClusteringConfig, features: Splits, manifest: Manifest) -> Protocol:
     fit_on = config.fit_on
     if fit_on not in features:
         if fit_on != "train":
             raise UserError(f"--fit-on {fit_on}: the extraction wrote only {', '.join(features)}")
-        fit_on = max(features, key=lambda split: len(features[split]))
+        fit_on = artifacts.default_split(manifest.extraction["dataset"]["splits"])
         print(f"note: no train split; PCA and K-means are fitted on {fit_on}")
     return Protocol(
         fit_on=fit_on,

@@ -2,8 +2,9 @@
 
     python src/feature_extraction.py
 
-Reads checkpoints/ and the images. Writes features/{split}_features.npy and _labels.npy, and its
-part of features/manifest.json. The checkpoint determines dataset and architecture.
+Reads checkpoints/ and the images. Writes features/{split}_features.npy and _labels.npy, of one
+split {split}_views.npy, and its part of features/manifest.json. The checkpoint determines dataset
+and architecture.
 """
 
 import importlib.util
@@ -47,16 +48,19 @@ class ExtractionConfig:
 
 FLAGS = read_flags(ExtractionConfig, __name__)  # before the slow imports
 
+import numpy as np
 import torch
 
 from dataset.load_dataset import Dataset, Split, load_dataset
-from src.models.encoder import TrainedBackbone, encode_into
+from src.models.encoder import TrainedBackbone, encode, encode_into
 from src.runtime import distributed
 from src.runtime.device import select_device, select_precision
 from src.storage import artifacts, checkpoint
 from src.storage.artifacts import EXTRACTION, FEATURES, LABELS, UNTRAINED_FEATURES, Artifact, Stage
 from src.storage.files import json_digest
 from src.storage.provenance import git_commit, versions
+from src.training.batches import paired_views
+from src.training.recipe import ViewSettings
 
 
 def main(config: ExtractionConfig) -> None:
@@ -91,7 +95,11 @@ def extract_all(config: ExtractionConfig) -> None:
             for name, split in dataset.splits.items():
                 if split.labels is not None:
                     stage.save(LABELS, split.labels, name)
-            stage.record(manifest_part(trained, dataset, data_dir, cache_dir, dtype))
+            part = manifest_part(trained, dataset, data_dir, cache_dir, dtype)
+            name = artifacts.default_split(part["dataset"]["splits"])
+            x_2nD = encode_views(trained, dataset.splits[name].images, dtype)
+            stage.save(artifacts.VIEWS, x_2nD, name)
+            stage.record(part)
 
 
 def manifest_part(
@@ -147,6 +155,16 @@ def extract(
         speed = shape[0] / (time.monotonic() - started)
         file = artifacts.path(artifact, config.feature_dir, name)
         print(f"{file}: {shape[0]:,} x {shape[1]:,}, {speed:,.0f} images/s")
+
+
+def encode_views(
+    trained: TrainedBackbone, images_NCSS: np.ndarray, dtype: torch.dtype
+) -> np.ndarray:
+    """Features (2, n, D), float32, of two random views of n images, drawn as in the training."""
+    device = next(trained.backbone.parameters()).device
+    views = paired_views(images_NCSS, ViewSettings.of(trained.config), device)
+    parts = [encode(trained.backbone, x, dtype).cpu().unflatten(0, (2, -1)) for x in views]
+    return torch.cat(parts, 1).numpy()
 
 
 if __name__ == "__main__":

@@ -352,7 +352,7 @@ def damaged(source: Path, damages: dict[str, Damage], rounds: int) -> Iterator[t
 
 READERS = {
     "features": (cluster,), "labels": (shown, cluster), "pca": (shown,), "clusters": (shown,),
-    "unusual": (shown,),
+    "unusual": (shown,), "views": (cluster,),
     "mean": (predictions,), "components": (predictions,), "ratio": (shown,),
     "centroids": (predictions, shown), "weights": (predictions, shown),
     "bias": (predictions, shown), "class": (predictions, shown), "metrics": (shown,),
@@ -365,7 +365,7 @@ READERS = {
 def test_features_and_clusters(run: Path, rounds: int) -> None:
     expected = {read: read(run / "features") for read in (cluster, predictions, shown)}
     files = [file for file in (run / "features").iterdir() if file.suffix in (".npy", ".json")]
-    assert len(files) == 21
+    assert len(files) == 22
     for file in sorted(files):
         damages = ARRAY if file.suffix == ".npy" else JSON
         for what, directory in damaged(file, damages, rounds):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,8 +51,10 @@ def visualize(directory: Path) -> str:
     return (directory / artifacts.REPORT).read_text()
 
 
-def test_the_import_writes_what_the_extraction_writes(pictures_dir: Path, tmp_path: Path) -> None:
-    """In an order of its own, as float64, and with a row of a file that is no picture."""
+def test_the_import_writes_what_the_extraction_writes(
+    pictures_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In an order of its own, as float64, and with a row of a file that is no picture; no views."""
     extracted, imported = tmp_path / "extracted", tmp_path / "imported"
     write_checkpoint(tmp_path / "0.pt", "folder", pictures_dir)
     feature_extraction.main(
@@ -69,14 +72,22 @@ def test_the_import_writes_what_the_extraction_writes(pictures_dir: Path, tmp_pa
         order = np.random.default_rng(0).permutation(len(x))
         np.save(tmp_path / f"{split}.npy", np.asfortranarray(x[order]))
         (tmp_path / f"{split}.txt").write_text("\r\n".join(of_split[i] for i in order))
+    shutil.copytree(extracted, imported)  # its views go away
     import_features.main(flags(tmp_path, imported, **names(tmp_path, pictures_dir)))
     (pictures_dir / "train/0/notes.txt").unlink()
+    capsys.readouterr()
     cluster(imported)
+    assert "two views" not in capsys.readouterr().out
     assert Manifest(imported).extraction["dataset"] == dataset
     written = {file.name for file in imported.iterdir()}
-    assert written == {file.name for file in extracted.iterdir()}
-    for name in written - {artifacts.MANIFEST}:
+    assert written == {file.name for file in extracted.iterdir()} - {"train_views.npy"}
+    for name in written - {artifacts.MANIFEST, artifacts.METRICS}:
         assert (imported / name).read_bytes() == (extracted / name).read_bytes(), name
+    ours, theirs = (Manifest(directory).metrics() for directory in (extracted, imported))
+    for trust in (ours["trust"], ours["trust"]["pixels"]):
+        assert isinstance(trust["views"], float)
+        trust["views"] = None
+    assert theirs == ours
 
 
 def test_pretrained_features_with_their_pictures(

@@ -91,7 +91,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = root / "features"
     pixel_run(directory, "folder", root / "my pictures", clusters="3:5")
     results = load_results(directory)
-    trust = {"verdict": "partial", "halves": 0.834, "pixels": {"halves": 0.43}}
+    pixels = {"halves": 0.43, "views": 0.29}
+    trust = {"verdict": "partial", "halves": 0.834, "views": 0.716, "pixels": pixels}
     order = np.argsort(results.distance)
     results = replace(
         results, unusual=results.distance > results.distance[order[50]],
@@ -509,7 +510,7 @@ def test_pictures_without_labels(
     alt = page.get_attribute("#scan img", "alt")
     assert alt == "Scores by number of clusters: Silhouette, Davies-Bouldin index, Stability"
     assert page.locator("#training").count() == 0
-    for words in ("Partial", "0.834", "0.430"):
+    for words in ("Partial", "0.834", "0.430", "0.716", "0.290"):
         assert words in page.inner_text("#trust")
     groups = page.locator("#duplicates .grid")
     shown = [groups.nth(i).locator(".thumb") for i in range(groups.count())]

@@ -1,12 +1,32 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from finished_run import cluster, digits_run
 from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, cohen_kappa_score
 
 from dataset.load_dataset import load_dataset
 from src.clusters import trust
+from src.clusters.head import nearest_centroid
 from src.clusters.protocol import Protocol
-from src.clusters.trust import clear_from, describe, halves_agreement, small_pixels, trust_report
+from src.clusters.trust import (
+    Views,
+    clear_from,
+    describe,
+    halves_agreement,
+    small_pixels,
+    trust_report,
+    views_agreement,
+)
+from src.models import preprocessing
+from src.models.encoder import TrainedBackbone
+from src.storage import artifacts
+from src.storage.artifacts import Manifest
+from src.training.batches import paired_views
+from src.training.views import ViewSettings
 
 
 def protocol(hops: int = 0, **labels: np.ndarray) -> Protocol:
@@ -54,13 +74,37 @@ def test_the_word_follows_halves_and_pixels(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(trust, "halves_agreement", lambda *_, values=values: next(values))
         report = trust_report(protocol(), x, images, 3, 0) or {}
         assert (report["verdict"], report["halves"]) == (word, own)
-        assert report["pixels"]["halves"] == pixels
+        assert (report["pixels"], report["views"]) == ({"halves": pixels, "views": None}, None)
         assert describe(report).startswith(f"trust: {word}: ")
     monkeypatch.setattr(trust, "halves_agreement", lambda *_: 0.1)
     alone = trust_report(protocol(), x, None, 3, 0) or {}
     assert (alone["verdict"], alone["halves"], alone["pixels"]) == ("partial", 0.1, None)
     assert trust_report(protocol(), x, images, 1, 0) is None
     assert trust_report(protocol(), x, images, 11, 0) is None
+
+
+def test_agreement_of_views_is_scotts_pi() -> None:
+    """Cohen's kappa is Scott's pi once either view has been the first one."""
+    head, rng = nearest_centroid(np.eye(4)), np.random.default_rng(0)
+    corners = np.eye(4, dtype=np.float32)
+    first = rng.choice(4, 300, p=[0.6, 0.2, 0.2, 0])
+    for changed in (0, 90, 300):
+        second = np.where(np.arange(300) < changed, rng.integers(3, size=300), first)
+        kappa = cohen_kappa_score(np.append(first, second), np.append(second, first))
+        assert views_agreement(head, corners[[first, second]]) == pytest.approx(kappa)
+        assert (kappa == 1, abs(kappa) < 0.2) == (changed == 0, changed == 300)
+    assert views_agreement(head, corners[np.zeros((2, 5), int)]) == 0
+
+
+@pytest.mark.parametrize("pixels", [{"halves": 0.2, "views": 0.341}, None])
+@pytest.mark.parametrize("views", [0.678, None])
+def test_words_only_about_what_was_measured(pixels: dict | None, views: float | None) -> None:
+    pixels = pixels and pixels | ({} if views else {"views": None})
+    line = describe({"verdict": "clear", "halves": 0.9, "views": views, "pixels": pixels})
+    expected = "0.90, raw pixels 0.20" if pixels else "0.90"
+    if views:
+        expected += "; of two views of a picture 0.68" + (", raw pixels 0.34" if pixels else "")
+    assert line.endswith(f" (agreement of halves {expected}; 1 is the same, 0 is chance)")
 
 
 def test_more_images_must_agree_better() -> None:
@@ -80,7 +124,55 @@ def test_small_pixels_are_means_of_patches(monkeypatch: pytest.MonkeyPatch) -> N
 def test_raw_digits_are_as_good_as_themselves() -> None:
     images = load_dataset("digits", None).splits["test"].images  # type: ignore[arg-type]
     own = protocol(2)
-    _, reduced = own.reduce({"train": small_pixels(images)})
-    report = trust_report(own, reduced["train"], images, 10, 0)
-    assert report is not None
-    assert report["pixels"]["halves"] == report["halves"]
+    pca, reduced = own.reduce({"train": small_pixels(images)})
+    x_NP = reduced["train"]
+    assert (trust_report(own, x_NP, images, 10, 0) or {})["views"] is None
+    head = own.cluster({"train": x_NP}, 10, 0, own.smooth({"train": x_NP})).head
+    strong, weak = ViewSettings(), ViewSettings(1, 0, 0, 0, 0, rotation=5)
+    agreements = []
+    for settings in (strong, weak):
+        pairs = list(paired_views(images, settings, torch.device("cpu")))
+        views = [torch.cat([x.chunk(2)[i] for x in pairs]) for i in range(2)]
+        rows = [pca.transform(small_pixels(preprocessing.pixels(x).numpy()), False) for x in views]
+        report = trust_report(own, x_NP, images, 10, 0, Views(np.stack(rows), head, settings)) or {}
+        assert report["pixels"] == {"halves": report["halves"], "views": report["views"]}
+        assert report["verdict"] == "clear"
+        agreements.append(report["views"])
+    assert agreements[0] < 0.5 < 0.8 < agreements[1] < 1
+
+
+def test_views_from_the_checkpoint_to_the_metrics(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    features, file = digits_run(tmp_path_factory.getbasetemp())
+    manifest = Manifest(features)
+    views_2nD = manifest.load(artifacts.VIEWS, "train")
+    assert (views_2nD.shape, views_2nD.dtype) == ((2, 256, 512), np.float32)
+    trained = TrainedBackbone.load(file, file.parent, torch.device("cpu"))
+    images = load_dataset("digits", Path()).splits["train"].images
+    pairs = list(paired_views(images, ViewSettings(), torch.device("cpu")))
+    for i in range(2):
+        with torch.inference_mode():
+            expected = trained.backbone(torch.cat([x.chunk(2)[i] for x in pairs]))
+        for j in range(2):
+            alike = torch.cosine_similarity(torch.tensor(views_2nD[j]), expected)
+            assert (float(alike.min()) > 0.99) == (i == j)
+
+    for flags in ({}, {"smooth": False}, {"fit_on": "test"}):
+        directory = features
+        if flags:
+            directory = shutil.copytree(features, tmp_path / next(iter(flags)))
+            cluster(directory, **flags)
+        manifest = Manifest(directory)
+        reported = manifest.metrics()["trust"]
+        if "fit_on" in flags:  # another split than the one whose views there are
+            assert (reported["views"], reported["pixels"]["views"]) == (None, None)
+            continue
+        mean, components = map(manifest.load, (artifacts.PCA_MEAN, artifacts.PCA_COMPONENTS))
+        length = np.linalg.norm(views_2nD, axis=2, keepdims=True)
+        weights, bias = map(manifest.load, (artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS))
+        x_2nP = (views_2nD / length - mean) @ components.T
+        first, second = (x_2nP @ weights.T + bias).argmax(2)
+        kappa = cohen_kappa_score(np.append(first, second), np.append(second, first))
+        assert reported["views"] == pytest.approx(kappa)
+        assert 0 < reported["pixels"]["views"] < 1

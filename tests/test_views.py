@@ -10,8 +10,9 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop, v2
 
-from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, preprocess
-from src.training.recipe import ViewSettings
+from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, pixels, preprocess
+from src.training.batches import paired_views
+from src.training.recipe import TrainConfig, ViewSettings, flag_values
 from src.training.views import ViewParameters, draw, make_views
 
 SIDE = 96
@@ -50,6 +51,38 @@ def test_every_view_has_parameters_of_its_own_and_only_the_generator_decides() -
     for tensor, same in zip(first, again, strict=True):
         assert torch.equal(tensor, same)
         assert len(tensor.unique(dim=0)) > 1
+
+
+def test_two_views_of_the_same_pictures_in_every_call(images: Tensor) -> None:
+    def pairs(settings: ViewSettings, count: int) -> tuple[Tensor, Tensor]:
+        """The first and the second views, (n, 3, S, S) each."""
+        parts = list(paired_views(images.numpy(), settings, torch.device("cpu"), count))
+        assert max(map(len, parts)) <= 64
+        first, second = zip(*(part.chunk(2) for part in parts), strict=True)
+        return torch.cat(first), torch.cat(second)
+
+    first, second = pairs(STILL, 100)
+    assert len(first) == len(images)  # all of them, once
+    shown = [int((preprocess(images) - x).abs().mean((1, 2, 3)).argmin()) for x in first]
+    assert sorted(shown) == list(range(len(images)))
+    torch.testing.assert_close(first, preprocess(images[shown]), rtol=0, atol=1e-4)
+    assert torch.equal(first, second)
+
+    some, _ = pairs(STILL, 35)
+    assert torch.equal(some, first[:35])
+    first, second = pairs(ViewSettings(), 40)
+    assert (first == second).flatten(1).all(1).sum() <= 1  # a piece of white sky
+    assert all(map(torch.equal, pairs(ViewSettings(), 40), (first, second)))
+
+
+def test_pixels_reverse_the_preprocessing(images: Tensor) -> None:
+    torch.testing.assert_close(pixels(preprocess(images)), images.float(), rtol=0, atol=1e-3)
+
+
+def test_settings_are_found_among_the_flags_of_a_training() -> None:
+    config = TrainConfig.for_dataset("digits")
+    assert ViewSettings.of(flag_values(config)) == config.views != ViewSettings()
+    assert ViewSettings.of({"gray": 0.5, "epochs": 3}) == ViewSettings(gray=0.5)
 
 
 # --- geometry ---------------------------------------------------------------------------------

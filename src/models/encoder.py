@@ -25,9 +25,9 @@ from src.storage.checkpoint import BadCheckpoint, Flags, TrainedOn
 
 @torch.inference_mode()
 def encode(backbone: Backbone, images_BCSS: Tensor, dtype: torch.dtype) -> Tensor:
-    """Features (B, D), float32, of one uint8 batch on the backbone's device; `dtype` is the
-    precision of the activations."""
-    x = preprocess(images_BCSS)
+    """Features (B, D), float32, of one batch on the backbone's device, uint8 images or normalized
+    views; `dtype` is the precision of the activations."""
+    x = preprocess(images_BCSS) if images_BCSS.dtype == torch.uint8 else images_BCSS
     with autocast(x.device, dtype):
         return backbone(x).float()
 

@@ -15,6 +15,12 @@ def preprocess(images_NCSS: Tensor) -> Tensor:
     return x.div_(255).sub_(mean).div_(std)
 
 
+def pixels(x_NCSS: Tensor) -> Tensor:
+    """The reverse: float32 pixels of 0 to 255."""
+    mean, std = (channels(values, x_NCSS.device) for values in (PIXEL_MEAN, PIXEL_STD))
+    return (x_NCSS * std + mean) * 255
+
+
 def channels(values: tuple[float, ...], device: torch.device) -> Tensor:
     """(C, 1, 1), filled on the device: copying a tensor there would wait for the device."""
     return torch.stack([torch.full((1, 1), value, device=device) for value in values])

@@ -1,7 +1,7 @@
 """The contract between the stages: every file in `features/`, written by one stage and checked by
 every reader.
 
-Shape letters: N images, D features, P principal components, K clusters.
+Shape letters: N images, n of them, D features, P principal components, K clusters.
 
 No other module spells one of these file names. A stage records in the manifest what it wrote, with
 a digest of every file. Whoever reads a file compares it with that record, so a damaged file, one of
@@ -70,6 +70,8 @@ UNTRAINED_FEATURES = Artifact(
     "untrained_{split}_features.npy", np.float32, "ND", f"{EXTRACTION} --untrained"
 )
 LABELS = Artifact("{split}_labels.npy", np.int64, "N", EXTRACTION)
+VIEWS = Artifact("{split}_views.npy", np.float32, "2nD", EXTRACTION)
+"""Features of two random views of n images of the `default_split`, not of imported ones."""
 
 REDUCED = Artifact("{split}_pca.npy", np.float32, "NP", CLUSTERING)
 PCA_MEAN = Artifact("pca_mean.npy", np.float32, "D", CLUSTERING)
@@ -82,7 +84,7 @@ HEAD_WEIGHTS = Artifact("head_weights.npy", np.float32, "KP", CLUSTERING)
 HEAD_BIAS = Artifact("head_bias.npy", np.float32, "K", CLUSTERING)
 CLUSTER_TO_CLASS = Artifact("cluster_to_class.npy", np.int64, "K", CLUSTERING)
 
-OF_SPLITS = (FEATURES, UNTRAINED_FEATURES, LABELS, REDUCED, ASSIGNMENTS, UNUSUAL)
+OF_SPLITS = (FEATURES, UNTRAINED_FEATURES, LABELS, VIEWS, REDUCED, ASSIGNMENTS, UNUSUAL)
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
@@ -158,6 +160,12 @@ Record = TypeVar("Record", bound=StageRecord)
 
 def path(artifact: Artifact, directory: Path, split: str = "") -> Path:
     return directory / artifact.file.format(split=split)
+
+
+def default_split(sizes: dict[str, int]) -> str:
+    """The split that clusters are fitted on unless a flag names another: train, else the largest,
+    by the number of images of each."""
+    return "train" if "train" in sizes else max(sizes, key=lambda split: sizes[split])
 
 
 # --- reading ----------------------------------------------------------------------------------

@@ -64,6 +64,17 @@ class Flags(TypedDict):
     data_dir: str
     cache_dir: str | None
 
+    # `ViewSettings`
+    crop_min: float
+    flip: float
+    jitter: float
+    gray: float
+    blur: float
+    rotation: float
+    shear: float
+    shift: float
+    zoom: float
+
 
 class SavedState(TypedDict):
     """What every stage needs of a checkpoint."""

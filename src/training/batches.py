@@ -1,5 +1,6 @@
 """Training batches, from the memory-mapped images to the device: a function of seed and step."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from src.runtime import distributed
 from src.runtime.choices import Placement
-from src.training.randomness import EPOCH_ORDER, VIEWS, random_stream
+from src.training.randomness import EPOCH_ORDER, PAIRS, VIEWS, random_stream
 from src.training.recipe import ViewSettings
 from src.training.views import ViewParameters, draw, make_views
 
@@ -72,6 +73,19 @@ class ImageStore:
                 part = torch.from_numpy(np.ascontiguousarray(array[i : i + block]))
                 resident[start + i : start + i + len(part)] = part.to(self.device)
         return resident
+
+
+def paired_views(
+    images_NCSS: np.ndarray, settings: ViewSettings, device: torch.device, count: int = 256
+) -> Iterator[Tensor]:
+    """Two random views of each of at most `count` uint8 images, the same in every call.
+
+    Yields:
+        The first views of up to 32 images, then their second ones: (2B, 3, S, S), normalized.
+    """
+    store, rng = ImageStore([images_NCSS], device, "stream"), random_stream(0, PAIRS)
+    for rows_B in torch.randperm(len(store), generator=rng)[:count].split(32):
+        yield store.views(rows_B.repeat(2), settings, store.side, rng)
 
 
 class Batch(NamedTuple):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
@@ -51,6 +51,11 @@ class ViewSettings:
     """Largest shift of a view along each axis, as a fraction of its side."""
     zoom: float = 0.0
     """Largest change of a view's size in either direction: 0.1 is 1/1.1 to 1.1."""
+
+    @classmethod
+    def of(cls, flags: Any) -> "ViewSettings":
+        """Those among the flags of a training; the defaults of settings that are newer than it."""
+        return cls(**{f.name: flags[f.name] for f in fields(cls) if f.name in flags})
 
 
 @dataclass(frozen=True)

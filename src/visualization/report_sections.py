@@ -20,6 +20,12 @@ VERDICTS = {
     "layout do. Train longer, or on more pictures.",
 }
 """By the verdict in metrics.json."""
+AGREEMENTS = {
+    "halves": "Clusters found on halves of the images agree with an adjusted Rand index of",
+    "views": "Two random views of a picture, which SimCLR training makes alike, agree in their "
+    "cluster with a Scott's pi of",
+}
+"""By their keys in metrics.json."""
 
 
 def sections(results: Results, records: Sequence[Record]) -> str:
@@ -43,13 +49,13 @@ def trust(report: dict[str, Any] | None) -> str:
     """The verdict of the clustering stage, and how well its clusters are found again."""
     if report is None:
         return ""
-    pixels = report["pixels"]
-    compared = f", those of raw pixels with {pixels['halves']:.3f}" if pixels else ""
-    return (
-        f"<p><strong>{escape(VERDICTS[report['verdict']])}</strong></p><p>Clusters found on halves "
-        f"of the images agree with an adjusted Rand index of {report['halves']:.3f}{compared}; 1 "
-        "is the same, 0 is chance.</p>"
-    )
+    text = f"<strong>{escape(VERDICTS[report['verdict']])}</strong></p><p>"
+    for key, what in AGREEMENTS.items():
+        if report.get(key) is not None:
+            pixels = report["pixels"]
+            compared = f", those of raw pixels with {pixels[key]:.3f}" if pixels else ""
+            text += f"{what} {report[key]:.3f}{compared}. "
+    return f"<p>{text}1 is the same, 0 is chance.</p>"
 
 
 def scan_image(scan: dict[str, Any] | None) -> str:
