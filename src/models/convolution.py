@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 MAX_SIDE_1X1 = 12
 """Input pixels up to which 1x1 convolutions gain; those that skip pixels always do."""
@@ -106,9 +107,7 @@ class SmallConvolution(torch.autograd.Function):
         if is_tiny:
             by_x = torch.zeros_like(x_NCHW, memory_format=torch.channels_last)
         else:
-            by_x = torch.nn.grad.conv2d_input(
-                x_NCHW.shape, weight_OC33, gradient_NOHW, stride, padding=1
-            )
+            by_x = conv2d_input(x_NCHW.shape, weight_OC33, gradient_NOHW, stride, padding=1)
         by_taps = torch.zeros_like(taps_33OC)
         for tap, read, written in _taps(x.shape[1], x.shape[2], stride):
             own = gradient[written]
