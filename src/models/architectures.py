@@ -16,6 +16,7 @@ class Design(NamedTuple):
 
 
 ARCHITECTURES = {
+    "resnet8": Design("basic", (1, 1, 1), (64, 128, 256)),  # for small pictures
     "resnet18": Design("basic", (2, 2, 2, 2)),
     "resnet34": Design("basic", (3, 4, 6, 3)),
     "resnet50": Design("bottleneck", (3, 4, 6, 3)),

@@ -164,7 +164,7 @@ class TrainConfig:
 
 DIGITS: dict[str, Any] = {
     "image_size": 32,
-    "arch": "resnet18",
+    "arch": "resnet8",
     "views": ViewSettings(
         crop_min=1.0, flip=0.0, jitter=0.6, gray=0.0,
         rotation=20.0, shear=15.0, shift=0.1, zoom=0.2,
