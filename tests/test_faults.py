@@ -63,7 +63,7 @@ def kill_and_resume(data: Path, directory: Path, times: int, seed: int) -> None:
     while times:
         process = start_python(*command(data, directory, slowly=True))
         try:
-            wait_for_steps(directory, steps_on_disk(directory) + chance.randint(0, 2), process)
+            wait_for_steps(directory, steps_on_disk(directory) + chance.randint(1, 2), process)
         except AssertionError:
             if process.returncode == 0:  # it ended before it could be killed: try again
                 for file in checkpoint.listed(directory)[1:]:
