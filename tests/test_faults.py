@@ -58,12 +58,12 @@ def test_a_signal_in_the_middle_of_an_epoch(
 
 
 def kill_and_resume(data: Path, directory: Path, times: int, seed: int) -> None:
-    """SIGKILL after a random number of steps, at a random moment of the next one."""
+    """SIGKILL at a random moment after at least one more epoch and a step that is not saved."""
     chance = random.Random(seed)
     while times:
         process = start_python(*command(data, directory, slowly=True))
         try:
-            wait_for_steps(directory, steps_on_disk(directory) + chance.randint(1, 2), process)
+            wait_for_steps(directory, steps_on_disk(directory) + chance.randint(4, 5), process)
         except AssertionError:
             if process.returncode == 0:  # it ended before it could be killed: try again
                 for file in checkpoint.listed(directory)[1:]:
