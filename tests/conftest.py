@@ -135,6 +135,12 @@ def script(tmp_path: Path) -> Script:
     return lambda name, *arguments: run_python(ROOT / name, *arguments, cwd=tmp_path)
 
 
+@pytest.fixture
+def small_script(script: Script) -> Script:
+    """The same, with a small network in place of ResNet-18."""
+    return lambda name, *arguments: script("tests/small_network.py", ROOT / name, *arguments)
+
+
 @pytest.fixture(name="environment")
 def wandb_environment(tmp_path: Path) -> dict[str, str]:
     return clean_environment(tmp_path)

@@ -99,7 +99,7 @@ class ScriptServer:
         self, script: str, arguments: list[str], cwd: Path, env: dict[str, str]
     ) -> ScriptProcess:
         connection = socket.socket(socket.AF_UNIX)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while connection.connect_ex(self._address):
             assert time.monotonic() < deadline, "the server for scripts did not start"
             time.sleep(0.05)

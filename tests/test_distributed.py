@@ -10,18 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, start_python, wait_for_steps
-from training_process import EPOCHS, assert_whole, command, finish, wait_for_writing
+from conftest import ROOT, Process, start_python, wait_for_steps
+from torch.distributed import run
+from training_process import EPOCHS, assert_whole, command, finish, small, wait_for_writing
 
 from src.runtime.prefetch import prefetch
 from src.storage import checkpoint
 
 
 def torchrun(processes: int, *script: object, **more: object) -> list[str]:
-    """Arguments of Python that start a script and its flags under torchrun."""
-    options = {"nproc-per-node": processes, **more}
+    """The command of a script and its flags under torchrun, whose processes are forked, without the
+    seconds that importing torch takes."""
+    options = {"nproc-per-node": processes, "start-method": "fork", **more}
     return [
-        *("-m", "torch.distributed.run", "--standalone"),
+        *(run.__file__, "--standalone", "--run-path"),
         *(f"--{name}={value}" for name, value in options.items()),
         *map(str, script),
     ]
@@ -54,8 +56,8 @@ def test_losses_gradients_and_weights_do_not_depend_on_the_number_of_processes(
         output = tmp_path / str(processes) / "results.pt"
         output.parent.mkdir()
         script = (ROOT / "tests/few_steps.py", bn, dtype, output)
-        for run in together(processes, *script):
-            assert run.returncode == 0, run.stderr
+        for done in together(processes, *script):
+            assert done.returncode == 0, done.stderr
         results.append(torch.load(output))
     alone, *others = results
     assert len(alone["losses"]) == len(alone["gradients"]) == 5
@@ -75,7 +77,7 @@ def distance(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -
     )
 
 
-def workers(launcher: subprocess.Popen[str]) -> list[int]:
+def workers(launcher: Process) -> list[int]:
     children = subprocess.run(
         ["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True
     )
@@ -86,7 +88,7 @@ def test_a_killed_process_ends_the_job_and_another_number_resumes_it(
     pictures_dir: Path, tmp_path: Path
 ) -> None:
     """It dies while the main process writes a checkpoint, which the main process still finishes."""
-    launcher = start_python(*torchrun(2, *command(pictures_dir, tmp_path)))
+    launcher = start_python(*torchrun(2, *command(pictures_dir, tmp_path, slowly=True)))
     wait_for_writing(tmp_path, 1, launcher)
     os.kill(workers(launcher)[-1], signal.SIGKILL)
     _, errors = launcher.communicate(timeout=120)
@@ -101,8 +103,8 @@ def test_a_killed_process_ends_the_job_and_another_number_resumes_it(
 
 def test_torchrun_restarts_from_the_last_checkpoint(pictures_dir: Path, tmp_path: Path) -> None:
     """With --fresh too, which holds for the first start only."""
-    restarting = torchrun(2, *command(pictures_dir, tmp_path), "--fresh", **{"max-restarts": 1})
-    launcher = start_python(*restarting)
+    training = (*command(pictures_dir, tmp_path, slowly=True), "--fresh")
+    launcher = start_python(*torchrun(2, *training, **{"max-restarts": 1}))
     wait_for_steps(tmp_path, 4, launcher)
     os.kill(workers(launcher)[0], signal.SIGKILL)
     output, errors = launcher.communicate(timeout=200)
@@ -113,7 +115,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(pictures_dir: Path, tmp_path
 
 
 def test_sigterm_to_the_launcher_leaves_a_checkpoint(pictures_dir: Path, tmp_path: Path) -> None:
-    launcher = start_python(*torchrun(2, *command(pictures_dir, tmp_path)))
+    launcher = start_python(*torchrun(2, *command(pictures_dir, tmp_path, slowly=True)))
     wait_for_steps(tmp_path, 2, launcher)
     launcher.send_signal(signal.SIGTERM)
     output, errors = launcher.communicate(timeout=120)
@@ -129,12 +131,12 @@ def test_features_are_those_of_one_process(pictures_dir: Path, tmp_path: Path) -
     checkpoints = tmp_path / "checkpoints"
     finish(*command(pictures_dir, checkpoints), "--epochs", 1, "--low-resolution-epochs", 0)
     flags = ("--checkpoint-dir", checkpoints, "--untrained", "--batch-size", 16)
-    script = ROOT / "src/feature_extraction.py"
-    finish(script, *flags, "--feature-dir", tmp_path / "1")
+    script = small("src/feature_extraction.py")
+    finish(*script, *flags, "--feature-dir", tmp_path / "1")
     for processes in (2, 3):
         own = tmp_path / str(processes)
-        for run in together(processes, script, *flags, "--feature-dir", own):
-            assert run.returncode == 0, run.stderr
+        for done in together(processes, *script, *flags, "--feature-dir", own):
+            assert done.returncode == 0, done.stderr
         for file in (tmp_path / "1").glob("*.npy"):
             assert np.array_equal(np.load(file), np.load(own / file.name)), file.name
         manifest = (own / "manifest.json").read_text()
@@ -143,9 +145,9 @@ def test_features_are_those_of_one_process(pictures_dir: Path, tmp_path: Path) -
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(pictures_dir: Path, tmp_path: Path) -> None:
-    for run in together(3, *command(pictures_dir, tmp_path)):
-        assert run.returncode == 2
-        assert "--batch-size 16 must be a multiple of the 3 processes" in run.stderr
+    for done in together(3, *command(pictures_dir, tmp_path)):
+        assert done.returncode == 2
+        assert "--batch-size 16 must be a multiple of the 3 processes" in done.stderr
 
 
 def test_the_loading_thread_is_on_the_gpu_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,8 @@ def trained(stl10_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Traine
 def test_bfloat16_features_are_those_of_float32(trained: TrainedBackbone, stl10_dir: Path) -> None:
     folder = stl10_dir / "stl10_binary"
     images = torch.from_numpy(np.fromfile(folder / "train_X.bin", np.uint8).reshape(-1, 3, 96, 96))
+    # bfloat16 is slow on many processors.
+    images = images[::5, :, :64, :64]
     narrow, wide = (encode(trained.backbone, images, d) for d in (torch.bfloat16, torch.float32))
     assert not torch.equal(narrow, wide)
     assert torch.cosine_similarity(narrow, wide).min() >= 0.999
@@ -41,11 +43,11 @@ def test_folding_changes_nothing() -> None:
 
 
 def test_the_size_of_a_batch_does_not_matter(trained: TrainedBackbone) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (20, 3, 96, 96), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 64, 64), np.uint8)
     by_size = []
-    for size in (3, 20):
-        features = np.empty((20, 2048), np.float32)
+    for size in (3, 8):
+        features = np.empty((8, 2048), np.float32)
         counts = encode_into(features, trained.backbone, images, torch.bfloat16, size)
-        assert sum(counts) == 20
+        assert sum(counts) == 8
         by_size.append(features)
     np.testing.assert_allclose(*by_size, rtol=1e-2, atol=1e-3)

@@ -6,16 +6,14 @@ The short version runs with the other tests; `make faults` kills twenty times.
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, environment, run_python, start_python, wait_for_steps
-from training_process import EPOCHS, assert_whole, command, finish, wait_for_writing
+from conftest import ROOT, run_python, start_python, wait_for_steps
+from training_process import EPOCHS, assert_whole, command, finish, small, wait_for_writing
 
 from src.storage import checkpoint
 
@@ -46,7 +44,7 @@ def undisturbed(pictures_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_signal_in_the_middle_of_an_epoch(
     pictures_dir: Path, tmp_path: Path, undisturbed: Path, number: int, code: int
 ) -> None:
-    process = start_python(*command(pictures_dir, tmp_path))
+    process = start_python(*command(pictures_dir, tmp_path, slowly=True))
     wait_for_steps(tmp_path, 4, process)
     process.send_signal(number)
     out, errors = process.communicate(timeout=60)
@@ -60,12 +58,12 @@ def test_a_signal_in_the_middle_of_an_epoch(
 
 
 def kill_and_resume(data: Path, directory: Path, times: int, seed: int) -> None:
-    """SIGKILL after a random number of steps, at a random moment of the next one."""
+    """SIGKILL at a random moment after at least one more epoch and a step that is not saved."""
     chance = random.Random(seed)
     while times:
-        process = start_python(*command(data, directory))
+        process = start_python(*command(data, directory, slowly=True))
         try:
-            wait_for_steps(directory, steps_on_disk(directory) + chance.randint(0, 2), process)
+            wait_for_steps(directory, steps_on_disk(directory) + chance.randint(4, 5), process)
         except AssertionError:
             if process.returncode == 0:  # it ended before it could be killed: try again
                 for file in checkpoint.listed(directory)[1:]:
@@ -96,7 +94,7 @@ def test_sigkill(pictures_dir: Path, tmp_path: Path, undisturbed: Path, times: i
 def test_killed_while_a_checkpoint_is_written(
     pictures_dir: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    process = start_python(*command(pictures_dir, tmp_path))
+    process = start_python(*command(pictures_dir, tmp_path, slowly=True))
     temporary = wait_for_writing(tmp_path, 2, process)
     process.kill()
     process.communicate()
@@ -108,16 +106,10 @@ def test_killed_while_a_checkpoint_is_written(
     assert_whole(tmp_path)
 
 
-def limited(kilobytes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script that cannot write longer files, as on a disk that is almost full."""
-    shell = f'ulimit -f {kilobytes}; trap "" XFSZ; exec "$@"'
-    command = ["bash", "-c", shell, "limited", sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-
-
 def test_a_disk_that_fills_up(pictures_dir: Path, tmp_path: Path, undisturbed: Path) -> None:
     """In training and in extraction: one line, exit code 1, and earlier files are intact."""
-    run = limited(10_000, *command(pictures_dir, tmp_path / "checkpoints"))
+    limited = ROOT / "tests/full_disk.py"
+    run = run_python(limited, 300_000, *command(pictures_dir, tmp_path / "checkpoints"))
     assert run.returncode == 1, run.stderr
     assert "could not be written" in run.stderr
     assert "Traceback" not in run.stderr
@@ -125,10 +117,10 @@ def test_a_disk_that_fills_up(pictures_dir: Path, tmp_path: Path, undisturbed: P
 
     features = tmp_path / "features"
     flags = ("--checkpoint-dir", undisturbed, "--feature-dir", features, "--device", "cpu")
-    extract = (ROOT / "src/feature_extraction.py", *flags)
+    extract = (*small("src/feature_extraction.py"), *flags)
     finish(*extract)
     before = {p.name: p.read_bytes() for p in features.glob("*.npy")}
-    run = limited(20, *extract)
+    run = run_python(limited, 4000, *extract)
     assert run.returncode == 1, run.stderr
     assert "too large" in run.stderr
     assert "Traceback" not in run.stderr
@@ -140,8 +132,8 @@ def test_a_disk_that_fills_up(pictures_dir: Path, tmp_path: Path, undisturbed: P
 def test_a_read_only_directory(pictures_dir: Path, undisturbed: Path) -> None:
     """/sys takes no files, not even from root."""
     read_only = Path("/sys/kernel/run")
-    extract = [ROOT / "src/feature_extraction.py", "--checkpoint-dir", undisturbed]
-    for script in (command(pictures_dir, read_only), [*extract, "--feature-dir", read_only]):
+    extract = [*small("src/feature_extraction.py"), "--checkpoint-dir", str(undisturbed)]
+    for script in (command(pictures_dir, read_only), [*extract, "--feature-dir", str(read_only)]):
         run = run_python(*script)
         assert run.returncode == 1
         assert "not permitted" in run.stderr
@@ -149,7 +141,7 @@ def test_a_read_only_directory(pictures_dir: Path, undisturbed: Path) -> None:
 
 
 def test_two_trainers_at_once(pictures_dir: Path, tmp_path: Path) -> None:
-    first = start_python(*command(pictures_dir, tmp_path))
+    first = start_python(*command(pictures_dir, tmp_path, slowly=True), "--epochs", 100)
     wait_for_steps(tmp_path, 1, first)
     second = run_python(*command(pictures_dir, tmp_path))
     first.kill()

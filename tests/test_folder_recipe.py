@@ -161,12 +161,12 @@ def test_a_name_is_no_path(name: str) -> None:
         parse(ExtractionConfig, [f"--name={name}"], "x.py", "")
 
 
-def test_two_experiments_do_not_touch_each_other(script: Script, folder: Path) -> None:
+def test_two_experiments_do_not_touch_each_other(small_script: Script, folder: Path) -> None:
     """Also the way out of the checkpoints of another dataset."""
     flags = ("--arch", "resnet18", "--epochs", 0, "--device", "cpu")
     own = (*flags, "--dataset", "folder", "--data-dir", folder)
-    assert script("src/train.py", "--dataset", "digits", *flags).returncode == 0
-    refused = script("src/train.py", *own)
+    assert small_script("src/train.py", "--dataset", "digits", *flags).returncode == 0
+    refused = small_script("src/train.py", *own)
     assert refused.returncode == 2
     assert "--dataset digits (now folder)" in refused.stderr
     assert refused.stderr.endswith("or --name for an experiment of its own\n")
@@ -179,7 +179,7 @@ def test_two_experiments_do_not_touch_each_other(script: Script, folder: Path) -
         ("src/export.py", ("--check-images", 4)),
         ("visualize_features.py", ("--projection", "pca")),
     ):  # fmt: skip
-        run = script(stage, "--name", "few", *more)
+        run = small_script(stage, "--name", "few", *more)
         assert run.returncode == 0, run.stderr
         if "clustering" in stage:
             assert "note: 4 clusters instead of 10, as there are only 12 images" in run.stdout

@@ -1,4 +1,4 @@
-"""A short training as a process: its command line, and how far it has come."""
+"""A short training of a small network as a process: its command line, and how far it has come."""
 
 import time
 from pathlib import Path
@@ -10,8 +10,9 @@ from src.storage import checkpoint, files
 EPOCHS = 4
 
 
-def command(data: Path, directory: Path) -> list[str]:
-    """`src/train.py` and its flags."""
+def command(data: Path, directory: Path, slowly: bool = False) -> list[str]:
+    """`src/train.py` and its flags, after what makes the network small; `slowly` for a training to
+    interrupt."""
     flags = {
         "dataset": "folder", "data-dir": data, "image-size": 48, "checkpoint-dir": directory,
         "arch": "resnet18", "epochs": EPOCHS, "batch-size": 16, "checkpoint-every": 1,
@@ -20,7 +21,13 @@ def command(data: Path, directory: Path) -> list[str]:
         "wandb": "disabled", "device": "cpu",
     }  # fmt: skip
     pairs = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    return [str(ROOT / "src/train.py"), *pairs]
+    scripts = ("tests/slow_training.py", "src/train.py") if slowly else ("src/train.py",)
+    return [*small(*scripts), *pairs]
+
+
+def small(*scripts: str) -> list[str]:
+    """The command of a script that is to find the small network."""
+    return [str(ROOT / script) for script in ("tests/small_network.py", *scripts)]
 
 
 def finish(*arguments: object) -> str:
