@@ -107,14 +107,13 @@ def test_loss(
 def test_augmentation(
     patched: str, copy: Path, server: ScriptServer, pictures_dir: Path, tmp_path: Path
 ) -> None:
+    settings = load(copy / "src/training/recipe.py").ViewSettings
     views = load(copy / "src/training/views.py")
     images = torch.randint(0, 256, (400, 3, 20, 20), dtype=torch.uint8)
     plain, cut = (
         views.make_views(
             images,
-            views.draw(
-                views.ViewSettings(cutout=length), 400, 20, torch.Generator().manual_seed(0)
-            ),
+            views.draw(settings(cutout=length), 400, 20, torch.Generator().manual_seed(0)),
         )
         for length in (0.0, 0.4)
     )
@@ -155,7 +154,9 @@ def test_data_set(patched: str, copy: Path, server: ScriptServer, tmp_path: Path
 def test_backbone(
     patched: str, copy: Path, server: ScriptServer, pictures_dir: Path, tmp_path: Path
 ) -> None:
-    backbone = load(copy / "src/models/simclr.py").Backbone("wide_small")
+    simclr = load(copy / "src/models/simclr.py")
+    simclr.ARCHITECTURES = load(copy / "src/models/architectures.py").ARCHITECTURES
+    backbone = simclr.Backbone("wide_small")
     sides = []
     backbone.layer1.register_forward_hook(lambda _, x, y: sides.append(y.shape[-1]))
     assert backbone(torch.zeros(2, 3, 16, 16)).shape == (2, 320)

@@ -63,7 +63,8 @@ def test_weights_from_elsewhere_without_training(script: Script, tmp_path: Path)
     network = torchvision.models.resnet18()
     network(torch.randn(64, 3, 32, 32))  # statistics of its own
     torch.save({"state_dict": network.state_dict()}, tmp_path / "weights.pth")
-    flags = ("--dataset", "digits", "--weights", "weights.pth", "--device", "cpu")
+    flags = ("--dataset", "digits", "--arch", "resnet18", "--weights", "weights.pth")
+    flags = (*flags, "--device", "cpu")
     made = done(script("src/train.py", "--epochs", 0, *flags, "--wandb", "offline"))
     assert "nothing was trained: checkpoints/simclr_epoch_0000.pt" in made
     assert "training on" not in made
