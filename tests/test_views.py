@@ -47,7 +47,7 @@ def test_nothing_drawn_is_the_evaluation_preprocessing(images: Tensor) -> None:
 
 
 def test_every_view_has_parameters_of_its_own_and_only_the_generator_decides() -> None:
-    first, again = (draw(ViewSettings(rotation=10), 64, SIDE, rng(7)) for _ in "ab")
+    first, again = (draw(ViewSettings(rotation=10, blur=0.5), 64, SIDE, rng(7)) for _ in "ab")
     for tensor, same in zip(first, again, strict=True):
         assert torch.equal(tensor, same)
         assert len(tensor.unique(dim=0)) > 1

@@ -36,12 +36,12 @@ class ViewSettings:
     """Smallest fraction of an image's area that a view may show; the largest is 1."""
     flip: float = 0.5
     """Probability that a view is mirrored."""
-    jitter: float = 0.5
+    jitter: float = 0.3
     """Strength s of the color jitter, with probability 0.8: brightness, contrast and saturation
     by up to 0.8 s, hue by up to 0.2 s."""
     gray: float = 0.2
     """Probability that a view is grayscale."""
-    blur: float = 0.5
+    blur: float = 0.0
     """Probability of a Gaussian blur: sigma 0.1 to 2 pixels, kernel a tenth of the side."""
     rotation: float = 0.0
     """Largest rotation of a view to either side, in degrees."""
@@ -166,7 +166,7 @@ DIGITS: dict[str, Any] = {
     "image_size": 32,
     "arch": "resnet8",
     "views": ViewSettings(
-        crop_min=1.0, flip=0.0, jitter=0.6, gray=0.0,
+        crop_min=1.0, flip=0.0, jitter=0.6, gray=0.0, blur=0.5,
         rotation=20.0, shear=15.0, shift=0.1, zoom=0.2,
     ),
     "temperature": 0.5,
