@@ -54,6 +54,10 @@ from src.training.views import draw, make_views
 SIDE, WARM_UP = 96, 2
 
 
+VIEWS = ViewSettings(jitter=0.5, blur=0.5)
+"""As strong as those of the others."""
+
+
 @dataclass(frozen=True)
 class BenchmarkConfig:
     batch_size: int = 64
@@ -93,7 +97,7 @@ class Pictures(Dataset):
 
 def torchvision_views() -> Callable[[Image.Image], tuple[Tensor, Tensor]]:
     view = v2.Compose([
-        v2.RandomResizedCrop(SIDE, scale=(ViewSettings.crop_min, 1.0)),
+        v2.RandomResizedCrop(SIDE, scale=(VIEWS.crop_min, 1.0)),
         v2.RandomHorizontalFlip(),
         v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
         v2.RandomGrayscale(0.2),
@@ -124,7 +128,7 @@ def wait() -> None:
 def ours(images: np.ndarray, config: BenchmarkConfig) -> Callable[[], float]:
     device = select_device(config.device)
     dtype = select_precision("auto", device)
-    recipe = TrainConfig(batch_size=config.batch_size)
+    recipe = TrainConfig(batch_size=config.batch_size, views=VIEWS)
     model = SimCLR().to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     freeze_batch_norm(model.backbone)
     optimizer, scaler = make_optimizer(model, recipe.weight_decay), make_scaler(device, dtype)
@@ -204,7 +208,7 @@ def views_alone(images: np.ndarray, count: int = 512) -> dict[str, Callable[[], 
 
     def batched() -> None:
         for i in range(count // len(batch)):
-            drawn = draw(ViewSettings(), len(batch), SIDE, random_stream(i))
+            drawn = draw(VIEWS, len(batch), SIDE, random_stream(i))
             make_views(batch, drawn)
 
     return {
