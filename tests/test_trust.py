@@ -147,7 +147,7 @@ def test_views_from_the_checkpoint_to_the_metrics(
     features, file = digits_run(tmp_path_factory.getbasetemp())
     manifest = Manifest(features)
     views_2nD = manifest.load(artifacts.VIEWS, "train")
-    assert (views_2nD.shape, views_2nD.dtype) == ((2, 256, 512), np.float32)
+    assert (views_2nD.shape, views_2nD.dtype) == ((2, 128, 512), np.float32)
     trained = TrainedBackbone.load(file, file.parent, torch.device("cpu"))
     images = load_dataset("digits", Path()).splits["train"].images
     pairs = list(paired_views(images, ViewSettings(), torch.device("cpu")))

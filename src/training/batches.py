@@ -76,7 +76,7 @@ class ImageStore:
 
 
 def paired_views(
-    images_NCSS: np.ndarray, settings: ViewSettings, device: torch.device, count: int = 256
+    images_NCSS: np.ndarray, settings: ViewSettings, device: torch.device, count: int = 128
 ) -> Iterator[Tensor]:
     """Two random views of each of at most `count` uint8 images, the same in every call.
 
