@@ -52,8 +52,6 @@ from src.training.state import make_optimizer, make_scaler
 from src.training.views import draw, make_views
 
 SIDE, WARM_UP = 96, 2
-
-
 VIEWS = ViewSettings(jitter=0.5, blur=0.5)
 """As strong as those of the others."""
 

@@ -56,7 +56,7 @@ class PixelConvolution(torch.autograd.Function):
         ctx.stride, ctx.has_bias = stride, bias_O is not None
         x = _pixels(x_NCHW)[:, ::stride, ::stride]
         out, rows = _new_map(x, len(weight_OC11)), x.flatten(0, 2)
-        written, matrix_CO = _pixels(out).flatten(0, 2), weight_OC11.flatten(1).T
+        written, matrix_CO = _pixels(out).view(len(rows), -1), weight_OC11.flatten(1).T
         if bias_O is None:
             torch.mm(rows, matrix_CO, out=written)
         else:
