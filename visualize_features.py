@@ -54,7 +54,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from src.evaluation.near_duplicates import near_duplicates
+from src.evaluation.near_duplicates import crossing, near_duplicates
 from src.evaluation.silhouette import silhouette_samples
 from src.evaluation.tables import used_splits
 from src.storage import artifacts, checkpoint
@@ -111,10 +111,13 @@ def main(config: VisualizeConfig) -> None:
 
 
 def duplicate_groups(results: Results) -> np.ndarray:
-    """int64 (N,), the group of near-duplicates of each image, -1 for none."""
+    """int64 (N,), the group of near-duplicates of each image, -1 for none; a note where groups lie
+    across splits."""
     if results.dataset is None:
         return np.full(len(results.clusters), -1)
     groups = near_duplicates({split: part.images for split, part in results.dataset.splits.items()})
+    if across := crossing(groups):
+        print(f"note: near-duplicates across splits: {across:,} groups; see the report")
     return np.concatenate([groups[split] for split in results.split_names])
 
 

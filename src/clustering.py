@@ -80,17 +80,11 @@ from src.clusters.confidence import fit_scale, gaussian_scale
 from src.clusters.head import LinearHead
 from src.clusters.pca import PCA
 from src.clusters.protocol import Clustering, Protocol, Splits
-from src.clusters.trust import Views, describe, trust_report
+from src.clusters.summary import metrics_report, pca_lines
+from src.clusters.trust import Views, trust_report
 from src.clusters.unusual import distance_to_clusters
 from src.evaluation.linear_probe import can_probe, linear_probe
-from src.evaluation.tables import (
-    COLUMNS,
-    K_MEANS,
-    SMOOTHED,
-    class_line,
-    summary_table,
-    used_splits,
-)
+from src.evaluation.tables import used_splits
 from src.storage import artifacts, checkpoint
 from src.storage.artifacts import (
     CLUSTERING,
@@ -105,14 +99,12 @@ from src.storage.provenance import git_commit, versions
 from src.tracking.tracker import stage_tracker
 from src.training.recipe import ViewSettings
 
-LOW_VARIANCE = 0.95
-
 
 def main(config: ClusteringConfig) -> None:
     _check(config)
     with artifacts.writing(config.feature_dir, CLUSTERING) as stage:
         extraction, metrics = cluster(config, stage)
-    report(metrics)
+    print(metrics_report(metrics))
     track(config, extraction, metrics)
     print(f"wrote {config.feature_dir / artifacts.METRICS} and the clusters next to it")
 
@@ -139,7 +131,8 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, d
 
     pca, reduced = protocol.reduce(features)
     smoothed_NP = protocol.smooth(reduced)
-    metrics: dict[str, Any] = {"splits": {}, "pca": describe_pca(pca, config.components)}
+    metrics: dict[str, Any] = {"splits": {}, "pca": describe_pca(pca)}
+    print(pca_lines(metrics["pca"], pca.mean_D.size, config.components))
     count = counts[0]
     if len(counts) > 1:
         scanned = reduced[fit_on] if smoothed_NP is None else smoothed_NP
@@ -306,22 +299,11 @@ def choose_protocol(config: ClusteringConfig, features: Splits, manifest: Manife
     )
 
 
-def describe_pca(pca: PCA, wanted: int) -> dict[str, Any]:
-    kept, explained = len(pca.variance_ratio_P), float(pca.variance_ratio_P.sum())
-    dim = len(pca.mean_D)
-    print(
-        f"pca: {dim:,} features to {kept} components that keep {explained:.1%} of the variance; "
-        f"effective rank {pca.effective_rank:.1f}"
-    )
-    if kept < wanted:
-        print(
-            f"note: the centered features span {kept} dimensions, fewer than --components {wanted}"
-        )
-    elif explained < LOW_VARIANCE:
-        print(f"note: less than {LOW_VARIANCE:.0%}; --components {2 * kept} would keep more")
+def describe_pca(pca: PCA) -> dict[str, Any]:
+    """The part of metrics.json about the PCA."""
     return {
-        "components": kept,
-        "explained_variance": explained,
+        "components": len(pca.variance_ratio_P),
+        "explained_variance": float(pca.variance_ratio_P.sum()),
         "cumulative": pca.variance_ratio_P.cumsum().tolist(),
         "effective_rank": pca.effective_rank,
     }
@@ -365,47 +347,6 @@ def track(config: ClusteringConfig, extraction: ExtractionRecord, metrics: dict[
         tracker.log(metrics["pca"], "reduction")
         for component, cumulative in enumerate(metrics["pca"]["cumulative"], start=1):
             tracker.log({"component": component, "cumulative": cumulative}, "pca")
-
-
-def probe_line(probe: dict[str, Any]) -> str:
-    fit_on, scored_on, folds = probe["fit_on"], probe["scored_on"], probe["folds"]
-    on = f"on {scored_on}" if scored_on != fit_on else f"on {fit_on} itself, cross-validated,"
-    return (
-        f"linear probe: accuracy {probe['accuracy']:.3f} {on} of a classifier that learned the "
-        f"labels of {fit_on} (C {probe['C']:.3g} by {folds}-fold cross-validation); the clusters "
-        "did not"
-    )
-
-
-def report(metrics: dict[str, Any]) -> None:
-    """Print cluster sizes, scores and notes about both."""
-    fit_on, splits = metrics["kmeans"]["fit_on"], used_splits(metrics)
-    sizes = splits[fit_on]["cluster_sizes"]
-    print(f"k-means: {len(sizes)} clusters of {fit_on}, {min(sizes):,} to {max(sizes):,} images")
-    if empty := sizes.count(0):
-        print(f"note: {empty} clusters are empty: fewer distinct images than clusters")
-    counts = [f"{count:,} of {split}" for split, count in metrics["unusual"].items()]
-    print(f"unusual, far from every cluster: {', '.join(counts)}")
-    for split, scores in splits.items():
-        if undefined := [name for key, name in COLUMNS.items() if scores.get(key, 0) is None]:
-            print(f"note: {split}: {', '.join(undefined)} undefined with one class or one cluster")
-    labeled = [split for split in splits if "per_class" in splits[split]]
-    if labeled:
-        print(f"{labeled[-1]}, {class_line(splits[labeled[-1]]['per_class'])}")
-    print(f"\n{summary_table(metrics)}\n")
-    if "linear_probe" in metrics:
-        print(f"{probe_line(metrics['linear_probe'])}\n")
-    if "trust" in metrics:
-        print(describe(metrics["trust"]))
-    seeds = metrics.get("seeds", {})
-    for key, method in (("splits", K_MEANS), ("smoothed", SMOOTHED)):
-        for split, means in seeds.get(key, {}).items():
-            spreads = [
-                f"{name.replace('_', ' ')} {value['mean']:.3f} ± {value['std']:.3f}"
-                for name, value in means.items()
-                if value
-            ]
-            print(f"{split}, {method}, over {seeds['count']} seeds: {', '.join(spreads)}")
 
 
 if __name__ == "__main__":

@@ -588,6 +588,25 @@ def test_pictures_without_labels(
     assert report.js("document.documentElement.scrollWidth") <= report.js("innerWidth")
 
 
+def test_copies_across_splits_are_warned_of(
+    open_report: Callable[..., Report], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = load_dataset("digits", Path()).splits["train"].images
+    for split, rows in {"train": [*range(30), 5], "test": [*range(40, 60), 2, 3]}.items():
+        (tmp_path / "pictures" / split / "x").mkdir(parents=True)
+        for i, row in enumerate(rows):
+            picture = Image.fromarray(images[row].transpose(1, 2, 0))
+            picture.save(tmp_path / f"pictures/{split}/x/{i:02d}.png")
+    pixel_run(tmp_path, "folder", tmp_path / "pictures")
+    draw_report(tmp_path)
+    assert "note: near-duplicates across splits: 2 groups" in capsys.readouterr().out
+    page = open_report(tmp_path).page
+    assert "6 images in 3 groups" in page.inner_text("#duplicates .hint")
+    assert "2 of these groups lie in more than one split" in page.inner_text("#duplicates .hint")
+    headings = page.locator("#duplicates h3").all_text_contents()
+    assert headings == ["Group 0, in train and test", "Group 1, in train and test", "Group 2"]
+
+
 def changed(directory: Path, copy: Path, **changes: Any) -> Path:
     """A copy of the report in `directory` with other data, in a folder of its own."""
     page = (directory / artifacts.REPORT).read_text(encoding="utf-8")

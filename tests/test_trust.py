@@ -63,7 +63,7 @@ def test_labels_do_not_change_it() -> None:
     assert with_labels == halves_agreement(protocol(), x, 5, 0)
 
 
-def test_the_word_follows_halves_and_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_word_follows_halves_views_and_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.zeros((20, 3, 24, 24), np.uint8)
     images[::2] = 255
     x = np.zeros((20, 2), np.float32)
@@ -76,6 +76,13 @@ def test_the_word_follows_halves_and_pixels(monkeypatch: pytest.MonkeyPatch) -> 
         assert (report["verdict"], report["halves"]) == (word, own)
         assert (report["pixels"], report["views"]) == ({"halves": pixels, "views": None}, None)
         assert describe(report).startswith(f"trust: {word}: ")
+    for own, pixels, word in ((0.3, 0.2, "clear"), (0.2, 0.2, "no better than pixels")):
+        raw = {"halves": 0.1, "views": pixels}
+        monkeypatch.setattr(trust, "halves_agreement", lambda *_: 0.9)
+        monkeypatch.setattr(trust, "views_agreement", lambda *_, own=own: own)
+        monkeypatch.setattr(trust, "pixels_agreement", lambda *_, raw=raw: raw)
+        views = Views(np.zeros((2, 20, 2)), nearest_centroid(np.eye(2)), ViewSettings())
+        assert (trust_report(protocol(), x, images, 3, 0, views) or {})["verdict"] == word
     monkeypatch.setattr(trust, "halves_agreement", lambda *_: 0.1)
     alone = trust_report(protocol(), x, None, 3, 0) or {}
     assert (alone["verdict"], alone["halves"], alone["pixels"]) == ("partial", 0.1, None)
@@ -136,7 +143,7 @@ def test_raw_digits_are_as_good_as_themselves() -> None:
         rows = [pca.transform(small_pixels(preprocessing.pixels(x).numpy()), False) for x in views]
         report = trust_report(own, x_NP, images, 10, 0, Views(np.stack(rows), head, settings)) or {}
         assert report["pixels"] == {"halves": report["halves"], "views": report["views"]}
-        assert report["verdict"] == "clear"
+        assert report["verdict"] == "no better than pixels"
         agreements.append(report["views"])
     assert agreements[0] < 0.5 < 0.8 < agreements[1] < 1
 

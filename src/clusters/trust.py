@@ -7,7 +7,8 @@ index, 1 if they agree and 0 as by chance; the mean over a few splits. Raw pixel
 same. Principal components are those of all images.
 
 Two random views of a picture, as SimCLR trains on, are assigned too: the share of pictures whose
-views share a cluster, corrected for chance. It does not change the word.
+views share a cluster, corrected for chance. Features that recognize a picture no better than raw
+pixels do are not trusted, however stable their clusters are.
 
 Sources: clustering by stability under resampling, as in Tibshirani & Walther 2005, "Cluster
 Validation by Prediction Strength", and Lange et al. 2004, "Stability-Based Validation of Clustering
@@ -123,15 +124,14 @@ def trust_report(
     halves, raw = halves_agreement(protocol, x_NP, clusters, seed), None
     if images_NCSS is not None:
         raw = pixels_agreement(protocol, images_NCSS, clusters, seed, views and views.settings)
+    own = views and views_agreement(views.head, views.x_2nP)
     verdict = "clear" if halves >= clear_from(len(x_NP)) else "partial"
-    if verdict == "partial" and raw and halves <= raw["halves"]:
+    if raw and (
+        (verdict == "partial" and halves <= raw["halves"])
+        or (own is not None and own <= raw["views"])
+    ):
         verdict = "no better than pixels"
-    return {
-        "verdict": verdict,
-        "halves": halves,
-        "views": views and views_agreement(views.head, views.x_2nP),
-        "pixels": raw,
-    }
+    return {"verdict": verdict, "halves": halves, "views": own, "pixels": raw}
 
 
 def small_pixels(images_NCSS: np.ndarray, block: int = 256) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Metrics as aligned text for the terminal."""
+"""Metrics as aligned text."""
 
 from collections.abc import Iterator
 from typing import Any

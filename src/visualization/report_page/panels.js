@@ -130,14 +130,18 @@ function fillDuplicates() {
   const sets = new Map();
   near.forEach((group, i) => { if (group >= 0) sets.set(group, [...(sets.get(group) ?? []), i]); });
   const list = [...sets].sort((a, b) => b[1].length - a[1].length || a[0] - b[0]);
+  const splitsOf = (members) => data.splits.filter((_, s) => members.some((i) => split[i] === s));
+  const across = list.filter(([, members]) => splitsOf(members).length > 1).length;
   $("#duplicates").hidden = !list.length;
   const images = list.reduce((sum, [, members]) => sum + members.length, 0);
-  $("#duplicates .hint").textContent = `${number(images)} images in ${number(list.length)} groups that look almost the same, the largest first. They count several times in every score.`;
+  $("#duplicates .hint").textContent = `${number(images)} images in ${number(list.length)} groups that look almost the same, the largest first. They count several times in every score.${
+    across ? ` ${number(across)} of these groups lie in more than one split: not all that a split is scored on is new.` : ""}`;
   $("#duplicates div").replaceChildren(...list.slice(0, duplicatesLimit).map(([group, members]) => {
     const grid = make("div", { className: "grid roving" });
     fill(grid, members.slice(0, 24));
     const more = members.length > 24 ? `, 24 of its ${number(members.length)} images` : "";
-    return make("div", {}, make("h3", { textContent: `Group ${group}${more}` }), grid);
+    const places = splitsOf(members).length > 1 ? `, in ${splitsOf(members).join(" and ")}` : "";
+    return make("div", {}, make("h3", { textContent: `Group ${group}${places}${more}` }), grid);
   }));
   $("#more-duplicates").hidden = list.length <= duplicatesLimit;
 }

@@ -1,0 +1,75 @@
+"""What clustering prints: sizes, scores and notes about them."""
+
+from typing import Any
+
+from src.clusters.trust import describe
+from src.evaluation.tables import (
+    COLUMNS,
+    K_MEANS,
+    SMOOTHED,
+    class_line,
+    summary_table,
+    used_splits,
+)
+
+LOW_VARIANCE = 0.95
+
+
+def metrics_report(metrics: dict[str, Any]) -> str:
+    """What metrics.json says about the clusters: sizes, scores, and notes about both."""
+    fit_on, splits = metrics["kmeans"]["fit_on"], used_splits(metrics)
+    sizes = splits[fit_on]["cluster_sizes"]
+    lines = [f"k-means: {len(sizes)} clusters of {fit_on}, {min(sizes):,} to {max(sizes):,} images"]
+    if empty := sizes.count(0):
+        lines.append(f"note: {empty} clusters are empty: fewer distinct images than clusters")
+    counts = [f"{count:,} of {split}" for split, count in metrics["unusual"].items()]
+    lines.append(f"unusual, far from every cluster: {', '.join(counts)}")
+    for split, scores in splits.items():
+        if undefined := [name for key, name in COLUMNS.items() if scores.get(key, 0) is None]:
+            names = ", ".join(undefined)
+            lines.append(f"note: {split}: {names} undefined with one class or one cluster")
+    labeled = [split for split in splits if "per_class" in splits[split]]
+    if labeled:
+        lines.append(f"{labeled[-1]}, {class_line(splits[labeled[-1]]['per_class'])}")
+    lines += ["", summary_table(metrics), ""]
+    if "linear_probe" in metrics:
+        lines += [probe_line(metrics["linear_probe"]), ""]
+    if "trust" in metrics:
+        lines.append(describe(metrics["trust"]))
+    seeds = metrics.get("seeds", {})
+    for key, method in (("splits", K_MEANS), ("smoothed", SMOOTHED)):
+        for split, means in seeds.get(key, {}).items():
+            spreads = [
+                f"{name.replace('_', ' ')} {value['mean']:.3f} ± {value['std']:.3f}"
+                for name, value in means.items()
+                if value
+            ]
+            lines.append(f"{split}, {method}, over {seeds['count']} seeds: {', '.join(spreads)}")
+    return "\n".join(lines)
+
+
+def pca_lines(pca: dict[str, Any], dim: int, wanted: int) -> str:
+    """How much of `dim` features its components keep, and a note if that is little."""
+    kept, explained = pca["components"], pca["explained_variance"]
+    text = (
+        f"pca: {dim:,} features to {kept} components that keep {explained:.1%} of the variance; "
+        f"effective rank {pca['effective_rank']:.1f}"
+    )
+    if kept < wanted:
+        text += (
+            f"\nnote: the centered features span {kept} dimensions, fewer than "
+            f"--components {wanted}"
+        )
+    elif explained < LOW_VARIANCE:
+        text += f"\nnote: less than {LOW_VARIANCE:.0%}; --components {2 * kept} would keep more"
+    return text
+
+
+def probe_line(probe: dict[str, Any]) -> str:
+    fit_on, scored_on, folds = probe["fit_on"], probe["scored_on"], probe["folds"]
+    on = f"on {scored_on}" if scored_on != fit_on else f"on {fit_on} itself, cross-validated,"
+    return (
+        f"linear probe: accuracy {probe['accuracy']:.3f} {on} of a classifier that learned the "
+        f"labels of {fit_on} (C {probe['C']:.3g} by {folds}-fold cross-validation); the clusters "
+        "did not"
+    )
