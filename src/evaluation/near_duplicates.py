@@ -3,9 +3,9 @@ made brighter or darker.
 
 Candidates are the nearest neighbors of every picture and of its mirror image among 8 x 8 gray
 values. They are then aligned: scale and shift are found by Gauss-Newton steps on 32 x 32 gray
-values (Lucas & Kanade 1981), and the correlation of the details decides, since low frequencies
-alone agree in many pictures of sky and sea. No features are needed: among those of a weak network
-a mirrored copy can be far from its picture.
+values (Lucas & Kanade 1981). The correlation of the details decides, since low frequencies alone
+agree in many pictures of sky and sea; and the colors must agree. No features are needed: among
+those of a weak network a mirrored copy can be far from its picture.
 
 Shape letters: N images of all splits, B pairs, S = 32 pixels.
 """
@@ -21,14 +21,17 @@ from src.evaluation.neighbors import nearest_neighbors
 
 SIDE, COARSE = 32, 8
 NEIGHBORS = 5
-CANDIDATE = 0.94
-"""Least cosine of 8 x 8 centered gray values; of 100 altered copies the lowest had 0.956."""
-SAME = 0.92
+CANDIDATE = 0.87
+"""Least cosine of 8 x 8 centered gray values; 1 % of altered copies have less than 0.89."""
+SAME = 0.87
 """Least correlation of the details; LOG.md has what it finds and what it misses."""
+COLORS, COLOR, COLOR_SHARE = 4, 3.5, 0.2
+"""Largest mean difference of colors, red and blue less green from 0 to 255, on 4 x 4 patches; and
+how much more where colors vary, as a share of their mean deviation."""
 STRICT = 0.98
-"""The same where more than `MANY` of the images have their best match in between `CLOSE` and
-`SAME`: they are so alike, as digits are, that copies do not stand out."""
-CLOSE, MANY = 0.8, 0.25
+"""The same where more than `MANY` of the images correlate by `ALIKE` with `NEIGHBORS` others: they
+are so alike, as digits are, that copies do not stand out."""
+ALIKE, MANY = 0.7, 0.25
 STEPS = 3
 LIMIT = 0.12
 """Largest scale and shift, in half widths: two copies, each cropped by 5 %, differ by 0.1."""
@@ -47,17 +50,25 @@ def near_duplicates(images: dict[str, np.ndarray], block: int = 512) -> dict[str
         For every split int64 (N,); groups count from 0.
     """
     starts = [(split, i) for split, x in images.items() for i in range(0, len(x), block)]
-    gray_NSS = torch.cat([_gray(images[split][i : i + block]) for split, i in starts])
+    reduced = [_gray_and_color(images[split][i : i + block]) for split, i in starts]
+    gray_NSS, color_N = map(torch.cat, zip(*reduced, strict=True))
     pairs, is_mirrored = _candidates(gray_NSS)
     similarity = torch.zeros(len(is_mirrored))
     for part in torch.arange(len(is_mirrored)).split(block):
         if len(part):
             one, other = pairs[:, part]
-            similarity[part] = _similarity(gray_NSS[one], gray_NSS[other], is_mirrored[part])
+            first, second = gray_NSS[one].float(), gray_NSS[other].float()
+            brighter = (first.mean((1, 2)) / second.mean((1, 2)).clamp_min(1)).clamp(0.8, 1.25)
+            colors = color_N[other] * brighter[:, None, None, None]
+            similarity[part] = torch.where(
+                _same_colors(color_N[one], colors, is_mirrored[part]),
+                _similarity(first, second, is_mirrored[part]),
+                0,
+            )
     count = len(gray_NSS)
-    best_N = torch.zeros(count).scatter_reduce(0, pairs.flatten(), similarity.repeat(2), "amax")
-    close = ((best_N >= CLOSE) & (best_N < SAME)).float().mean()
-    first, second = pairs[:, similarity >= (STRICT if close > MANY else SAME)].numpy()
+    alike_N = torch.bincount(pairs[:, similarity > ALIKE].flatten(), minlength=count) >= NEIGHBORS
+    limit = STRICT if alike_N.float().mean() > MANY else SAME
+    first, second = pairs[:, similarity >= limit].numpy()
     graph = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
     component_N = connected_components(graph, directed=False)[1]
     has_copies = np.bincount(component_N) > 1
@@ -72,10 +83,14 @@ def crossing(groups: dict[str, np.ndarray]) -> int:
     return int((np.unique(np.concatenate(of_splits), return_counts=True)[1] > 1).sum())
 
 
-def _gray(images: np.ndarray) -> Tensor:
-    """uint8 (B, 3, ., .) to float16 (B, S, S), which keeps a hundred thousand of them small."""
-    gray = torch.from_numpy(np.asarray(images).mean(1, dtype=np.float32))
-    return F.interpolate(gray[:, None], size=(SIDE, SIDE), mode="area")[:, 0].half()
+def _gray_and_color(images: np.ndarray) -> tuple[Tensor, Tensor]:
+    """uint8 (B, 3, ., .) to gray values (B, S, S), float16, which keeps a hundred thousand of them
+    small; and to red and blue less green (B, 2, 4, 4)."""
+    rgb = F.interpolate(
+        torch.tensor(np.ascontiguousarray(images)).float(), size=(SIDE, SIDE), mode="area"
+    )
+    color = F.avg_pool2d(rgb[:, [0, 2]] - rgb[:, [1]], SIDE // COLORS)
+    return rgb.mean(1).half(), color
 
 
 def _candidates(gray_NSS: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,8 +113,7 @@ def _candidates(gray_NSS: Tensor) -> tuple[Tensor, Tensor]:
 def _similarity(first: Tensor, second: Tensor, is_mirrored: Tensor) -> Tensor:
     """The correlation (B,) of the details of two aligned pictures, each (B, S, S), where they
     overlap."""
-    target, moving = first.float(), second.float()
-    moving = torch.where(is_mirrored[:, None, None], moving.flip(2), moving)
+    target, moving = first, torch.where(is_mirrored[:, None, None], second.flip(2), second)
     x = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1  # as grid_sample counts
     motion = torch.zeros(len(target), 3)  # scale - 1, shift to the right, shift down
     for _ in range(STEPS):
@@ -115,6 +129,13 @@ def _similarity(first: Tensor, second: Tensor, is_mirrored: Tensor) -> Tensor:
         motion = (motion + solution[:, :3] / solution[:, 3:4].clamp_min(0.3)).clamp(-LIMIT, LIMIT)
     warped, overlap = _warp(moving, motion)
     return _correlation(_details(target), _details(warped), overlap)
+
+
+def _same_colors(first: Tensor, second: Tensor, is_mirrored: Tensor) -> Tensor:
+    """Whether the colors of pairs, each (B, 2, 4, 4), may be those of copies, bool (B,)."""
+    second = torch.where(is_mirrored[:, None, None, None], second.flip(3), second)
+    varies = (first - first.mean((2, 3), keepdim=True)).abs().mean((1, 2, 3))
+    return (first - second).abs().mean((1, 2, 3)) <= COLOR + COLOR_SHARE * varies
 
 
 def _warp(pictures: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
