@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from src.runtime.cli import progress
-from src.runtime.device import keep_freed_memory
 from src.storage.provenance import git_commit
 
 
@@ -28,12 +27,11 @@ class Result:
 def take_turns(contestants: dict[str, Callable[[], float]], rounds: int) -> list[Result]:
     """Every round asks each contestant for its images a second: a busy machine hits all alike.
 
-    The first contestant is ours; it alone has malloc keep freed memory, as the scripts do.
+    The first contestant is ours. On a CPU all keep freed memory, since `select_device` sees to it.
     """
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in progress(range(rounds), desc="rounds"):
-        for i, (name, measure) in enumerate(contestants.items()):
-            keep_freed_memory(keep=i == 0 and not torch.cuda.is_available())
+        for name, measure in contestants.items():
             rates[name].append(measure())
     ours = next(iter(rates.values()))
     return [
@@ -66,7 +64,8 @@ def hardware() -> str:
     if torch.cuda.is_available():
         where = f"one {torch.cuda.get_device_name()}"
     else:
-        where = f"{torch.get_num_threads()} threads of {processor()}"
+        instructions = torch.backends.cpu.get_cpu_capability()
+        where = f"{torch.get_num_threads()} threads of {processor()}, {instructions}"
     return f"{where}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 

@@ -43,19 +43,19 @@ def select_device(name: DeviceName) -> torch.device:
     return torch.device(name)
 
 
-def keep_freed_memory(keep: bool = True) -> None:
+def keep_freed_memory() -> None:
     """Let glibc reuse freed memory instead of returning it to the system.
 
     Activations are tens of megabytes each. malloc would map and unmap them in every operation of
     every step; the page faults cost up to a fifth of a training step (LOG.md). Does nothing with
-    other C libraries; `keep=False` restores glibc's defaults.
+    other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(-4, 0 if keep else 1 << 16)  # M_MMAP_MAX: mappings for single large blocks
-        mallopt(-1, 2**31 - 1 if keep else 1 << 17)  # M_TRIM_THRESHOLD: free bytes to return
-        mallopt(-2, 1 << (26 if keep else 17))  # M_TOP_PAD: bytes to grow by
-        mallopt(-8, 1 if keep else 0)  # M_ARENA_MAX: number of heaps; 0 is no limit
+        mallopt(-4, 0)  # M_MMAP_MAX: mappings for single large blocks
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: free bytes to return
+        mallopt(-2, 1 << 26)  # M_TOP_PAD: bytes to grow by
+        mallopt(-8, 1)  # M_ARENA_MAX: number of heaps
 
 
 def select_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
