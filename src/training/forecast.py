@@ -30,7 +30,7 @@ def announce(setup: Setup, state: TrainState) -> None:
     size = 3 * sum(p.numel() * p.element_size() for p in state.model.parameters())
     free = shutil.disk_usage(config.checkpoint_dir).free
     text = (
-        f"{files} checkpoints of {size / 1e6:,.0f} MB need {files * size / 1e9:.1f} GB in "
+        f"{files} checkpoints of {size / 1e6:,.0f} MB need {files * size / 1e6:,.0f} MB in "
         f"{config.checkpoint_dir}, where {free / 1e9:,.1f} GB are free"
     )
     if files * size > free:
@@ -68,7 +68,7 @@ class StepTimer:
         self.started = 0.0
 
     def estimate(self, step: int, loss: Tensor) -> str | None:
-        """Call it after every step: the line to print, once, if more than a minute is left."""
+        """Call it after every step: the line to print, once, if two minutes or more are left."""
         done = step - self.first
         if done not in (self.FROM, self.TO):
             return None
@@ -78,4 +78,4 @@ class StepTimer:
             return None
         timed = self.work(self.first + self.FROM, step)
         minutes = (time.monotonic() - self.started) / 60 * self.work(step, self.steps) / timed
-        return f"about {minutes:,.0f} minutes of training to go" if minutes > 1 else None
+        return f"about {minutes:,.0f} minutes of training to go" if minutes >= 1.5 else None
