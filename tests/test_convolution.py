@@ -34,6 +34,16 @@ def test_outputs_and_gradients_are_pytorchs(
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_gradients_lie_in_memory_as_weights_do(kernel: int, layout: torch.memory_format) -> None:
+    """Otherwise several processes copy each of them, with a warning."""
+    conv = nn.Conv2d(256, 8, kernel, padding=kernel // 2).to(memory_format=layout)
+    out = convolve(torch.randn(5, 256, 3, 3), conv, conv.weight, conv.bias)
+    (gradient,) = torch.autograd.grad(out.sum(), conv.weight)
+    assert gradient.stride() == conv.weight.stride()
+
+
 def test_mixed_precision_stays_mixed() -> None:
     torch.manual_seed(0)
     x = torch.randn(5, 256, 3, 3)

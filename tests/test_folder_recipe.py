@@ -125,6 +125,8 @@ def test_resuming_decides_nothing_again(
     assert main(config) == 0  # as many epochs as before
     assert "chosen for" not in (printed := capsys.readouterr().out)
     assert "1 of 1 steps are done" in printed
+    assert "too few" not in printed  # nothing is left to train
+    assert "steps to go" not in printed
     assert main(dataclasses.replace(config, epochs=2, log_every=5)) == 0
     last = checkpoint.load(tmp_path / "c" / checkpoint.file_name(2))["config"]
     assert last == flags | {"epochs": 2, "log_every": 5}

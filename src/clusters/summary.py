@@ -21,7 +21,7 @@ def metrics_report(metrics: dict[str, Any]) -> str:
     sizes = splits[fit_on]["cluster_sizes"]
     lines = [f"k-means: {len(sizes)} clusters of {fit_on}, {min(sizes):,} to {max(sizes):,} images"]
     if empty := sizes.count(0):
-        lines.append(f"note: {empty} clusters are empty: fewer distinct images than clusters")
+        lines.append(f"note: {empty} of them without images: too many clusters for these features")
     counts = [f"{count:,} of {split}" for split, count in metrics["unusual"].items()]
     lines.append(f"unusual, far from every cluster: {', '.join(counts)}")
     for split, scores in splits.items():

@@ -75,7 +75,7 @@ class PixelConvolution(torch.autograd.Function):
         rows = _pixels(x_NCHW)[:, ::stride, ::stride].flatten(0, 2)
         by_weight = gradient.flatten(0, 2).T @ rows
         by_bias = gradient.sum((0, 1, 2)) if ctx.has_bias else None
-        return by_x, by_weight[:, :, None, None], by_bias, None
+        return by_x, by_weight.as_strided(weight_OC11.shape, weight_OC11.stride()), by_bias, None
 
 
 class SmallConvolution(torch.autograd.Function):
@@ -115,7 +115,8 @@ class SmallConvolution(torch.autograd.Function):
             if is_tiny:
                 _pixels(by_x)[read] += own @ taps_33OC[tap]
         by_bias = gradient.sum((0, 1, 2)) if ctx.has_bias else None
-        return by_x, by_taps.permute(2, 3, 0, 1), by_bias, None
+        by_weight = torch.empty_like(weight_OC33).copy_(by_taps.permute(2, 3, 0, 1))
+        return by_x, by_weight, by_bias, None
 
 
 def _pixels(x_NCHW: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ FEW_IMAGES, FEW_STEPS = 1_000, 1_000
 def announce(setup: Setup, state: TrainState) -> None:
     """Print how many images and steps are to come, and what the checkpoints take on disk."""
     config, per_epoch = setup.config, setup.batches.per_epoch
-    if not config.epochs:
-        return
     images, left = len(setup.batches.store), setup.steps - state.step
+    if left <= 0:
+        return
     print(
         f"{images:,} images of {setup.dataset.image_size} px, {config.epochs} epochs of "
         f"{per_epoch:,} steps, {config.images_per_step} images a step: {left:,} steps to go"
