@@ -162,7 +162,7 @@ def train(
                 record = {"kind": "epoch", "epoch": epoch, **position, **means, **measured, **speed}
                 log(record)
                 with bar.external_write_mode():
-                    is_monitored = epoch % config.monitor_every == 0 or state.step == steps
+                    is_monitored = "knn_accuracy" in record or state.step == steps
                     if is_monitored or time.monotonic() - printed > QUIET_SECONDS:
                         print(epoch_line(record, config.epochs), flush=True)
                         printed = time.monotonic()

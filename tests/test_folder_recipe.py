@@ -127,9 +127,12 @@ def test_resuming_decides_nothing_again(
     assert "1 of 1 steps are done" in printed
     assert "too few" not in printed  # nothing is left to train
     assert "steps to go" not in printed
-    assert main(dataclasses.replace(config, epochs=2, log_every=5)) == 0
-    last = checkpoint.load(tmp_path / "c" / checkpoint.file_name(2))["config"]
-    assert last == flags | {"epochs": 2, "log_every": 5}
+    assert main(dataclasses.replace(config, epochs=3, log_every=5, monitor_every=1)) == 0
+    printed = capsys.readouterr().out
+    assert "epoch   3/3" in printed
+    assert "epoch   2/3" not in printed  # nothing is measured without labels
+    last = checkpoint.load(tmp_path / "c" / checkpoint.file_name(3))["config"]
+    assert last == flags | {"epochs": 3, "log_every": 5, "monitor_every": 1}
     log = (tmp_path / "c" / checkpoint.METRICS_LOG).read_text()
     assert log.count('"kind": "step"') == 1  # of the first epoch, every step of which was logged
     shutil.copy(folder / "00.png", folder / "another.png")
