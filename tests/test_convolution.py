@@ -89,9 +89,9 @@ def test_the_gradient_by_the_weights_is_a_product_where_that_is_faster(
 
 @pytest.mark.parametrize(
     ("capability", "side", "expected"),
-    [("AVX2", 2, False), ("AVX2", 3, True), ("AVX512", 2, True), ("DEFAULT", 1, False)],
+    [("AVX2", 3, False), ("AVX2", 4, True), ("AVX512", 2, True), ("DEFAULT", 1, False)],
 )
-def test_on_tiny_maps_all_of_it_is_products_without_avx512(
+def test_on_small_maps_all_of_it_is_products_without_avx512(
     monkeypatch: pytest.MonkeyPatch, capability: str, side: int, expected: bool
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
@@ -99,3 +99,15 @@ def test_on_tiny_maps_all_of_it_is_products_without_avx512(
     with Operations() as seen:
         convolve(torch.randn(2, 256, side, side), conv, conv.weight, conv.bias)
     assert ("convolution.default" in seen.names) == expected
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_products_are_of_all_images_at_once(monkeypatch: pytest.MonkeyPatch, stride: int) -> None:
+    """PyTorch makes a slow product for each image of rows that lie apart."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    conv = nn.Conv2d(256, 8, 3, stride, padding=1)
+    x = torch.randn(2, 256, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with Operations() as seen:
+        convolve(x, conv, conv.weight, conv.bias).square().sum().backward()
+    assert "mm.default" in seen.names
+    assert "bmm.default" not in seen.names

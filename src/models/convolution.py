@@ -19,8 +19,6 @@ MAX_SIDE_1X1 = 12
 """Input pixels up to which 1x1 convolutions gain; those that skip pixels always do."""
 MAX_SIDE, MIN_CHANNELS = 3, 256
 """Output pixels and input channels with which 3x3 convolutions gain."""
-TINY_SIDE = 2
-"""Output pixels up to which all of a 3x3 convolution gains, in float32 without AVX-512."""
 Part = tuple[slice, slice, slice]
 
 
@@ -67,7 +65,7 @@ class PixelConvolution(torch.autograd.Function):
     def backward(ctx: Any, gradient_NOHW: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (x_NCHW, weight_OC11), stride = ctx.saved_tensors, ctx.stride
         gradient = _pixels(gradient_NOHW)
-        by_rows = gradient @ weight_OC11.flatten(1)
+        by_rows = _product(gradient, weight_OC11.flatten(1))
         by_x = by_rows.permute(0, 3, 1, 2)
         if stride > 1:
             by_x = torch.zeros_like(x_NCHW, memory_format=torch.channels_last)
@@ -80,7 +78,7 @@ class PixelConvolution(torch.autograd.Function):
 
 class SmallConvolution(torch.autograd.Function):
     """A 3x3 convolution with padding 1 whose gradient by the weights is, for each of the nine taps,
-    a product of the pixels that it meets within the map; all of it, where the map is tiny."""
+    a product of the pixels that it meets within the map; all of it, in float32 without AVX-512."""
 
     @staticmethod
     def forward(
@@ -88,14 +86,14 @@ class SmallConvolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x_NCHW, weight_OC33)
         ctx.stride, ctx.has_bias = stride, bias_O is not None
-        if not _is_tiny(x_NCHW, stride):
+        if not _all_gains(x_NCHW):
             return F.conv2d(x_NCHW, weight_OC33, bias_O, stride, 1)
         x, taps_33CO = _pixels(x_NCHW), weight_OC33.permute(2, 3, 1, 0).contiguous()
         out = _new_map(x[:, ::stride, ::stride], len(weight_OC33)).zero_()
         if bias_O is not None:
             out += bias_O[:, None, None]
         for tap, read, written in _taps(x.shape[1], x.shape[2], stride):
-            _pixels(out)[written] += x[read] @ taps_33CO[tap]
+            _pixels(out)[written] += _product(x[read], taps_33CO[tap])
         return out
 
     @staticmethod
@@ -103,17 +101,16 @@ class SmallConvolution(torch.autograd.Function):
         (x_NCHW, weight_OC33), stride = ctx.saved_tensors, ctx.stride
         x, gradient = _pixels(x_NCHW), _pixels(gradient_NOHW)
         taps_33OC = weight_OC33.permute(2, 3, 0, 1).contiguous()
-        is_tiny = _is_tiny(x_NCHW, stride)
-        if is_tiny:
+        all_gains = _all_gains(x_NCHW)
+        if all_gains:
             by_x = torch.zeros_like(x_NCHW, memory_format=torch.channels_last)
         else:
             by_x = conv2d_input(x_NCHW.shape, weight_OC33, gradient_NOHW, stride, padding=1)
         by_taps = torch.zeros_like(taps_33OC)
         for tap, read, written in _taps(x.shape[1], x.shape[2], stride):
-            own = gradient[written]
-            by_taps[tap] = own.flatten(0, 2).T @ x[read].flatten(0, 2)
-            if is_tiny:
-                _pixels(by_x)[read] += own @ taps_33OC[tap]
+            by_taps[tap] = gradient[written].flatten(0, 2).T @ x[read].flatten(0, 2)
+            if all_gains:
+                _pixels(by_x)[read] += _product(gradient[written], taps_33OC[tap])
         by_bias = gradient.sum((0, 1, 2)) if ctx.has_bias else None
         by_weight = torch.empty_like(weight_OC33).copy_(by_taps.permute(2, 3, 0, 1))
         return by_x, by_weight, by_bias, None
@@ -132,12 +129,15 @@ def _new_map(like_NHWC: Tensor, channels: int) -> Tensor:
     )
 
 
-def _is_tiny(x_NCHW: Tensor, stride: int) -> bool:
-    return (
-        max(x_NCHW.shape[2:]) <= TINY_SIDE * stride
-        and x_NCHW.dtype == torch.float32
-        and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+def _all_gains(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and not torch.backends.cpu.get_cpu_capability().startswith(
+        "AVX512"
     )
+
+
+def _product(x_NHWC: Tensor, matrix: Tensor) -> Tensor:
+    """`x @ matrix` as one product: of rows that lie apart, `@` makes one for each image."""
+    return (x_NHWC.flatten(0, 2) @ matrix).view(*x_NHWC.shape[:3], -1)
 
 
 def _taps(height: int, width: int, stride: int) -> Iterator[tuple[tuple[int, int], Part, Part]]:
