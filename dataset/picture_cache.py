@@ -7,7 +7,6 @@ writing nor reading needs memory for more than a few of them.
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
-from loky import ProcessPoolExecutor
+from loky import ProcessPoolExecutor, cpu_count
 from numpy.lib import format as npy
 from typing_extensions import TypedDict
 
@@ -226,14 +225,7 @@ def _close_gaps(
 
 def _suitable_workers(pictures: Pictures) -> int:
     size = sum(size for _, size, _ in pictures.files)
-    return 1 if len(pictures.files) < SMALL_COUNT and size < SMALL_BYTES else cores()
-
-
-def cores() -> int:
-    """How many cores this process may use; a scheduler or container can limit them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return 1 if len(pictures.files) < SMALL_COUNT and size < SMALL_BYTES else cpu_count()
 
 
 @contextlib.contextmanager
