@@ -393,22 +393,6 @@ def test_cache_dir_keeps_folders_apart_and_theirs_untouched(tmp_path: Path) -> N
             assert [file.name for file in (tmp_path / name).iterdir()] == ["a.png"]
 
 
-@pytest.mark.parametrize("harm", ["truncate", "no record", "bad record"])
-def test_damaged_cache_is_rebuilt(folder: Path, decoded: list[str], harm: str) -> None:
-    load(folder)
-    (array,) = (folder / CACHE_FOLDER).glob("*.pixels")
-    (record,) = (folder / CACHE_FOLDER).glob("*.json")
-    if harm == "truncate":
-        os.truncate(array, array.stat().st_size - 1)
-    elif harm == "no record":
-        record.unlink()
-    else:
-        record.write_text('{"0.')
-    decoded.clear()
-    np.testing.assert_array_equal(load(folder).splits["unlabeled"].images, expected(0, 1, 2, 3, 4))
-    assert len(decoded) == 5
-
-
 def test_broken_pictures_are_named_and_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture, decoded: list[str]
 ) -> None:

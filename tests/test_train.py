@@ -322,7 +322,6 @@ def test_resuming_refuses_what_would_make_another_run(
     ("changes", "message"),
     [
         ({"epochs": -1}, "--epochs"),
-        ({"batch_size": 1000}, "more than the 60 images"),
         ({"views": ViewSettings(crop_min=0.0)}, "--crop-min"),
         ({"views": ViewSettings(jitter=-1)}, "--jitter must be 0 or more"),
         ({"warmup_epochs": math.nan}, "--warmup-epochs must be 0 or more"),
