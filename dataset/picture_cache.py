@@ -83,17 +83,17 @@ def load_pictures(
         folder = cache_dir / json_digest(str(pictures.root.resolve()))
     stem = f"{pictures.split}_{size}px"
     pixels = folder / f"{stem}_{json_digest([PIXELS_VERSION, pictures.files])}.pixels"
-    cached = _open(pixels, pictures, size)
+    cached = _open(pixels)
     is_new = cached is None
     if cached is None:
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             # Every process of a distributed run calls this; the first one decodes, the others wait.
             with FileLock(folder / ".lock"):
-                if not _open(pixels, pictures, size):
+                if not _open(pixels):
                     _write(pixels, pictures, size, workers or _suitable_workers(pictures))
                     _remove_others(pixels, stem)
-                cached = _open(pixels, pictures, size)
+                cached = _open(pixels)
     assert cached is not None
     images, broken = cached
     if is_new:
@@ -105,7 +105,7 @@ def load_pictures(
     return images, tuple(name for name, _, _ in pictures.files if name not in broken)
 
 
-def _open(pixels: Path, pictures: Pictures, size: int) -> tuple[np.ndarray, dict[str, str]] | None:
+def _open(pixels: Path) -> tuple[np.ndarray, dict[str, str]] | None:
     """The cached images and the broken pictures with their reasons; None if not complete."""
     try:
         with open_regular(pixels.with_suffix(".json")) as file:
