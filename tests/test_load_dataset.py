@@ -76,13 +76,6 @@ def test_stl10_in_the_folder_itself_and_classes_of_two_words(stl10: Path) -> Non
     assert load_dataset("stl10", stl10 / "moved").class_names == names
 
 
-@pytest.mark.parametrize("missing", ["train", "test", "unlabeled"])
-def test_stl10_without_a_split_or_class_names(stl10: Path, missing: str) -> None:
-    for file in (stl10 / "stl10_binary").glob(f"{missing}_?.bin"):
-        file.unlink()
-    assert set(load_dataset("stl10", stl10).splits) == {"train", "test", "unlabeled"} - {missing}
-
-
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
