@@ -15,9 +15,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from loky import cpu_count
+
 from dataset.folder import Pictures, find_pictures
 from dataset.load_dataset import load_dataset
-from dataset.picture_cache import cores, load_pictures
+from dataset.picture_cache import load_pictures
 from src.runtime.cli import read_flags, run_script
 
 
@@ -38,7 +40,7 @@ def main(config: DecodeConfig) -> None:
         for name, _, _ in pictures.files:
             (pictures.root / name).read_bytes()
     before = peak_bytes()
-    rates: dict[int, list[float]] = {1: [], cores(): []}
+    rates: dict[int, list[float]] = {1: [], cpu_count(): []}
     for _ in range(config.rounds):
         for workers, measured in rates.items():
             measured.append(count / decode(splits, config.image_size, workers))

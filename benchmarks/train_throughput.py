@@ -132,7 +132,7 @@ def ours(images: np.ndarray, config: BenchmarkConfig) -> Callable[[], float]:
     optimizer, scaler = make_optimizer(model, recipe.weight_decay), make_scaler(device, dtype)
     network: Any = torch.compile(model) if config.compile else model
     store = ImageStore([images], device, "auto")
-    batches = TrainingBatches(store, recipe.views, config.batch_size, 1, seed=0)
+    batches = TrainingBatches(store, recipe)
 
     def step(batch: Any) -> None:
         train_step(network, optimizer, scaler, batch, recipe, dtype)

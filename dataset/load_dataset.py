@@ -170,15 +170,13 @@ def _folder(
     return splits, class_names, json_digest(files)
 
 
-def _fingerprint(
-    splits: dict[str, Split], class_names: tuple[str, ...], files: str, sample: int = 64
-) -> str:
-    """A digest of shapes, names, labels and up to `sample` evenly spaced images of each split."""
+def _fingerprint(splits: dict[str, Split], class_names: tuple[str, ...], files: str) -> str:
+    """A digest of shapes, names, labels and up to 64 evenly spaced images of each split."""
     sha = hashlib.sha256(f"{class_names}{files}".encode())
     for name, split in splits.items():
         count = len(split.images)
         sha.update(f"{name}{split.images.shape}{split.names}".encode())
-        rows = np.linspace(0, count - 1, min(sample, count)).astype(int)
+        rows = np.linspace(0, count - 1, min(64, count)).astype(int)
         sha.update(_without_readahead(split.images, rows))
         if split.labels is not None:
             sha.update(split.labels.tobytes())

@@ -7,7 +7,6 @@ writing nor reading needs memory for more than a few of them.
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
-from loky import ProcessPoolExecutor
+from loky import ProcessPoolExecutor, cpu_count
 from numpy.lib import format as npy
 from typing_extensions import TypedDict
 
@@ -84,17 +83,17 @@ def load_pictures(
         folder = cache_dir / json_digest(str(pictures.root.resolve()))
     stem = f"{pictures.split}_{size}px"
     pixels = folder / f"{stem}_{json_digest([PIXELS_VERSION, pictures.files])}.pixels"
-    cached = _open(pixels, pictures, size)
+    cached = _open(pixels)
     is_new = cached is None
     if cached is None:
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             # Every process of a distributed run calls this; the first one decodes, the others wait.
             with FileLock(folder / ".lock"):
-                if not _open(pixels, pictures, size):
+                if not _open(pixels):
                     _write(pixels, pictures, size, workers or _suitable_workers(pictures))
                     _remove_others(pixels, stem)
-                cached = _open(pixels, pictures, size)
+                cached = _open(pixels)
     assert cached is not None
     images, broken = cached
     if is_new:
@@ -106,7 +105,7 @@ def load_pictures(
     return images, tuple(name for name, _, _ in pictures.files if name not in broken)
 
 
-def _open(pixels: Path, pictures: Pictures, size: int) -> tuple[np.ndarray, dict[str, str]] | None:
+def _open(pixels: Path) -> tuple[np.ndarray, dict[str, str]] | None:
     """The cached images and the broken pictures with their reasons; None if not complete."""
     try:
         with open_regular(pixels.with_suffix(".json")) as file:
@@ -226,14 +225,7 @@ def _close_gaps(
 
 def _suitable_workers(pictures: Pictures) -> int:
     size = sum(size for _, size, _ in pictures.files)
-    return 1 if len(pictures.files) < SMALL_COUNT and size < SMALL_BYTES else cores()
-
-
-def cores() -> int:
-    """How many cores this process may use; a scheduler or container can limit them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return 1 if len(pictures.files) < SMALL_COUNT and size < SMALL_BYTES else cpu_count()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ This is the only place where the project decodes a picture, so the pictures for 
 for inference are preprocessed alike.
 """
 
+import contextlib
 import struct
 import warnings
 import zlib
@@ -69,7 +70,7 @@ class BadPicture(ValueError):
     """A file that cannot be decoded; the message is the reason in a few words."""
 
 
-def load_picture(source: Path | BinaryIO, size: int) -> np.ndarray:
+def load_picture(file: Path, size: int) -> np.ndarray:
     """Decode a picture into a square.
 
     The largest centered square is resized to `size` x `size` with an antialiased bicubic filter,
@@ -80,37 +81,14 @@ def load_picture(source: Path | BinaryIO, size: int) -> np.ndarray:
     12 or 14 of them; 32-bit and floating-point gray is stretched from its minimum to its maximum.
     Metadata that cannot be read, such as a damaged EXIF block, is ignored.
 
-    Args:
-        source: a file, or a binary stream that can seek.
-        size: the side S in pixels.
-
     Returns:
-        uint8 array of shape (3, S, S), red, green, blue.
+        uint8 array of shape (3, size, size), red, green, blue.
 
     Raises:
         BadPicture: the file is missing, unreadable, empty, no picture, damaged, cut short, or
             larger than `MAX_PIXELS`.
     """
-    if not isinstance(source, Path):
-        return _load(source, size)
-    try:
-        with open_regular(source) as stream:
-            return _load(stream, size)
-    except OSError as error:
-        raise BadPicture((error.strerror or str(error)).lower()) from None
-
-
-def shorter_side(file: Path) -> int:
-    """In pixels, from the header alone; raises BadPicture where it cannot be read."""
-    try:
-        with open_regular(file) as stream, _open(stream) as image:
-            return min(image.size)
-    except OSError as error:
-        raise BadPicture((error.strerror or str(error)).lower()) from None
-
-
-def _load(stream: BinaryIO, size: int) -> np.ndarray:
-    with _open(stream) as image:
+    with _opened(file) as image:
         try:
             # JPEG can decode at 1/2, 1/4 or 1/8 of its size, several times faster.
             image.draft(None, (2 * size, 2 * size))  # type: ignore[arg-type]
@@ -124,6 +102,21 @@ def _load(stream: BinaryIO, size: int) -> np.ndarray:
         turn = _turn(image)
     upright = square if turn is None else square.transpose(turn)
     return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))
+
+
+def shorter_side(file: Path) -> int:
+    """In pixels, from the header alone; raises BadPicture where it cannot be read."""
+    with _opened(file) as image:
+        return min(image.size)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    try:
+        with open_regular(file) as stream, _open(stream) as image:
+            yield image
+    except OSError as error:
+        raise BadPicture((error.strerror or str(error)).lower()) from None
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

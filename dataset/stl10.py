@@ -81,8 +81,7 @@ def _images(file: Path) -> np.ndarray:
         if size == 0 or size % image_bytes:
             raise UserError(
                 f"{file} has {size:,} bytes, not a positive multiple of {image_bytes:,} "
-                f"(3 x {side} x {side}): it is incomplete. Get it again, or remove {file.parent} "
-                "and run python dataset/download_dataset.py"
+                f"(3 x {side} x {side}): it is incomplete; {_remedy(file.parent)}"
             )
         columns_first = np.memmap(stream, np.uint8, "r").reshape(-1, 3, side, side)
     return columns_first.transpose(0, 1, 3, 2)

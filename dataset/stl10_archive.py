@@ -10,6 +10,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -124,11 +125,8 @@ def _verify(file: Path, expected: str | None) -> None:
 
 
 def _md5(file: Path) -> str:
-    md5 = hashlib.md5(usedforsecurity=False)
     with _open(file, "verifying") as stream:
-        while block := stream.read(1 << 20):
-            md5.update(block)
-    return md5.hexdigest()
+        return files.digest(stream, partial(hashlib.md5, usedforsecurity=False))
 
 
 def _unpack(file: Path, data_dir: Path) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from src.models.architectures import ARCHITECTURES, Design
+from src.models.architectures import ARCHITECTURES
 from src.runtime import distributed
 from src.runtime.prefetch import prefetch
 from src.train import train_step
 from src.training.recipe import TrainConfig
 from src.training.state import end_low_resolution, end_warmup, prepare, restore_or_initialize
+from tests.small_network import SMALL
 
 STEPS = 5
 
@@ -28,7 +29,7 @@ def five_steps(bn: str, dtype: torch.dtype, output: Path) -> None:
     """
     if dtype == torch.float32:
         F.relu = lambda x, inplace=False: F.gelu(x)
-    ARCHITECTURES["small"] = Design(ARCHITECTURES["resnet18"].block, (2, 1), (16, 32))
+    ARCHITECTURES["small"] = SMALL
     config = TrainConfig.for_dataset(
         "digits", arch="small", bn=bn, batch_size=6, accumulate=2, precision="fp32", device="cpu",
         warmup_epochs=0, low_resolution=16, low_resolution_epochs=3 / 119,

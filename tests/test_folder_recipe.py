@@ -1,10 +1,10 @@
 """Defaults that suit a folder of pictures, and experiments by name."""
 
-import dataclasses
 import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,7 +82,7 @@ def test_the_curve_of_the_loss_has_a_hundred_points_or_all() -> None:
 def test_the_other_datasets_keep_their_defaults() -> None:
     for dataset in ("stl10", "digits"):
         config = TrainConfig.for_dataset(dataset)
-        emptied = dataclasses.replace(config, **dict.fromkeys(CHOSEN))
+        emptied = replace(config, **dict.fromkeys(CHOSEN))
         assert choose(emptied, gpu=False, recorded={}) == config
 
 
@@ -113,7 +113,7 @@ def test_resuming_decides_nothing_again(
     own = {"data_dir": folder, "checkpoint_dir": tmp_path / "c", "device": "cpu"}
     own |= {"image_size": 32, "precision": "fp32", "wandb": "disabled", "name": "few"}
     config = TrainConfig.for_dataset("folder", **own)
-    assert main(dataclasses.replace(config, epochs=1)) == 0
+    assert main(replace(config, epochs=1)) == 0
     printed = capsys.readouterr().out
     assert "chosen for 13 pictures of about 96 px on a CPU: --arch resnet18" in printed
     assert "12 images of 32 px, 1 epochs of 1 steps, 12 images a step: 1 steps to go" in printed
@@ -127,7 +127,7 @@ def test_resuming_decides_nothing_again(
     assert "1 of 1 steps are done" in printed
     assert "too few" not in printed  # nothing is left to train
     assert "steps to go" not in printed
-    assert main(dataclasses.replace(config, epochs=3, log_every=5, monitor_every=1)) == 0
+    assert main(replace(config, epochs=3, log_every=5, monitor_every=1)) == 0
     printed = capsys.readouterr().out
     assert "epoch   3/3" in printed
     assert "epoch   2/3" not in printed  # nothing is measured without labels
@@ -139,7 +139,7 @@ def test_resuming_decides_nothing_again(
     with pytest.raises(UserError, match="other images than those now in"):
         main(config)
     with pytest.raises(UserError, match=r"--batch-size 12 \(now 6\): .* --name"):
-        main(dataclasses.replace(config, batch_size=6))
+        main(replace(config, batch_size=6))
 
 
 def test_a_training_that_was_only_begun_gets_its_epochs_when_it_starts() -> None:
@@ -268,8 +268,6 @@ def test_the_minutes_are_estimated_once_from_the_first_steps(
 def test_a_full_disk_is_told_before_training(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    assert forecast.checkpoints_to_come(0, 24, 4) == 6
-    assert forecast.checkpoints_to_come(8, 25, 4) == 5  # 12, 16, 20, 24 and the last
     monkeypatch.setattr(forecast.shutil, "disk_usage", lambda _: SimpleNamespace(free=5e8))
     config = TrainConfig(
         "folder", folder, arch="resnet18", image_size=32, batch_size=4, checkpoint_dir=tmp_path,
@@ -277,11 +275,18 @@ def test_a_full_disk_is_told_before_training(
     )  # fmt: skip
     setup = prepare(config)
     state = random_state(setup)
-    forecast.announce(setup, state)
+
+    def announce(**flags: int) -> None:
+        forecast.announce(replace(setup, config=replace(config, **flags)), state)
+
+    announce()
     warning = f"6 checkpoints of 138 MB need 828 MB in {tmp_path}, where 0.5 GB are free: make room"
     assert warning in capsys.readouterr().err
-    forecast.announce(dataclasses.replace(setup, config=dataclasses.replace(config, keep=2)), state)
+    announce(keep=2)
     assert "2 checkpoints of 138 MB need 276 MB" in capsys.readouterr().out
+    state.step = 8 * setup.batches.per_epoch
+    announce(epochs=25)  # 12, 16, 20, 24 and the last
+    assert "5 checkpoints of 138 MB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -453,7 +453,8 @@ def test_decoded_pictures(run: Path, rounds: int) -> None:
         damages = {name: damage for name, damage in damages.items() if name not in impossible}
         for what, directory in damaged(file, damages, rounds):
             with named(what):
-                assert answer(images, directory) in (None, expected)
+                is_in_the_way = "folder" in what
+                assert answer(images, directory) == (None if is_in_the_way else expected)
 
 
 @ROUNDS

@@ -10,7 +10,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop, v2
 
-from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, pixels, preprocess
+from src.models.preprocessing import pixels, preprocess
 from src.training.batches import paired_views
 from src.training.recipe import TrainConfig, ViewSettings, flag_values
 from src.training.views import ViewParameters, draw, make_views
@@ -35,9 +35,8 @@ def images() -> Tensor:
 
 
 def views(images: Tensor, parameters: ViewParameters, view_side: int | None = None) -> Tensor:
-    """Back to values from 0 to 255."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
-    return (make_views(images, parameters, view_side) * std + mean) * 255
+    """With values from 0 to 255."""
+    return pixels(make_views(images, parameters, view_side))
 
 
 def test_nothing_drawn_is_the_evaluation_preprocessing(images: Tensor) -> None:

@@ -130,9 +130,8 @@ def _new_map(like_NHWC: Tensor, channels: int) -> Tensor:
 
 
 def _all_gains(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and not torch.backends.cpu.get_cpu_capability().startswith(
-        "AVX512"
-    )
+    capability = torch.backends.cpu.get_cpu_capability()
+    return x.dtype == torch.float32 and not capability.startswith("AVX512")
 
 
 def _product(x_NHWC: Tensor, matrix: Tensor) -> Tensor:

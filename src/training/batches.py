@@ -11,7 +11,7 @@ from torch import Tensor
 from src.runtime import distributed
 from src.runtime.choices import Placement
 from src.training.randomness import EPOCH_ORDER, PAIRS, VIEWS, random_stream
-from src.training.recipe import ViewSettings
+from src.training.recipe import TrainConfig, ViewSettings
 from src.training.views import ViewParameters, draw, make_views
 
 
@@ -107,50 +107,40 @@ class TrainingBatches:
     the images.
     """
 
-    def __init__(
-        self,
-        store: ImageStore,
-        settings: ViewSettings,
-        batch_size: int,
-        accumulate: int,
-        seed: int,
-        low_resolution: int = 0,
-        low_resolution_epochs: float = 0.0,
-    ):
-        self.store, self.settings, self.seed = store, settings, seed
-        self.batch_size, self.accumulate = batch_size, accumulate
+    def __init__(self, store: ImageStore, config: TrainConfig):
+        self.store, self.config = store, config
         # At least one: with --epochs 0, the images need not fill a step.
-        self.per_epoch = max(1, len(store) // (batch_size * accumulate))
-        self.low_resolution = low_resolution
-        self.low_resolution_steps = round(low_resolution_epochs * self.per_epoch)
+        self.per_epoch = max(1, len(store) // config.images_per_step)
+        self.low_resolution_steps = round(config.low_resolution_epochs * self.per_epoch)
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def _shuffled(self, epoch: int) -> Tensor:
-        rng = random_stream(self.seed, EPOCH_ORDER, epoch)
+        rng = random_stream(self.config.seed, EPOCH_ORDER, epoch)
         return torch.randperm(len(self.store), generator=rng)
 
     def view_side(self, step: int) -> int:
         """Side in pixels of the views of a step."""
-        return self.low_resolution if step < self.low_resolution_steps else self.store.side
+        is_low = step < self.low_resolution_steps
+        return self.config.low_resolution if is_low else self.store.side
 
     def pixels(self, first: int, stop: int) -> int:
         """Pixels of one view of every step from `first` to before `stop`: what they cost."""
         low = len(range(first, min(stop, self.low_resolution_steps)))
-        return low * self.low_resolution**2 + (stop - first - low) * self.store.side**2
+        return low * self.config.low_resolution**2 + (stop - first - low) * self.store.side**2
 
     def load(self, step: int) -> list[Batch]:
         """The batches of a step; steps are counted from 0 over all epochs."""
         epoch, i = divmod(step, self.per_epoch)
-        indices = self._order(epoch).split(self.batch_size)
-        rng, view_side = random_stream(self.seed, VIEWS, step), self.view_side(step)
+        indices = self._order(epoch).split(self.config.batch_size)
+        rng, view_side = random_stream(self.config.seed, VIEWS, step), self.view_side(step)
+        count = self.config.accumulate
         return [
-            self._batch(batch, view_side, rng)
-            for batch in indices[i * self.accumulate : (i + 1) * self.accumulate]
+            self._batch(batch, view_side, rng) for batch in indices[i * count : (i + 1) * count]
         ]
 
     def _batch(self, indices: Tensor, view_side: int, rng: torch.Generator) -> Batch:
         """Views are drawn for the whole batch, of which this process then takes its part."""
-        parameters = draw(self.settings, 2 * len(indices), self.store.side, rng, view_side)
+        parameters = draw(self.config.views, 2 * len(indices), self.store.side, rng, view_side)
         if distributed.size() > 1:
             rows = distributed.own_rows(2 * len(indices))
             parameters = ViewParameters(*(p[rows] if len(p) else p for p in parameters))

@@ -111,13 +111,13 @@ def choose(config: TrainConfig, gpu: bool, recorded: dict[str, Any]) -> TrainCon
     return replace(config, **chosen)
 
 
-def survey(data_dir: Path, splits: tuple[str, ...], sample: int = 64) -> tuple[int, int]:
+def survey(data_dir: Path, splits: tuple[str, ...]) -> tuple[int, int]:
     """The number of pictures in the splits, and the median of their shorter sides in pixels, from
-    the headers of an evenly spaced `sample`; (0, 0) without a picture."""
+    the headers of up to 64, evenly spaced; (0, 0) without a picture."""
     found = find_pictures(data_dir)
     names = [name for split in splits if split in found for name, _, _ in found[split].files]
     sides = []
-    for row in np.linspace(0, len(names) - 1, min(sample, len(names))).astype(int):
+    for row in np.linspace(0, len(names) - 1, min(64, len(names))).astype(int):
         try:
             sides.append(shorter_side(data_dir / names[row]))
         except BadPicture:  # decoding will name it

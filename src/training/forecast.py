@@ -24,7 +24,8 @@ def announce(setup: Setup, state: TrainState) -> None:
         f"{images:,} images of {setup.dataset.image_size} px, {config.epochs} epochs of "
         f"{per_epoch:,} steps, {config.images_per_step} images a step: {left:,} steps to go"
     )
-    files = checkpoints_to_come(state.step // per_epoch, config.epochs, config.checkpoint_every)
+    epochs = range(state.step // per_epoch + 1, config.epochs + 1)
+    files = sum(e % config.checkpoint_every == 0 or e == config.epochs for e in epochs)
     files = min(files, config.keep or files)
     # Weights, and AdamW's two moments of each.
     size = 3 * sum(p.numel() * p.element_size() for p in state.model.parameters())
@@ -45,11 +46,6 @@ def announce(setup: Setup, state: TrainState) -> None:
             "--weights imagenet (or a FILE), or python src/import_features.py"
         )
         print(in_same_place(note, config), flush=True)
-
-
-def checkpoints_to_come(epoch: int, epochs: int, every: int) -> int:
-    """How many are written after `epoch`: every `every` epochs, and after the last."""
-    return sum(e % every == 0 or e == epochs for e in range(epoch + 1, epochs + 1))
 
 
 class StepTimer:

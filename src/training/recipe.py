@@ -146,12 +146,10 @@ class TrainConfig:
     """Directory for the files of Weights & Biases."""
 
     @classmethod
-    def for_dataset(cls, dataset: DatasetName | None, **changes: Any) -> "TrainConfig":
+    def for_dataset(cls, dataset: DatasetName, **changes: Any) -> "TrainConfig":
         """The defaults for a dataset."""
-        own: dict[str, Any] = DIGITS if dataset == "digits" else {}
-        if dataset == "folder":
-            own = dict.fromkeys(CHOSEN)
-        return cls(**{**own, **({"dataset": dataset} if dataset else {}), **changes})
+        own = {"digits": DIGITS, "folder": dict.fromkeys(CHOSEN)}.get(dataset, {})
+        return cls(**{"dataset": dataset, **own, **changes})
 
     @property
     def pretrained(self) -> bool:

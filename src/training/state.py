@@ -104,10 +104,7 @@ def prepare(config: TrainConfig) -> Setup:
             f"--low-resolution {config.low_resolution} must be from 2 to {store.side - 1}: "
             f"the images have {store.side} pixels a side"
         )
-    batches = TrainingBatches(
-        store, config.views, config.batch_size, config.accumulate, config.seed,
-        config.low_resolution, config.low_resolution_epochs,
-    )  # fmt: skip
+    batches = TrainingBatches(store, config)
     placement = "held in its memory" if store.placement == "device" else "read batch by batch"
     processes = f"{distributed.size()} processes, the first on " if distributed.size() > 1 else ""
     print(
