@@ -16,34 +16,19 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import torch
-from pydantic import (
-    Field,
-    InstanceOf,
-    JsonValue,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import Field, InstanceOf, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 from typing_extensions import TypedDict
 
 from src.runtime.choices import DatasetName
 from src.runtime.cli import RunError, UserError, reason_of
 from src.storage.artifacts import Tracking
-from src.storage.files import (
-    digest,
-    locked,
-    misfit,
-    open_regular,
-    replacing,
-    temporary_path,
-)
+from src.storage.files import digest, locked, misfit, open_regular, replacing, temporary_path
 
 FORMAT = "simclr checkpoint, version 1"
 METRICS_LOG = "metrics.jsonl"
 
 _NAME = re.compile(r"simclr_epoch_(\d{4,})(?:_step_(\d+))?\.pt")
-
 
 Result = TypeVar("Result")
 
