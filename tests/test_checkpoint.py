@@ -22,10 +22,6 @@ STATE = {
 }  # fmt: skip
 
 
-def found(file: Path, state: dict) -> tuple[Path, dict]:
-    return file, state
-
-
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     file = tmp_path / checkpoint.file_name(3)
@@ -102,17 +98,17 @@ def test_newest_whole_one_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [p.name for p in checkpoint.listed(tmp_path)] == names
     (tmp_path / names[3]).write_bytes(b"")
     (tmp_path / "simclr_epoch_latest.pt").write_text("not ours to look at")
-    newest = checkpoint.newest(tmp_path, found)
+    newest = checkpoint.newest(tmp_path, lambda *found: found)
     assert newest is not None
     assert newest[1]["step"] == 2
     assert names[3] in capsys.readouterr().err
 
 
 def test_none_usable_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path, found) is None
+    assert checkpoint.newest(tmp_path, lambda *found: found) is None
     (tmp_path / checkpoint.file_name(4)).write_bytes(b"PK")
     with pytest.raises(UserError, match="--fresh"):
-        checkpoint.newest(tmp_path, found)
+        checkpoint.newest(tmp_path, lambda *found: found)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), torch.tensor([1.0, float("inf")])])
