@@ -358,4 +358,4 @@ def _part_digest(part: Any) -> str:
 
 def _count_not_finite(array: np.ndarray) -> int:
     blocks = (array[i : i + 512] for i in range(0, len(array), 512))  # little memory at a time
-    return sum(int(x.size - np.isfinite(x).sum()) for x in blocks if not np.isfinite(x).all())
+    return sum(x.size - np.count_nonzero(np.isfinite(x)) for x in blocks)
