@@ -1,18 +1,42 @@
-"""Contestants that take turns: their medians, and the ratios within each round."""
+"""Contestants that take turns: their medians, and the ratios within each round; and the pictures
+that they get."""
 
 import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import Dataset
 
 from src.runtime.cli import progress
 from src.storage.provenance import git_commit
+
+SIDE = 96
+
+
+def noise(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 3, SIDE, SIDE), np.uint8)
+
+
+class Pictures(Dataset):
+    """What `transform` makes of Pillow images, as a folder of pictures would give them."""
+
+    def __init__(self, images: np.ndarray, transform: Callable[[Image.Image], Any]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.transform(Image.fromarray(self.images[i].transpose(1, 2, 0)))
 
 
 @dataclass(frozen=True)
@@ -22,6 +46,12 @@ class Result:
     """Median images a second."""
     ratio: float
     """Median over the rounds of the first contestant's rate by this one's."""
+
+
+def per_second(count: int, work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - started)
 
 
 def take_turns(contestants: dict[str, Callable[[], float]], rounds: int) -> list[Result]:

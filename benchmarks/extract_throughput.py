@@ -8,21 +8,18 @@ turns.
 
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torchvision
-from compare import report, take_turns
-from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from benchmarks.compare import SIDE, Pictures, noise, per_second, report, take_turns
 from src.models.batch_norm import calibrate_batch_norm, fold_batch_norm
 from src.models.encoder import encode_into
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD
@@ -30,8 +27,6 @@ from src.models.simclr import Backbone
 from src.runtime.choices import DeviceName
 from src.runtime.cli import read_flags, run_script
 from src.runtime.device import select_device, select_precision
-
-SIDE = 96
 
 
 @dataclass(frozen=True)
@@ -50,34 +45,18 @@ class BenchmarkConfig:
     """A file that takes the results as well."""
 
 
-class Pictures(Dataset):
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = images
-        self.transform = transforms.Compose(
-            [transforms.ToTensor(), transforms.Normalize(PIXEL_MEAN, PIXEL_STD)]
-        )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.transform(Image.fromarray(self.images[i].transpose(1, 2, 0)))
-
-
 def ours(
     backbone: Backbone, images: np.ndarray, file: Path, config: BenchmarkConfig
 ) -> Callable[[], float]:
     dtype = select_precision("auto", select_device(config.device))
 
-    def measure() -> float:
-        started = time.perf_counter()
+    def extract() -> None:
         out = np.lib.format.open_memmap(file, "w+", np.float32, (len(images), 2048))
         for _ in encode_into(out, backbone, images, dtype, config.batch_size):
             pass
         out.flush()
-        return len(images) / (time.perf_counter() - started)
 
-    return measure
+    return lambda: per_second(len(images), extract)
 
 
 def plain_loop(images: np.ndarray, file: Path, config: BenchmarkConfig) -> Callable[[], float]:
@@ -85,19 +64,19 @@ def plain_loop(images: np.ndarray, file: Path, config: BenchmarkConfig) -> Calla
     network = torchvision.models.resnet50()
     network.fc = nn.Identity()  # type: ignore[assignment]
     network.eval().to(device)
+    transform = [transforms.ToTensor(), transforms.Normalize(PIXEL_MEAN, PIXEL_STD)]
+    pictures = Pictures(images, transforms.Compose(transform))
 
     @torch.no_grad()
-    def measure() -> float:
-        started = time.perf_counter()
-        batches = DataLoader(Pictures(images), config.batch_size, num_workers=config.workers)
+    def extract() -> None:
+        batches = DataLoader(pictures, config.batch_size, num_workers=config.workers)
         np.save(file, torch.cat([network(batch.to(device)).cpu() for batch in batches]).numpy())
-        return len(images) / (time.perf_counter() - started)
 
-    return measure
+    return lambda: per_second(len(images), extract)
 
 
 def main(config: BenchmarkConfig) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (config.images, 3, SIDE, SIDE), np.uint8)
+    images = noise(config.images)
     device = select_device(config.device)
     backbone = Backbone("resnet50").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     calibrate_batch_norm(backbone, [torch.randn(64, 3, SIDE, SIDE, device=device)])

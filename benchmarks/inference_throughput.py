@@ -8,10 +8,9 @@ the rounds counts. Prints a table, or with --json a JSON object.
 """
 
 import json
-import statistics
 import tempfile
-import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +21,7 @@ import torch
 import tyro
 from PIL import Image
 
+from benchmarks.compare import per_second, take_turns
 from dataset.load_dataset import reload_dataset
 from dataset.pictures import load_picture
 from src.export import onnx_clusters, to_onnx
@@ -65,13 +65,8 @@ def main(config: ThroughputConfig) -> None:
             "PyTorch float32": lambda: in_float32.predict(images),
             "ONNX Runtime float32": lambda: onnx_clusters(session, images),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in methods}
-        for _ in range(config.rounds):
-            for name, method in methods.items():
-                started = time.perf_counter()
-                method()
-                seconds[name].append(time.perf_counter() - started)
-    rates = {name: len(images) / statistics.median(times) for name, times in seconds.items()}
+        timed = {name: partial(per_second, len(images), work) for name, work in methods.items()}
+        rates = {result.name: result.rate for result in take_turns(timed, config.rounds)}
     ratios = {
         "inference / extraction": rates["inference from files"] / rates["extraction"],
         "ONNX Runtime / PyTorch": rates["ONNX Runtime float32"] / rates["PyTorch float32"],

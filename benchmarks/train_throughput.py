@@ -27,16 +27,16 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from compare import report, take_turns
 from lightly.loss import NTXentLoss  # pyright: ignore[reportMissingImports]
 from lightly.transforms.simclr_transform import (  # pyright: ignore[reportMissingImports]
     SimCLRTransform,
 )
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from benchmarks.compare import SIDE, Pictures, noise, per_second, report, take_turns
 from src.models.batch_norm import freeze_batch_norm
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD
 from src.models.simclr import SimCLR, nt_xent
@@ -51,7 +51,7 @@ from src.training.recipe import TrainConfig, ViewSettings
 from src.training.state import make_optimizer, make_scaler
 from src.training.views import draw, make_views
 
-SIDE, WARM_UP = 96, 2
+WARM_UP = 2
 VIEWS = ViewSettings(jitter=0.5, blur=0.5)
 """As strong as those of the others."""
 
@@ -74,23 +74,6 @@ class BenchmarkConfig:
     """Where to train."""
     json: Path | None = None
     """A file that takes the results as well."""
-
-
-def noise(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, 3, SIDE, SIDE), np.uint8)
-
-
-class Pictures(Dataset):
-    """Pairs of views of Pillow images, as a folder of pictures would give them."""
-
-    def __init__(self, images: np.ndarray, views_of: Callable[[Image.Image], Any]) -> None:
-        self.images, self.views_of = images, views_of
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.views_of(Image.fromarray(self.images[i].transpose(1, 2, 0)))
 
 
 def torchvision_views() -> Callable[[Image.Image], tuple[Tensor, Tensor]]:
@@ -198,9 +181,7 @@ def views_alone(images: np.ndarray, count: int = 512) -> dict[str, Callable[[], 
     def on_one_thread(work: Callable[[], object]) -> float:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        started = time.perf_counter()
-        work()
-        rate = count / (time.perf_counter() - started)
+        rate = per_second(count, work)
         torch.set_num_threads(threads)
         return rate
 

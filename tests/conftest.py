@@ -79,7 +79,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 @functools.cache
 def script_server() -> ScriptServer:
-    server = ScriptServer(environment(OMP_NUM_THREADS="1"))
+    server = ScriptServer(environment())
     atexit.register(server.close)
     return server
 
@@ -102,6 +102,13 @@ def run_python(
     process = start_python(*arguments, cwd=cwd, **changes)
     outputs = process.communicate(timeout=240)
     return subprocess.CompletedProcess(arguments, process.wait(), *outputs)
+
+
+def assert_refused(run: subprocess.CompletedProcess[str], code: int, message: str) -> None:
+    """It ended with this code and one line of standard error."""
+    assert run.returncode == code, run.stderr
+    assert message in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
 
 
 def start_tracked(env: dict[str, str], script: str, *arguments: str, cwd: Path) -> ScriptProcess:

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_python, start_python
+from conftest import ROOT, assert_refused, run_python, start_python
 from pixel_run import extraction_part, pixel_run
 
 from src.runtime.cli import RunError, UserError
@@ -25,10 +26,16 @@ with artifacts.only_writer(Path(sys.argv[1])):
 """
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("made")
+    pixel_run(directory, "digits", Path())
+    return directory
+
+
 @pytest.fixture
-def finished(tmp_path: Path) -> Path:
-    pixel_run(tmp_path, "digits", Path())
-    return tmp_path
+def finished(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path, dirs_exist_ok=True)
 
 
 def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(finished: Path) -> None:
@@ -39,9 +46,7 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(finished: Pa
         assert first.stdout.readline() == "locked\n"
         second = run_python(ROOT / "src/clustering.py", "--feature-dir", finished)
         first.kill()
-    assert second.returncode == 2
-    assert "another stage is writing in " in second.stderr
-    assert len(second.stderr.strip().splitlines()) == 1
+    assert_refused(second, 2, "another stage is writing in ")
     with artifacts.only_writer(finished):
         assert Manifest(finished).clustering["clusters"] == 10
 
@@ -113,8 +118,7 @@ def test_files_of_an_earlier_run_go_away(finished: Path) -> None:
     [
         ({"fit_on": 3}, r"fit_on: input should be a valid string\): run python src/clustering\.py"),
         ({"files": None}, "files: input should be a valid dictionary"),
-        ({"clusters": 11}, "was changed after src/clustering.py wrote it"),
-        ({"config": {"l2_normalize": False}}, "was changed after"),
+        ({"config": {"l2_normalize": False}}, "was changed after src/clustering.py wrote it"),
     ],
 )
 def test_a_changed_manifest_is_refused(finished: Path, change: dict, message: str) -> None:

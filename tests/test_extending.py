@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from script_server import PRELOADED, ScriptServer
 
 SECTIONS = (ROOT / "docs/extending.md").read_text().split("\n## ")[1:]
 EXAMPLES = {section.splitlines()[0]: section for section in SECTIONS}
+Train = Callable[..., str]
 QUICK = "--image-size 16 --batch-size 20 --epochs 1 --warmup-epochs 0 --device cpu --wandb disabled"
 
 
@@ -35,20 +36,37 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(copy: Path) -> Iterator[ScriptServer]:
     """Imports nothing of the code, which every patch changes."""
     heavy = tuple(name for name in PRELOADED if not name.startswith("src."))
-    server = ScriptServer(environment(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1"), heavy)
+    server = ScriptServer(env(copy), heavy)
     yield server
     server.close()
 
 
 @pytest.fixture
-def patched(request: pytest.FixtureRequest, copy: Path) -> Iterator[str]:
-    """The text of the example, while its patch is applied."""
+def train(
+    request: pytest.FixtureRequest, copy: Path, server: ScriptServer, tmp_path: Path
+) -> Iterator[Train]:
+    """While the patch of an example is applied: runs its command, with flags that make it quick."""
     example = EXAMPLES[request.param]
     patch = "\n".join(re.findall(r"```diff\n(.*?\n)```", example, re.DOTALL))
     assert 1 <= patch.count("\n+++ ") <= 3  # more files, and the code is cut the wrong way
+    (command,) = re.findall(r"```\npython (.*)\n```", example)
+
+    def run(*flags: object) -> str:
+        script, *arguments = shlex.split(f"{command} {QUICK}")
+        arguments = [str(copy / script), *arguments, *map(str, flags)]
+        process = server.start(str(ROOT / "tests/small_network.py"), arguments, tmp_path, env(copy))
+        out, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert "trained for 1 epochs: checkpoints/" in out
+        return out
+
     apply(copy, patch)
-    yield example
+    yield run
     apply(copy, patch, "--reverse")
+
+
+def env(copy: Path) -> dict[str, str]:
+    return environment(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1")
 
 
 def apply(root: Path, patch: str, *flags: str) -> None:
@@ -68,28 +86,13 @@ def load(file: Path) -> Any:
     return module
 
 
-def train(example: str, server: ScriptServer, copy: Path, place: Path, *flags: object) -> str:
-    """Run the example's command, with `flags` that make it quick; returns what it prints."""
-    (command,) = re.findall(r"```\npython (.*)\n```", example)
-    script, *arguments = shlex.split(f"{command} {QUICK}")
-    arguments = [str(copy / script), *arguments, *map(str, flags)]
-    env = environment(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1")
-    process = server.start(str(ROOT / "tests/small_network.py"), arguments, place, env)
-    out, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert "trained for 1 epochs: checkpoints/" in out
-    return out
-
-
 def test_four_examples() -> None:
     kinds = ("loss", "augmentation", "data set", "backbone")
     assert list(EXAMPLES) == [f"Another {kind}" for kind in kinds]
 
 
-@pytest.mark.parametrize("patched", ["Another loss"], indirect=True)
-def test_loss(
-    patched: str, copy: Path, server: ScriptServer, pictures_dir: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("train", ["Another loss"], indirect=True)
+def test_loss(train: Train, copy: Path, pictures_dir: Path) -> None:
     z = torch.randn(10, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     u = (z / z.norm(dim=1, keepdim=True)).tolist()
     losses = []
@@ -99,14 +102,11 @@ def test_loss(
         losses.append(np.log(sum(np.exp(s[j]) for j in range(10) if j not in (i, pair))) - s[pair])
     found = load(copy / "src/models/simclr.py").decoupled(z, 0.3)
     assert found.item() == pytest.approx(np.mean(losses), abs=1e-5)
-    folder = "--dataset", "folder", "--data-dir", pictures_dir
-    train(patched, server, copy, tmp_path, *folder, "--arch", "resnet18")
+    train("--dataset", "folder", "--data-dir", pictures_dir, "--arch", "resnet18")
 
 
-@pytest.mark.parametrize("patched", ["Another augmentation"], indirect=True)
-def test_augmentation(
-    patched: str, copy: Path, server: ScriptServer, pictures_dir: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("train", ["Another augmentation"], indirect=True)
+def test_augmentation(train: Train, copy: Path, pictures_dir: Path) -> None:
     settings = load(copy / "src/training/recipe.py").ViewSettings
     views = load(copy / "src/training/views.py")
     images = torch.randint(0, 256, (400, 3, 20, 20), dtype=torch.uint8)
@@ -122,23 +122,19 @@ def test_augmentation(
     assert hidden.sum((1, 2)).max() == 8 * 8
     # Along each axis E[min(1, c + 0.2) - max(0, c - 0.2)] for c uniform from 0 to 1.
     assert hidden.float().mean().item() == pytest.approx((0.4 - 0.2**2) ** 2, abs=0.01)
-    folder = "--dataset", "folder", "--data-dir", pictures_dir
-    train(patched, server, copy, tmp_path, *folder, "--arch", "resnet18")
+    train("--dataset", "folder", "--data-dir", pictures_dir, "--arch", "resnet18")
 
 
-@pytest.mark.parametrize("patched", ["Another data set"], indirect=True)
-def test_data_set(patched: str, copy: Path, server: ScriptServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("train", ["Another data set"], indirect=True)
+def test_data_set(train: Train, copy: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
     images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8)
     labels = np.arange(50) % 10
     for name, rows in {"data_batch_1": range(20), "data_batch_2": range(20, 40),
                        "test_batch": range(40, 50)}.items():  # fmt: skip
-        with (folder / f"{name}.bin").open("wb") as file:
-            for row in rows:
-                file.write(bytes([labels[row]]))
-                for channel in range(3):
-                    file.write(images[row, :, :, channel].tobytes())
+        records = [bytes([labels[i]]) + images[i].transpose(2, 0, 1).tobytes() for i in rows]
+        (folder / f"{name}.bin").write_bytes(b"".join(records))
     (folder / "batches.meta.txt").write_text("\n".join("abcdefghij") + "\n\n")
     splits, class_names = load(copy / "dataset/cifar10.py").load_cifar10(tmp_path)
     assert class_names == list("abcdefghij")
@@ -146,14 +142,11 @@ def test_data_set(patched: str, copy: Path, server: ScriptServer, tmp_path: Path
         found, found_labels = splits[split]
         np.testing.assert_array_equal(found, images[rows].transpose(0, 3, 1, 2))
         assert found_labels.tolist() == labels[rows].tolist()
-    out = train(patched, server, copy, tmp_path, "--data-dir", tmp_path)
-    assert "cifar10: train 40, test 10 images" in out
+    assert "cifar10: train 40, test 10 images" in train("--data-dir", tmp_path)
 
 
-@pytest.mark.parametrize("patched", ["Another backbone"], indirect=True)
-def test_backbone(
-    patched: str, copy: Path, server: ScriptServer, pictures_dir: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("train", ["Another backbone"], indirect=True)
+def test_backbone(train: Train, copy: Path, pictures_dir: Path) -> None:
     simclr = load(copy / "src/models/simclr.py")
     simclr.ARCHITECTURES = load(copy / "src/models/architectures.py").ARCHITECTURES
     backbone = simclr.Backbone("wide_small")
@@ -161,6 +154,4 @@ def test_backbone(
     backbone.layer1.register_forward_hook(lambda _, x, y: sides.append(y.shape[-1]))
     assert backbone(torch.zeros(2, 3, 16, 16)).shape == (2, 320)
     assert sides == [16]
-    folder = "--dataset", "folder", "--data-dir", pictures_dir
-    out = train(patched, server, copy, tmp_path, *folder)
-    assert "wide_small on cpu" in out
+    assert "wide_small on cpu" in train("--dataset", "folder", "--data-dir", pictures_dir)

@@ -203,6 +203,7 @@ def test_bad_arrays_are_refused(message: str, tmp_path: Path) -> None:
         (lambda data: data.replace(b"(6, 3)", b"(-6,3)"), "has no rows"),
         (lambda data: data.replace(b"'<f4'", b"'<V4'"), r"is \|V4 of shape"),
         (lambda data: data[:40], "no .npy file"),
+        (lambda data: data[:8] + b"\0\x20" + b"-" * 8192, "no .npy file"),  # too deep for a parser
         (lambda data: b"", "no .npy file"),
     ],
 )

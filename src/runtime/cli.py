@@ -144,6 +144,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of what it says; its class where it says nothing, as a MemoryError."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def check_seed(seed: int) -> None:
     """Raises UserError if NumPy or scikit-learn would reject the seed."""
     if not 0 <= seed < 2**32:

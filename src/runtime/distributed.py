@@ -61,7 +61,7 @@ def process_group() -> Iterator[None]:
 
 
 def size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
@@ -99,11 +99,7 @@ def own_rows(views: int, device: torch.device | None = None) -> Tensor:
 
 def any_process(flag: bool) -> bool:
     """Whether `flag` is set in any process. Every process must call this."""
-    if size() == 1:
-        return flag
-    flags = torch.tensor(int(flag))
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
+    return bool(total(torch.tensor(int(flag))))
 
 
 @contextlib.contextmanager
@@ -132,11 +128,8 @@ def copy_from_main(module: nn.Module) -> None:
 
 
 def mean(value: Tensor) -> Tensor:
-    """Mean over the processes; not differentiable."""
-    if size() > 1:
-        dist.all_reduce(value)
-        value = value / size()
-    return value
+    """Mean over the processes."""
+    return total(value) / size()
 
 
 def to_main(rows_BD: Tensor) -> list[Tensor] | None:
@@ -164,26 +157,16 @@ def sync_gradients(model: Any, now: bool) -> contextlib.AbstractContextManager:
 
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows (B, D) of all processes, concatenated; gradients flow back to each."""
-    return _GatherRows.apply(rows) if size() > 1 else rows  # type: ignore[return-value]
+    if size() == 1:
+        return rows
+    everywhere = rows.new_zeros(size() * len(rows), *rows.shape[1:])
+    everywhere[own_part(len(everywhere))] = rows
+    return total(everywhere)
 
 
 def total(value: Tensor) -> Tensor:
     """Sum over the processes; gradients flow back to each."""
     return _Total.apply(value) if size() > 1 else value  # type: ignore[return-value]
-
-
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        gathered = rows.new_empty(size() * len(rows), *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
-        return gathered
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient[own_part(len(gradient))]
 
 
 class _Total(torch.autograd.Function):
@@ -195,6 +178,4 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient
+        return total(gradient)

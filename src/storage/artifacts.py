@@ -32,7 +32,6 @@ from src.storage.files import (
     read_json,
     reading,
     replacing,
-    to_json,
     write_json,
 )
 
@@ -298,7 +297,7 @@ class Stage:
 
     def write_json(self, name: str, content: Any) -> None:
         with self._replacing(self.directory / name) as temporary:
-            temporary.write_text(to_json(content), encoding="utf-8")
+            write_json(temporary, content)
 
     def record(self, part: dict[str, Any]) -> None:
         """Finish: record `part` and the files, and delete files that an earlier run left."""
@@ -359,4 +358,4 @@ def _part_digest(part: Any) -> str:
 
 def _count_not_finite(array: np.ndarray) -> int:
     blocks = (array[i : i + 512] for i in range(0, len(array), 512))  # little memory at a time
-    return sum(int(x.size - np.isfinite(x).sum()) for x in blocks if not np.isfinite(x).all())
+    return sum(x.size - np.count_nonzero(np.isfinite(x)) for x in blocks)

@@ -16,34 +16,19 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import torch
-from pydantic import (
-    Field,
-    InstanceOf,
-    JsonValue,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import Field, InstanceOf, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 from typing_extensions import TypedDict
 
 from src.runtime.choices import DatasetName
-from src.runtime.cli import RunError, UserError
+from src.runtime.cli import RunError, UserError, reason_of
 from src.storage.artifacts import Tracking
-from src.storage.files import (
-    digest,
-    locked,
-    misfit,
-    open_regular,
-    replacing,
-    temporary_path,
-)
+from src.storage.files import digest, locked, misfit, open_regular, replacing, temporary_path
 
 FORMAT = "simclr checkpoint, version 1"
 METRICS_LOG = "metrics.jsonl"
 
 _NAME = re.compile(r"simclr_epoch_(\d{4,})(?:_step_(\d+))?\.pt")
-
 
 Result = TypeVar("Result")
 
@@ -137,7 +122,7 @@ def save(file: Path, state: dict[str, Any]) -> None:
                 _intact(temporary, stream)
     except (OSError, RuntimeError, BadCheckpoint) as error:
         raise RunError(
-            f"{file} could not be written ({_reason(error)}); earlier checkpoints are intact"
+            f"{file} could not be written ({reason_of(error)}); earlier checkpoints are intact"
         ) from None
 
 
@@ -171,7 +156,7 @@ def _intact(file: Path, stream: BinaryIO) -> dict[str, Any]:
         with zipfile.ZipFile(stream) as archive:
             damaged = archive.testzip()
     except Exception as error:  # of many kinds, as for torch.load
-        raise BadCheckpoint(f"{file} is damaged or truncated ({_reason(error)})") from None
+        raise BadCheckpoint(f"{file} is damaged or truncated ({reason_of(error)})") from None
     if damaged is not None:
         raise BadCheckpoint(f"{file} is damaged: the checksum of {damaged} does not match")
     stream.seek(0)
@@ -183,7 +168,7 @@ def _intact(file: Path, stream: BinaryIO) -> dict[str, Any]:
             f"{file} holds more than tensors and built-in types: refused, as it could run code"
         ) from None
     except Exception as error:  # of many kinds: what the file holds decides what is called
-        raise BadCheckpoint(f"{file} is damaged: {_reason(error)}") from None
+        raise BadCheckpoint(f"{file} is damaged: {reason_of(error)}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise BadCheckpoint(f"{file} is not a checkpoint of this project")
     if not_finite:
@@ -281,7 +266,3 @@ def _not_finite(value: Any, name: str = "checkpoint") -> str | None:
         return next(filter(None, parts), None)
     is_number = isinstance(value, float | torch.Tensor)
     return name if is_number and not torch.as_tensor(value).isfinite().all() else None
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-from src.runtime.cli import UserError
+from src.runtime.cli import UserError, reason_of
 from src.storage.files import reading
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -30,7 +30,7 @@ def foreign_array(file: Path, remedy: str) -> np.ndarray:
             read_header = _HEADERS[npy.read_magic(stream)]
             shape, fortran_order, dtype = read_header(stream)
         except Exception as error:  # NumPy's parser answers damage with errors of many kinds
-            raise ValueError(f"no .npy file: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"no .npy file: {reason_of(error)}") from None
         if dtype.hasobject:
             raise ValueError("it holds pickled Python objects, which are never loaded")
         start, end = stream.tell(), os.fstat(stream.fileno()).st_size

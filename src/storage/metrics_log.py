@@ -1,5 +1,6 @@
 """`metrics.jsonl`, the record of a training: a JSON object in a line per logged step and epoch."""
 
+import contextlib
 import json
 import math
 import sys
@@ -37,7 +38,7 @@ class Record(TypedDict):
     seconds_left: NotRequired[Number]
 
 
-class MetricsLog:
+class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     """Appends records to `file`; each line reaches the operating system before `write` returns.
 
     Args:
@@ -57,9 +58,6 @@ class MetricsLog:
         """Append `record`; NaN and infinite numbers become null."""
         self._file.write(_line(record))
         self._file.flush()
-
-    def __enter__(self) -> "MetricsLog":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

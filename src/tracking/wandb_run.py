@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from src.runtime.choices import WandbMode
-from src.runtime.cli import RunError
+from src.runtime.cli import RunError, reason_of
 from src.storage.output_folder import mark
 
 CHECK_SECONDS = 5.0  # for the server to say anything at all
@@ -123,5 +123,4 @@ def why_not_online(wandb: ModuleType) -> str:
 
 
 def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    return reason_of(error)[:200]
