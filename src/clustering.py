@@ -165,16 +165,14 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, d
             kind: protocol.score_baseline(x, count, config.seed) for kind, x in baselines.items()
         }
     distances = {
-        split: distance_to_clusters(
-            pca, features[split], reduced[split], used.centroids_KP, config.l2_normalize
-        )
-        for split in features
+        split: distance_to_clusters(pca, x, reduced[split], used.centroids_KP)
+        for split, x in features.items()
     }
     limit = float(np.quantile(distances[fit_on], config.unusual))
     unusual = {split: distance > limit for split, distance in distances.items()}
     metrics["unusual"] = {split: int(found.sum()) for split, found in unusual.items()}
     images = load_images(manifest, fit_on)
-    views = load_views(manifest, protocol, pca, used.head)
+    views = load_views(manifest, fit_on, pca, used.head)
     if trust := trust_report(protocol, reduced[fit_on], images, count, config.seed, views):
         metrics["trust"] = trust
     save(stage, pca, reduced, used, unusual)
@@ -270,13 +268,13 @@ def load_images(manifest: Manifest, split: str) -> np.ndarray | None:
         return None
 
 
-def load_views(manifest: Manifest, protocol: Protocol, pca: PCA, head: LinearHead) -> Views | None:
-    """Two views of images of the fitted split; None where the extraction wrote none."""
+def load_views(manifest: Manifest, split: str, pca: PCA, head: LinearHead) -> Views | None:
+    """Two views of images of a split; None where the extraction wrote none."""
     trained = manifest.extraction["checkpoint"]
-    if trained is None or not manifest.has(artifacts.VIEWS, protocol.fit_on):
+    if trained is None or not manifest.has(artifacts.VIEWS, split):
         return None
-    x_2nD = manifest.load(artifacts.VIEWS, protocol.fit_on)
-    x_2nP = np.stack([pca.transform(x, protocol.l2_normalize) for x in x_2nD])
+    x_2nD = manifest.load(artifacts.VIEWS, split)
+    x_2nP = np.stack([pca.transform(x) for x in x_2nD])
     return Views(x_2nP, head, ViewSettings.of(trained["config"]))
 
 

@@ -140,7 +140,7 @@ def test_raw_digits_are_as_good_as_themselves() -> None:
     for settings in (strong, weak):
         pairs = list(paired_views(images, settings, torch.device("cpu")))
         views = [torch.cat([x.chunk(2)[i] for x in pairs]) for i in range(2)]
-        rows = [pca.transform(small_pixels(preprocessing.pixels(x).numpy()), False) for x in views]
+        rows = [pca.transform(small_pixels(preprocessing.pixels(x).numpy())) for x in views]
         report = trust_report(own, x_NP, images, 10, 0, Views(np.stack(rows), head, settings)) or {}
         assert report["pixels"] == {"halves": report["halves"], "views": report["views"]}
         assert report["verdict"] == "no better than pixels"
