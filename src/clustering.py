@@ -83,7 +83,7 @@ from src.clusters.protocol import Clustering, Protocol, Splits
 from src.clusters.summary import metrics_report, pca_lines
 from src.clusters.trust import Views, trust_report
 from src.clusters.unusual import distance_to_clusters
-from src.evaluation.linear_probe import can_probe, linear_probe
+from src.evaluation.linear_probe import linear_probe
 from src.evaluation.tables import used_splits
 from src.storage import artifacts, checkpoint
 from src.storage.artifacts import (
@@ -249,14 +249,11 @@ def probe_features(features: Splits, protocol: Protocol, seed: int) -> dict[str,
 
     Where test has no labels, `scored_on` is train, by cross-validation.
     """
-    missing = "train" not in protocol.labels
-    if missing or not can_probe(protocol.labeled(features, "train")[0]):
-        print("note: no linear probe: it needs a train split with labels of two classes or more")
-        return None
-    labels, x_ND = protocol.labeled(features, "train")
-    test = protocol.labeled(features, "test") if "test" in protocol.labels else None
-    scored_on = "test" if test else "train"
-    return {"fit_on": "train", "scored_on": scored_on} | linear_probe(labels, x_ND, test, seed)
+    known = {s: protocol.labeled(features, s) for s in ("train", "test") if s in protocol.labels}
+    if "train" in known and (probe := linear_probe(*known["train"], known.get("test"), seed)):
+        return {"fit_on": "train", "scored_on": "test" if "test" in known else "train"} | probe
+    print("note: no linear probe: it needs a train split with labels of two classes or more")
+    return None
 
 
 def load_images(manifest: Manifest, split: str) -> np.ndarray | None:
