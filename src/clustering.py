@@ -321,21 +321,17 @@ def save(stage: Stage, pca: PCA, reduced: Splits, used: Clustering, unusual: Spl
 
 def track(config: ClusteringConfig, extraction: ExtractionRecord, metrics: dict[str, Any]) -> None:
     """Log the metrics to W&B, in the group of the training that the features come from."""
-    if config.wandb == "disabled":
-        return
+    parts = {"clusters": metrics, "smoothed": metrics.get("smoothed", {})}
+    parts |= {f"baselines/{kind}": part for kind, part in metrics.get("baselines", {}).items()}
     with stage_tracker(config.wandb, config.wandb_dir, "clustering", config, extraction) as tracker:
-        for split, scores in metrics["splits"].items():
-            tracker.log(scores, f"clusters/{split}")
-        for split, scores in metrics.get("smoothed", {"splits": {}})["splits"].items():
-            tracker.log(scores, f"smoothed/{split}")
+        for prefix, part in parts.items():
+            for split, scores in part.get("splits", {}).items():
+                tracker.log(scores, f"{prefix}/{split}")
         for split, scores in used_splits(metrics).items():
             if "per_class" in scores:
                 rows = [[name, *values.values()] for name, values in scores["per_class"].items()]
                 columns = ["class", "precision", "recall", "f1"]
                 tracker.table(f"clusters/{split}/classes", columns, rows)
-        for kind, part in metrics.get("baselines", {}).items():
-            for split, scores in part["splits"].items():
-                tracker.log(scores, f"baselines/{kind}/{split}")
         tracker.log(metrics["kmeans"], "kmeans")
         if "linear_probe" in metrics:
             tracker.log(metrics["linear_probe"], "linear_probe")
