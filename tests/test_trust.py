@@ -88,6 +88,9 @@ def test_the_word_follows_halves_views_and_pixels(monkeypatch: pytest.MonkeyPatc
     assert (alone["verdict"], alone["halves"], alone["pixels"]) == ("partial", 0.1, None)
     assert trust_report(protocol(), x, images, 1, 0) is None
     assert trust_report(protocol(), x, images, 11, 0) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(trust, "IMAGES", 10)
+    assert trust_report(protocol(), x, images, 6, 0) is None
 
 
 def test_agreement_of_views_is_scotts_pi() -> None:

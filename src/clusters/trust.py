@@ -119,7 +119,7 @@ def trust_report(
         images_NCSS: its pictures, uint8; None where they are missing.
         views: None where the extraction wrote none.
     """
-    if not 1 < clusters <= len(x_NP) // 2:
+    if not 1 < clusters <= min(len(x_NP), IMAGES) // 2:
         return None
     halves, raw = halves_agreement(protocol, x_NP, clusters, seed), None
     if images_NCSS is not None:
