@@ -292,6 +292,11 @@ def test_the_scan_weighs_silhouette_and_stability() -> None:
     assert [line.split()[4:] for line in table[1:]] == [["next"], ["<-", "picked"], ["next"]]
 
 
+def test_the_scan_takes_no_fewer_images_than_clusters() -> None:
+    x = np.random.default_rng(0).normal(size=(9, 2))
+    assert scan(x, [2, 6], seed=0, images=4)["images"] == 6
+
+
 def test_the_lowest_number_is_not_picked_because_the_curve_falls() -> None:
     counts, stable = [2, 3, 4, 5, 6], np.ones(5)
     assert ranked(counts, np.array([0.4, 0.2, 0.3, 0.25, 0.28]), stable) == [4, 2, 6, 5, 3]
