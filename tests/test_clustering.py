@@ -22,14 +22,12 @@ from src.storage.artifacts import EXTRACTION, LABELS, Manifest
 NAMES = ["ant", "bee", "cat"]
 
 
-def blobs(count: int, seed: int, dim: int = 20) -> tuple[np.ndarray, np.ndarray]:
+def blobs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Features of three directions far apart, and the direction of each."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 3
-    x = np.eye(3, dim)[labels] * rng.uniform(1, 9, (count, 1)) + 0.05 * rng.normal(
-        size=(count, dim)
-    )
-    return x, labels
+    centers = np.eye(3, 20)[labels] * rng.uniform(1, 9, (count, 1))
+    return centers + 0.05 * rng.normal(size=(count, 20)), labels
 
 
 def write(directory: Path, names: list[str] = NAMES, **splits: tuple) -> ClusteringConfig:
