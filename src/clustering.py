@@ -83,7 +83,7 @@ from src.clusters.protocol import Clustering, Protocol, Splits
 from src.clusters.summary import metrics_report, pca_lines
 from src.clusters.trust import Views, trust_report
 from src.clusters.unusual import distance_to_clusters
-from src.evaluation.linear_probe import can_probe, linear_probe
+from src.evaluation.linear_probe import linear_probe
 from src.evaluation.tables import used_splits
 from src.storage import artifacts, checkpoint
 from src.storage.artifacts import (
@@ -165,16 +165,14 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, d
             kind: protocol.score_baseline(x, count, config.seed) for kind, x in baselines.items()
         }
     distances = {
-        split: distance_to_clusters(
-            pca, features[split], reduced[split], used.centroids_KP, config.l2_normalize
-        )
-        for split in features
+        split: distance_to_clusters(pca, x, reduced[split], used.centroids_KP)
+        for split, x in features.items()
     }
     limit = float(np.quantile(distances[fit_on], config.unusual))
     unusual = {split: distance > limit for split, distance in distances.items()}
     metrics["unusual"] = {split: int(found.sum()) for split, found in unusual.items()}
     images = load_images(manifest, fit_on)
-    views = load_views(manifest, protocol, pca, used.head)
+    views = load_views(manifest, fit_on, pca, used.head)
     if trust := trust_report(protocol, reduced[fit_on], images, count, config.seed, views):
         metrics["trust"] = trust
     save(stage, pca, reduced, used, unusual)
@@ -251,14 +249,11 @@ def probe_features(features: Splits, protocol: Protocol, seed: int) -> dict[str,
 
     Where test has no labels, `scored_on` is train, by cross-validation.
     """
-    missing = "train" not in protocol.labels
-    if missing or not can_probe(protocol.labeled(features, "train")[0]):
-        print("note: no linear probe: it needs a train split with labels of two classes or more")
-        return None
-    labels, x_ND = protocol.labeled(features, "train")
-    test = protocol.labeled(features, "test") if "test" in protocol.labels else None
-    scored_on = "test" if test else "train"
-    return {"fit_on": "train", "scored_on": scored_on} | linear_probe(labels, x_ND, test, seed)
+    known = {s: protocol.labeled(features, s) for s in ("train", "test") if s in protocol.labels}
+    if "train" in known and (probe := linear_probe(*known["train"], known.get("test"), seed)):
+        return {"fit_on": "train", "scored_on": "test" if "test" in known else "train"} | probe
+    print("note: no linear probe: it needs a train split with labels of two classes or more")
+    return None
 
 
 def load_images(manifest: Manifest, split: str) -> np.ndarray | None:
@@ -270,13 +265,13 @@ def load_images(manifest: Manifest, split: str) -> np.ndarray | None:
         return None
 
 
-def load_views(manifest: Manifest, protocol: Protocol, pca: PCA, head: LinearHead) -> Views | None:
-    """Two views of images of the fitted split; None where the extraction wrote none."""
+def load_views(manifest: Manifest, split: str, pca: PCA, head: LinearHead) -> Views | None:
+    """Two views of images of a split; None where the extraction wrote none."""
     trained = manifest.extraction["checkpoint"]
-    if trained is None or not manifest.has(artifacts.VIEWS, protocol.fit_on):
+    if trained is None or not manifest.has(artifacts.VIEWS, split):
         return None
-    x_2nD = manifest.load(artifacts.VIEWS, protocol.fit_on)
-    x_2nP = np.stack([pca.transform(x, protocol.l2_normalize) for x in x_2nD])
+    x_2nD = manifest.load(artifacts.VIEWS, split)
+    x_2nP = np.stack([pca.transform(x) for x in x_2nD])
     return Views(x_2nP, head, ViewSettings.of(trained["config"]))
 
 
@@ -326,21 +321,17 @@ def save(stage: Stage, pca: PCA, reduced: Splits, used: Clustering, unusual: Spl
 
 def track(config: ClusteringConfig, extraction: ExtractionRecord, metrics: dict[str, Any]) -> None:
     """Log the metrics to W&B, in the group of the training that the features come from."""
-    if config.wandb == "disabled":
-        return
+    parts = {"clusters": metrics, "smoothed": metrics.get("smoothed", {})}
+    parts |= {f"baselines/{kind}": part for kind, part in metrics.get("baselines", {}).items()}
     with stage_tracker(config.wandb, config.wandb_dir, "clustering", config, extraction) as tracker:
-        for split, scores in metrics["splits"].items():
-            tracker.log(scores, f"clusters/{split}")
-        for split, scores in metrics.get("smoothed", {"splits": {}})["splits"].items():
-            tracker.log(scores, f"smoothed/{split}")
+        for prefix, part in parts.items():
+            for split, scores in part.get("splits", {}).items():
+                tracker.log(scores, f"{prefix}/{split}")
         for split, scores in used_splits(metrics).items():
             if "per_class" in scores:
                 rows = [[name, *values.values()] for name, values in scores["per_class"].items()]
                 columns = ["class", "precision", "recall", "f1"]
                 tracker.table(f"clusters/{split}/classes", columns, rows)
-        for kind, part in metrics.get("baselines", {}).items():
-            for split, scores in part["splits"].items():
-                tracker.log(scores, f"baselines/{kind}/{split}")
         tracker.log(metrics["kmeans"], "kmeans")
         if "linear_probe" in metrics:
             tracker.log(metrics["linear_probe"], "linear_probe")

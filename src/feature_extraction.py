@@ -74,6 +74,12 @@ def extract_all(config: ExtractionConfig) -> None:
     device = select_device(config.device)
     dtype = select_precision(config.precision, device)
     trained = TrainedBackbone.load(config.checkpoint, config.checkpoint_dir, device)
+    networks = {FEATURES: trained}
+    file = trained.file.with_name(checkpoint.file_name(0))
+    if config.untrained and file == trained.file:
+        print(f"note: {file} is epoch 0 itself: its features are not written twice")
+    elif config.untrained:
+        networks[UNTRAINED_FEATURES] = TrainedBackbone.load(file, config.checkpoint_dir, device)
     data_dir = config.data_dir or Path(trained.config["data_dir"])
     cache_dir = config.cache_dir or trained.cache_dir
     with distributed.local_main_first():  # decodes for the others
@@ -84,13 +90,8 @@ def extract_all(config: ExtractionConfig) -> None:
 
     is_main = distributed.is_main()
     with artifacts.writing(config.feature_dir, EXTRACTION) if is_main else nullcontext() as stage:
-        extract(trained, dataset.splits, FEATURES, stage, config, dtype)
-        file = trained.file.with_name(checkpoint.file_name(0))
-        if config.untrained and file == trained.file:
-            print(f"note: {file} is epoch 0 itself: its features are not written twice")
-        elif config.untrained:
-            untrained = TrainedBackbone.load(file, config.checkpoint_dir, device)
-            extract(untrained, dataset.splits, UNTRAINED_FEATURES, stage, config, dtype)
+        for artifact, network in networks.items():
+            extract(network, dataset.splits, artifact, stage, config, dtype)
         if stage:
             for name, split in dataset.splits.items():
                 if split.labels is not None:

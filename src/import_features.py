@@ -160,15 +160,14 @@ def _check(config: ImportConfig, splits: dict[str, Rows]) -> None:
     if len(set(widths.values())) > 1:
         found = ", ".join(f"{flag} {width:,}" for flag, width in widths.items())
         raise UserError(f"the splits have features of different widths: {found}")
-    named = [split for split, rows in splits.items() if rows.names is not None]
-    if named and config.data_dir is None:
-        raise UserError(f"--{named[0]}-names are pictures: add their folder with --data-dir")
-    missing = [split for split in splits if split not in named]
-    if missing and config.data_dir is not None:
-        raise UserError(
-            f"--data-dir needs the picture of every row: add --{missing[0]}-names, a text file "
-            "with a path a line"
-        )
+    for split, rows in splits.items():
+        if rows.names is not None and config.data_dir is None:
+            raise UserError(f"--{split}-names are pictures: add their folder with --data-dir")
+        if rows.names is None and config.data_dir is not None:
+            raise UserError(
+                f"--data-dir needs the picture of every row: add --{split}-names, a text file "
+                "with a path a line"
+            )
     if config.class_names and not any(rows.labels is not None for rows in splits.values()):
         raise UserError("--class-names names the numbers in --train-labels and --test-labels")
     if config.image_size < 1:

@@ -1,6 +1,9 @@
 """A small finished run for the tests of what comes after clustering."""
 
+import csv
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,3 +55,9 @@ def cluster(directory: Path, **flags: object) -> None:
     """The clustering stage, quickly."""
     flags = {"components": 20, "restarts": 3, "wandb": "disabled"} | flags
     clustering.main(ClusteringConfig(feature_dir=directory, **flags))  # type: ignore[arg-type]
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The predictions in a .csv or .json of `src/inference.py`."""
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream) if file.suffix == ".csv" else map(json.loads, stream))

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,14 +22,12 @@ from src.storage.artifacts import EXTRACTION, LABELS, Manifest
 NAMES = ["ant", "bee", "cat"]
 
 
-def blobs(count: int, seed: int, dim: int = 20) -> tuple[np.ndarray, np.ndarray]:
+def blobs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Features of three directions far apart, and the direction of each."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 3
-    x = np.eye(3, dim)[labels] * rng.uniform(1, 9, (count, 1)) + 0.05 * rng.normal(
-        size=(count, dim)
-    )
-    return x, labels
+    centers = np.eye(3, 20)[labels] * rng.uniform(1, 9, (count, 1))
+    return centers + 0.05 * rng.normal(size=(count, 20)), labels
 
 
 def write(directory: Path, names: list[str] = NAMES, **splits: tuple) -> ClusteringConfig:
@@ -47,7 +44,7 @@ def write(directory: Path, names: list[str] = NAMES, **splits: tuple) -> Cluster
 
 def metrics(config: ClusteringConfig) -> dict:
     main(config)
-    return json.loads((config.feature_dir / artifacts.METRICS).read_text())
+    return Manifest(config.feature_dir).metrics()
 
 
 def test_three_splits_give_every_file_and_metric(tmp_path: Path) -> None:
@@ -232,6 +229,8 @@ def test_one_class_and_one_cluster(tmp_path: Path, capsys: pytest.CaptureFixture
         ({"clusters": "61"}, "61 clusters need as many images, train has 60"),
         ({"components": 0}, "--components 0"),
         ({"restarts": 0}, "--restarts 0"),
+        ({"hops": 0}, "--hops 0"),
+        ({"neighbors": 0}, "--neighbors 0"),
         ({"seeds": 1}, "--seeds 1"),
         ({"seed": -1}, "--seed -1"),
         ({"unusual": 0.0}, "--unusual 0.0"),
@@ -243,12 +242,6 @@ def test_flags_that_cannot_be_met(tmp_path: Path, change: dict, message: str) ->
     config = write(tmp_path, train=blobs(60, 1))
     with pytest.raises(UserError, match=message):
         main(replace(config, **change))
-
-
-def test_features_that_are_all_equal(tmp_path: Path) -> None:
-    _, labels = blobs(60, 1)
-    with pytest.raises(UserError, match="all 60 rows are equal"):
-        main(write(tmp_path, train=(np.full((60, 20), 0.3), labels)))
 
 
 def test_a_failed_run_leaves_the_earlier_clusters_whole_or_none(
@@ -281,12 +274,6 @@ def test_candidates() -> None:
     assert candidates(None, 0) == candidates(None, 1) == [10]
 
 
-def test_the_scan_picks_the_number_of_blobs(tmp_path: Path) -> None:
-    result = metrics(replace(write(tmp_path, train=blobs(60, 1)), clusters="2:5"))
-    assert result["scan"]["picked"] == result["kmeans"]["clusters"] == 3
-    assert result["scan"]["clusters"] == [2, 3, 4, 5]
-
-
 def test_the_scan_weighs_silhouette_and_stability() -> None:
     """Two pairs of blobs: three clusters split one of the pairs by chance, four split both."""
     rng = np.random.default_rng(0)
@@ -301,6 +288,11 @@ def test_the_scan_weighs_silhouette_and_stability() -> None:
     assert result["runners_up"] == [4, 3]
     table = scan_table(result).splitlines()
     assert [line.split()[4:] for line in table[1:]] == [["next"], ["<-", "picked"], ["next"]]
+
+
+def test_the_scan_takes_no_fewer_images_than_clusters() -> None:
+    x = np.random.default_rng(0).normal(size=(9, 2))
+    assert scan(x, [2, 6], seed=0, images=4)["images"] == 6
 
 
 def test_the_lowest_number_is_not_picked_because_the_curve_falls() -> None:
@@ -322,10 +314,13 @@ def test_stability_is_the_agreement_of_halves_and_0_where_they_are_too_small() -
     assert stability(x, 21, seed=3, restarts=5) == 0
 
 
-def test_seeds_above_the_highest_start_over(tmp_path: Path) -> None:
-    config = replace(write(tmp_path, train=blobs(60, 1)), clusters="2:3", seed=2**32 - 1, seeds=3)
+def test_the_scan_picks_the_number_of_blobs_and_seeds_above_the_highest_start_over(
+    tmp_path: Path,
+) -> None:
+    config = replace(write(tmp_path, train=blobs(60, 1)), clusters="2:5", seed=2**32 - 1, seeds=3)
     result = metrics(config)
-    assert result["scan"]["picked"] == 3
+    assert result["scan"]["picked"] == result["kmeans"]["clusters"] == 3
+    assert result["scan"]["clusters"] == [2, 3, 4, 5]
     assert result["seeds"]["count"] == 3
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from finished_run import write_checkpoint
 
+from src.feature_extraction import ExtractionConfig, main
 from src.models.batch_norm import batch_norms, calibrate_batch_norm, fold_batch_norm
 from src.models.encoder import TrainedBackbone, encode, encode_into
 from src.models.simclr import Backbone
+from src.runtime.cli import UserError
 from src.storage.checkpoint import file_name
 
 CPU = torch.device("cpu")
@@ -51,3 +53,11 @@ def test_the_size_of_a_batch_does_not_matter(trained: TrainedBackbone) -> None:
         assert sum(counts) == 8
         by_size.append(features)
     np.testing.assert_allclose(*by_size, rtol=1e-2, atol=1e-3)
+
+
+def test_without_the_untrained_network_nothing_is_written(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / file_name(1), "digits", Path())
+    features = tmp_path / "features"
+    with pytest.raises(UserError, match=rf"{file_name(0)} is missing"):
+        main(ExtractionConfig(tmp_path / file_name(1), feature_dir=features, untrained=True))
+    assert not features.exists()

@@ -1,14 +1,12 @@
 """Imported features: as if the extraction had written them, and refused where they do not fit."""
 
-import csv
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from finished_run import cluster, write_checkpoint
+from finished_run import cluster, rows_of, write_checkpoint
 
 import visualize_features
 from docs import make_features
@@ -141,14 +139,11 @@ def test_new_features_get_the_clusters_of_the_clustering(made: Path, tmp_path: P
     config = InferenceConfig(feature_dir=tmp_path, features=made / "test.npy", wandb="disabled")
     assert inference.main(replace(config, names=made / "test.txt", output=table)) == 0
     assert inference.main(replace(config, output=lines)) == 0
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == (made / "test.txt").read_text().splitlines()
-    parsed = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert [row["path"] for row in parsed] == [str(i) for i in range(20)]
+    named = (made / "test.txt").read_text().splitlines()
     clusters = Manifest(tmp_path).load(artifacts.ASSIGNMENTS, "test").tolist()
-    assert [row["cluster"] for row in parsed] == clusters
-    assert [int(row["cluster"]) for row in rows] == clusters
+    for output, paths in ((table, named), (lines, map(str, range(20)))):
+        found = [(row["path"], int(row["cluster"])) for row in rows_of(output)]
+        assert found == list(zip(paths, clusters, strict=True))
     np.save(tmp_path / "narrow.npy", np.ones((3, 7)))
     with pytest.raises(UserError, match=r"7 features a row, the clusters in .* have 1,280"):
         inference.main(replace(config, features=tmp_path / "narrow.npy"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finished_run import cluster, digits_run
+from finished_run import cluster, digits_run, rows_of
 from PIL import Image
 from pixel_run import load_arrays, pixel_run
 
@@ -61,10 +61,6 @@ def infer(features: Path) -> Callable[..., int]:
         return main(replace(config, **flags))  # type: ignore[arg-type]
 
     return run
-
-
-def rows_of(output: Path) -> list[dict]:
-    return [json.loads(line) for line in output.read_text().splitlines()]
 
 
 # --- the same clusters as the clustering stage ------------------------------------------------
@@ -343,8 +339,7 @@ def test_an_unusual_picture_is_marked_in_every_output(
     output, montage = tmp_path / "p.csv", tmp_path / "m.png"
     assert infer(*files, output=output, montage=montage) == 0
     assert "1 are unusual" in capsys.readouterr().err
-    with output.open(newline="") as file:
-        assert [row["unusual"] for row in csv.DictReader(file)] == ["False", "True"]
+    assert [row["unusual"] for row in rows_of(output)] == ["False", "True"]
     assert infer(*files) == 0
     _, usual, unusual = capsys.readouterr().out.splitlines()
     assert unusual.endswith("  unusual")
@@ -496,8 +491,7 @@ def test_output_leaves_links_and_pipes_what_they_are(
     assert infer(picture, output=pipe) == 0
     assert pipe.is_fifo()
     assert reader.communicate(timeout=60)[0] == target.read_bytes()
-    with target.open(newline="") as file:
-        (row,) = csv.DictReader(file)
+    (row,) = rows_of(target)
     assert row["path"] == picture  # with its line breaks
     assert 0 < float(row["confidence"]) <= 1
 
@@ -603,8 +597,7 @@ def test_without_labels_every_output_says_margin(
     for file in files.values():
         assert infer(picture, feature_dir=copied, output=file) == 0
         assert "confidence" not in file.read_text()
-    with files["csv"].open(newline="") as file:
-        assert float(next(csv.DictReader(file))["margin"]) == margin
+    assert float(rows_of(files["csv"])[0]["margin"]) == margin
     assert rows_of(files["json"])[0]["margin"] == margin
     head, row = (line.split() for line in files["txt"].read_text().splitlines())
     assert float(row[head.index("margin")]) == pytest.approx(margin.expected, abs=6e-4)

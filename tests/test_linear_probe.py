@@ -36,14 +36,7 @@ def test_it_is_the_best_of_cold_started_regressions(classes: int) -> None:
     found = linear_probe(labels, x, (test_labels, test_x), seed=5)
     assert found == {"accuracy": expected, "C": STRENGTHS[best], "folds": 3}
     alone = linear_probe(labels, x, None, seed=5)
-    assert alone == {**found, "accuracy": pytest.approx(accuracies[best], abs=1e-9)}
-
-
-def test_it_does_not_depend_on_scale_and_shift() -> None:
-    labels, x = noisy(200, 0)
-    test_labels, test_x = noisy(200, 1)
-    first = linear_probe(labels, x, (test_labels, test_x), 0)
-    assert linear_probe(labels, 64 * x, (test_labels, 64 * test_x), 0) == first
+    assert alone == found | {"accuracy": pytest.approx(accuracies[best], abs=1e-9)}
 
 
 def test_it_stands_in_the_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +55,6 @@ def test_it_stands_in_the_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[
     ("splits", "scored_on", "said"),
     [
         ({"train": blobs(30, 1)}, "train", "1.000 on train itself, cross-validated, of a"),
-        ({"train": blobs(30, 1), "test": (blobs(30, 2)[0], None)}, "train", "on train itself"),
         ({"train": (blobs(30, 1)[0], None), "test": blobs(30, 2)}, None, "no linear probe: it"),
         ({"train": (blobs(30, 1)[0], np.zeros(30, int))}, None, "no linear probe: it needs"),
         ({"train": (blobs(30, 1)[0], np.arange(30) % 29 // 28)}, None, "no linear probe: it"),

@@ -1,6 +1,5 @@
 """Names that people give to clusters, and the most similar pictures of the data set."""
 
-import csv
 import json
 import shutil
 from collections import Counter
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finished_run import cluster, digits_run
+from finished_run import cluster, digits_run, rows_of
 from PIL import Image
 
 from dataset.load_dataset import load_dataset
@@ -65,12 +64,8 @@ def test_given_names_in_every_output(features: Path, pictures: Path, tmp_path: P
     assert load_names(manifest)[unmatched[1]] is None
     assert infer(features, pictures, output=tmp_path / "after.json") == 0
     assert infer(features, pictures, output=tmp_path / "after.csv") == 0
-    before, after = (
-        [json.loads(line) for line in (tmp_path / file).read_text().splitlines()]
-        for file in ("before.json", "after.json")
-    )
-    with (tmp_path / "after.csv").open(newline="", encoding="utf-8") as file:
-        table = list(csv.DictReader(file))
+    outputs = ("before.json", "after.json", "after.csv")
+    before, after, table = (rows_of(tmp_path / name) for name in outputs)
     for old, new, row in zip(before, after, table, strict=True):
         assert new["name"] == row["name"] == expected[new["cluster"]]
         for near in new["nearest"]:
@@ -169,11 +164,8 @@ def test_the_most_similar_pictures_of_all_splits(
     flags = {"neighbors": 3, "batch_size": 16}
     assert infer(features, pictures, output=tmp_path / "p.json", **flags) == 0
     assert infer(features, pictures, output=tmp_path / "p.csv", **flags) == 0
-    rows = [
-        json.loads(line)["neighbors"] for line in (tmp_path / "p.json").read_text().split("\n")[:-1]
-    ]
-    with (tmp_path / "p.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
+    rows = [row["neighbors"] for row in rows_of(tmp_path / "p.json")]
+    table = rows_of(tmp_path / "p.csv")
     assert len(rows) == len(table) == 40
     for near, row, expected in zip(rows, table, similarity, strict=True):
         best = np.argsort(-expected)[:3]

@@ -23,7 +23,7 @@ def test_pca_agrees_with_a_full_svd(rows: int, dim: int) -> None:
     assert subspace_angles(pca.components_PD.T.astype(np.float64), svd.components_.T).max() < 1e-3
     np.testing.assert_allclose(pca.variance_ratio_P, svd.explained_variance_ratio_, atol=1e-6)
     assert pca.effective_rank == pytest.approx(effective_rank(l2_normalized(x)), rel=1e-4)
-    ours = pca.transform(x, l2_normalize=True)
+    ours = pca.transform(x)
     theirs = svd.transform(l2_normalized(x).astype(np.float64))
     signs = np.sign((ours * theirs).sum(axis=0))
     np.testing.assert_allclose(ours, theirs * signs, atol=1e-4 * np.abs(theirs).max())
@@ -34,7 +34,7 @@ def test_components_stop_at_the_dimensions_there_are() -> None:
     three_points = np.repeat(features(3, 30), 4, axis=0)
     pca = fit_pca(three_points, 100, l2_normalize=True)
     assert len(pca.variance_ratio_P) == 2
-    assert np.isfinite(pca.transform(three_points, l2_normalize=True)).all()
+    assert np.isfinite(pca.transform(three_points)).all()
 
 
 def test_equal_rows_are_an_error() -> None:

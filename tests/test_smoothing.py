@@ -16,7 +16,6 @@ from src.clusters.smoothing import smooth
 from src.evaluation import neighbors
 from src.evaluation.metrics import hungarian_accuracy
 from src.evaluation.neighbors import nearest_neighbors
-from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
 
@@ -127,12 +126,6 @@ def test_without_smoothing_only_k_means(tmp_path: Path) -> None:
     assert "smoothed" not in alone
     assert "smoothed" not in alone["seeds"]
     assert alone["splits"] == both["splits"]
-
-
-@pytest.mark.parametrize("flag", ["hops", "neighbors"])
-def test_flags_below_one_are_refused(tmp_path: Path, flag: str) -> None:
-    with pytest.raises(UserError, match=f"--{flag} 0"):
-        metrics(replace(write(tmp_path, train=blobs(60, 1)), **{flag: 0}))
 
 
 def test_the_flags_reach_the_rows(tmp_path: Path) -> None:

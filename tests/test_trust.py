@@ -64,30 +64,28 @@ def test_labels_do_not_change_it() -> None:
 
 
 def test_the_word_follows_halves_views_and_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = np.zeros((20, 3, 24, 24), np.uint8)
-    images[::2] = 255
-    x = np.zeros((20, 2), np.float32)
-    for own, pixels, word in (
-        (0.46, 0.9, "clear"), (0.44, 0.4, "partial"), (0.4, 0.5, "no better than pixels"),
-    ):  # fmt: skip
-        values = iter((own, pixels))
-        monkeypatch.setattr(trust, "halves_agreement", lambda *_, values=values: next(values))
-        report = trust_report(protocol(), x, images, 3, 0) or {}
-        assert (report["verdict"], report["halves"]) == (word, own)
-        assert (report["pixels"], report["views"]) == ({"halves": pixels, "views": None}, None)
+    x, images = np.zeros((20, 2), np.float32), np.zeros((20, 3, 24, 24), np.uint8)
+    drawn = Views(np.zeros((2, 20, 2)), nearest_centroid(np.eye(2)), ViewSettings())
+    for halves, views, pixels, word in (
+        (0.46, None, {"halves": 0.9, "views": None}, "clear"),
+        (0.44, None, {"halves": 0.4, "views": None}, "partial"),
+        (0.4, None, {"halves": 0.5, "views": None}, "no better than pixels"),
+        (0.9, 0.3, {"halves": 0.1, "views": 0.2}, "clear"),
+        (0.9, 0.2, {"halves": 0.1, "views": 0.2}, "no better than pixels"),
+        (0.1, None, None, "partial"),
+    ):
+        measured = {"halves": halves, "views": views, "pixels": pixels}
+        for name, value in measured.items():
+            monkeypatch.setattr(trust, f"{name}_agreement", lambda *_, value=value: value)
+        report = trust_report(protocol(), x, pixels and images, 3, 0, views and drawn) or {}
+        assert report == {"verdict": word, **measured}
         assert describe(report).startswith(f"trust: {word}: ")
-    for own, pixels, word in ((0.3, 0.2, "clear"), (0.2, 0.2, "no better than pixels")):
-        raw = {"halves": 0.1, "views": pixels}
-        monkeypatch.setattr(trust, "halves_agreement", lambda *_: 0.9)
-        monkeypatch.setattr(trust, "views_agreement", lambda *_, own=own: own)
-        monkeypatch.setattr(trust, "pixels_agreement", lambda *_, raw=raw: raw)
-        views = Views(np.zeros((2, 20, 2)), nearest_centroid(np.eye(2)), ViewSettings())
-        assert (trust_report(protocol(), x, images, 3, 0, views) or {})["verdict"] == word
-    monkeypatch.setattr(trust, "halves_agreement", lambda *_: 0.1)
-    alone = trust_report(protocol(), x, None, 3, 0) or {}
-    assert (alone["verdict"], alone["halves"], alone["pixels"]) == ("partial", 0.1, None)
-    assert trust_report(protocol(), x, images, 1, 0) is None
-    assert trust_report(protocol(), x, images, 11, 0) is None
+
+
+def test_no_word_about_one_cluster_or_small_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    for clusters, images in ((1, trust.IMAGES), (11, trust.IMAGES), (6, 10)):
+        monkeypatch.setattr(trust, "IMAGES", images)
+        assert trust_report(protocol(), groups(20, 1), None, clusters, 0) is None
 
 
 def test_agreement_of_views_is_scotts_pi() -> None:
@@ -140,7 +138,7 @@ def test_raw_digits_are_as_good_as_themselves() -> None:
     for settings in (strong, weak):
         pairs = list(paired_views(images, settings, torch.device("cpu")))
         views = [torch.cat([x.chunk(2)[i] for x in pairs]) for i in range(2)]
-        rows = [pca.transform(small_pixels(preprocessing.pixels(x).numpy()), False) for x in views]
+        rows = [pca.transform(small_pixels(preprocessing.pixels(x).numpy())) for x in views]
         report = trust_report(own, x_NP, images, 10, 0, Views(np.stack(rows), head, settings)) or {}
         assert report["pixels"] == {"halves": report["halves"], "views": report["views"]}
         assert report["verdict"] == "no better than pixels"

@@ -58,13 +58,15 @@ def scan(
     is one. Treat it as a hint, and look at the runners-up.
 
     Args:
-        x_NP: the points to cluster; of more than `images`, evenly spaced rows.
+        x_NP: the points to cluster; where there are more, evenly spaced ones: `images` or, if that
+            is too few, as many as clusters.
 
     Returns:
         `picked`, `runners_up` (the next two by score), the number of `images` used, and the curves
         `clusters`, `silhouette`, `davies_bouldin` and `stability`.
     """
-    rows = np.linspace(0, len(x_NP) - 1, min(images, len(x_NP))).astype(int)
+    most = min(max(images, *counts), len(x_NP))
+    rows = np.linspace(0, len(x_NP) - 1, most).astype(int)
     x = np.asarray(x_NP[rows], np.float32)
     curves: dict[str, list] = {"silhouette": [], "davies_bouldin": [], "stability": []}
     for count in progress(counts, desc="scan"):

@@ -25,19 +25,21 @@ class PCA:
     """Share of the variance along each component."""
     effective_rank: float
     """Of the centered data it was fitted on, see `src/evaluation/metrics.py`."""
+    l2_normalize: bool
+    """Scale every row to length 1 first."""
 
-    def transform(self, x_ND: np.ndarray, l2_normalize: bool) -> np.ndarray:
-        """float32 (N, P) of rows that `l2_normalize` scales to length 1 first."""
+    def transform(self, x_ND: np.ndarray) -> np.ndarray:
+        """float32 (N, P)."""
         reduced_NP = np.empty((len(x_ND), len(self.components_PD)), np.float32)
-        for rows, x in _blocks(x_ND, l2_normalize):
+        for rows, x in _blocks(x_ND, self.l2_normalize):
             reduced_NP[rows] = (x - self.mean_D) @ self.components_PD.T
         return reduced_NP
 
-    def outside(self, x_ND: np.ndarray, reduced_NP: np.ndarray, l2_normalize: bool) -> np.ndarray:
+    def outside(self, x_ND: np.ndarray, reduced_NP: np.ndarray) -> np.ndarray:
         """float64 (N,): the squared distance from each row to the space of the components, from the
         rows and their `transform`."""
         squared_N = -np.square(reduced_NP, dtype=np.float64).sum(axis=1)
-        for rows, x in _blocks(x_ND, l2_normalize):
+        for rows, x in _blocks(x_ND, self.l2_normalize):
             squared_N[rows] += np.square(x - self.mean_D, dtype=np.float64).sum(axis=1)
         return np.maximum(squared_N, 0)
 
@@ -88,6 +90,7 @@ def fit_pca(x_ND: np.ndarray, components: int, l2_normalize: bool) -> PCA:
         components_PD.astype(np.float32),
         (values[keep] / total).astype(np.float32),
         entropy_rank(values),
+        l2_normalize,
     )
 
 

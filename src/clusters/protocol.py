@@ -68,7 +68,7 @@ class Protocol:
             print(f"note: PCA of {x.shape[1]:,} dimensions is fitted on {self.pca_limit:,} images")
             x = x[np.linspace(0, len(x) - 1, self.pca_limit).astype(int)]
         pca = fit_pca(x, self.components, self.l2_normalize)
-        return pca, {split: pca.transform(x, self.l2_normalize) for split, x in features.items()}
+        return pca, {split: pca.transform(x) for split, x in features.items()}
 
     def smooth(self, reduced: Splits) -> np.ndarray | None:
         """Smoothed rows (N, P) of the fitted split; None without smoothing."""

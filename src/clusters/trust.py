@@ -88,7 +88,7 @@ def pixels_agreement(
         pairs = paired_views(images_NCSS, settings, torch.device("cpu"))
         parts = [small_pixels(pixels(x).numpy()) for x in pairs]
         x_2nS = np.concatenate([x.reshape(2, -1, x.shape[1]) for x in parts], axis=1)
-        x_2nP = np.stack([pca.transform(x, protocol.l2_normalize) for x in x_2nS])
+        x_2nP = np.stack([pca.transform(x) for x in x_2nS])
         views = views_agreement(found.head, x_2nP)
     return {"halves": halves, "views": views}
 
@@ -119,7 +119,7 @@ def trust_report(
         images_NCSS: its pictures, uint8; None where they are missing.
         views: None where the extraction wrote none.
     """
-    if not 1 < clusters <= len(x_NP) // 2:
+    if not 1 < clusters <= min(len(x_NP), IMAGES) // 2:
         return None
     halves, raw = halves_agreement(protocol, x_NP, clusters, seed), None
     if images_NCSS is not None:

@@ -17,8 +17,8 @@ from src.clusters.pca import PCA
 
 
 def distance_to_clusters(
-    pca: PCA, x_ND: np.ndarray, reduced_NP: np.ndarray, centroids_KP: np.ndarray, l2_normalize: bool
+    pca: PCA, x_ND: np.ndarray, reduced_NP: np.ndarray, centroids_KP: np.ndarray
 ) -> np.ndarray:
     """float64 (N,), from features, their principal components and the centroids."""
     _, nearest_N = pairwise_distances_argmin_min(reduced_NP, centroids_KP)
-    return np.sqrt(nearest_N**2 + pca.outside(x_ND, reduced_NP, l2_normalize))
+    return np.sqrt(nearest_N**2 + pca.outside(x_ND, reduced_NP))

@@ -27,22 +27,24 @@ FOLDS = 3
 
 def linear_probe(
     labels_N: np.ndarray, x_ND: np.ndarray, test: tuple[np.ndarray, np.ndarray] | None, seed: int
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Accuracy of a logistic regression on features (N, D).
 
     Args:
-        labels_N: with two images or more of each of two classes, see `can_probe`.
         test: labels and features to score on; without them the accuracy is that of the
             cross-validation which chose C, the best of its grid.
 
     Returns:
-        `accuracy`, `C`, and `folds`, of the cross-validation.
+        `accuracy`, `C`, and `folds`, of the cross-validation; None where fewer than two
+        classes have two images.
     """
+    folds = min(FOLDS, int(np.sort(np.bincount(labels_N, minlength=2))[-2]))
+    if folds < 2:
+        return None
     mean_D = x_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
     x = x_ND - mean_D
     length = np.float32(np.sqrt(np.square(x, dtype=np.float64).sum(axis=1).mean()) or 1)
     x /= length
-    folds = min(FOLDS, _second_largest(labels_N))
     with warnings.catch_warnings():
         # Of classes with fewer images than folds, and of weak penalties that take many steps.
         warnings.simplefilter("ignore", UserWarning)
@@ -53,16 +55,6 @@ def linear_probe(
             model = _regression(strength).fit(x, labels_N)
             accuracy = float(model.score((test[1] - mean_D) / length, test[0]))
     return {"accuracy": accuracy, "C": strength, "folds": folds}
-
-
-def can_probe(labels_N: np.ndarray) -> bool:
-    """Whether every part of the cross-validation can be fitted."""
-    return _second_largest(labels_N) > 1
-
-
-def _second_largest(labels_N: np.ndarray) -> int:
-    """Images of the second most frequent class; 0 without one."""
-    return int(np.sort(np.bincount(labels_N, minlength=2))[-2])
 
 
 def cross_validate(x_ND: np.ndarray, labels_N: np.ndarray, folds: int, seed: int) -> np.ndarray:

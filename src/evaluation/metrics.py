@@ -43,17 +43,6 @@ def hungarian_match(
     return class_K
 
 
-def majority_match(
-    labels: np.ndarray, clusters: np.ndarray, classes: int, n_clusters: int
-) -> np.ndarray:
-    """int64 (K,): the most frequent class of each cluster, -1 where it is empty.
-
-    Several clusters may share a class, as they should where there are more clusters than classes.
-    """
-    table_CK = contingency(labels, clusters, classes, n_clusters)
-    return np.where(table_CK.any(axis=0), table_CK.argmax(axis=0), -1)
-
-
 def hungarian_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
     """Share of images right, with clusters matched to classes on these images, as papers report."""
     match_K = hungarian_match(labels, clusters, labels.max() + 1, clusters.max() + 1)
@@ -136,7 +125,8 @@ def external_metrics(
 
     Returns:
         hungarian_accuracy: clusters matched to classes one to one on these images.
-        majority_accuracy: each cluster named after its most frequent class on these images.
+        majority_accuracy: each cluster named after its most frequent class on these images;
+            several may share a class.
         transferred_accuracy: clusters named by `class_K`.
         nmi (arithmetic mean), ari: None with a single class or a single cluster.
         confusion: rows are classes, columns predicted classes by the Hungarian match; where there
@@ -145,13 +135,13 @@ def external_metrics(
             no image was predicted to be of the class.
     """
     matched_K = hungarian_match(labels, clusters, len(class_names), len(class_K))
-    majority_K = majority_match(labels, clusters, len(class_names), len(class_K))
+    majority_K = contingency(labels, clusters, len(class_names), len(class_K)).max(axis=0)
     predicted = np.where(matched_K < 0, len(class_names), matched_K)[clusters]
     confusion = contingency(labels, predicted, len(class_names), len(class_names) + 1)
     defined = len(np.unique(labels)) > 1 and len(np.unique(clusters)) > 1
     return {
         "hungarian_accuracy": float(np.mean(matched_K[clusters] == labels)),
-        "majority_accuracy": float(np.mean(majority_K[clusters] == labels)),
+        "majority_accuracy": float(majority_K.sum() / len(labels)),
         "transferred_accuracy": float(np.mean(class_K[clusters] == labels)),
         "nmi": float(normalized_mutual_info_score(labels, clusters)) if defined else None,
         "ari": float(adjusted_rand_score(labels, clusters)) if defined else None,

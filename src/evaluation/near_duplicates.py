@@ -54,17 +54,17 @@ def near_duplicates(images: dict[str, np.ndarray], block: int = 512) -> dict[str
     gray_NSS, color_N = map(torch.cat, zip(*reduced, strict=True))
     pairs, is_mirrored = _candidates(gray_NSS)
     similarity = torch.zeros(len(is_mirrored))
-    for part in torch.arange(len(is_mirrored)).split(block):
-        if len(part):
-            one, other = pairs[:, part]
-            first, second = gray_NSS[one].float(), gray_NSS[other].float()
-            brighter = (first.mean((1, 2)) / second.mean((1, 2)).clamp_min(1)).clamp(0.8, 1.25)
-            colors = color_N[other] * brighter[:, None, None, None]
-            similarity[part] = torch.where(
-                _same_colors(color_N[one], colors, is_mirrored[part]),
-                _similarity(first, second, is_mirrored[part]),
-                0,
-            )
+    for start in range(0, len(is_mirrored), block):
+        part = slice(start, start + block)
+        one, other = pairs[:, part]
+        first, second = gray_NSS[one].float(), gray_NSS[other].float()
+        brighter = (first.mean((1, 2)) / second.mean((1, 2)).clamp_min(1)).clamp(0.8, 1.25)
+        colors = color_N[other] * brighter[:, None, None, None]
+        similarity[part] = torch.where(
+            _same_colors(color_N[one], colors, is_mirrored[part]),
+            _similarity(first, second, is_mirrored[part]),
+            0,
+        )
     count = len(gray_NSS)
     alike_N = torch.bincount(pairs[:, similarity > ALIKE].flatten(), minlength=count) >= NEIGHBORS
     limit = STRICT if alike_N.float().mean() > MANY else SAME

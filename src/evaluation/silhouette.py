@@ -42,9 +42,7 @@ def silhouette_samples(x_NP: np.ndarray, clusters: np.ndarray, block: int = 1024
     widest = np.maximum(within, nearest)
     silhouette = np.divide(nearest - within, widest, out=np.zeros_like(widest), where=widest > 0)
     silhouette[counts_K[own] == 1] = 0
-    in_order = np.empty_like(silhouette)
-    in_order[order] = silhouette
-    return in_order
+    return silhouette[np.argsort(order)]  # in the order of `x_NP`
 
 
 def _distance_sums(x_NP: np.ndarray, counts_K: np.ndarray, block: int) -> np.ndarray:
