@@ -118,7 +118,8 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, d
     fit_on = protocol.fit_on
     counts = candidates(config.clusters, len(protocol.class_names))
     if config.clusters is None:
-        counts = [fewer(counts[0], len(features[fit_on]), bool(protocol.class_names))]
+        count = fewer(counts[0], len(features[fit_on]), bool(protocol.class_names))
+        counts = range(count, count + 1)
     if counts[-1] > len(features[fit_on]):
         raise UserError(
             f"--clusters: {counts[-1]} clusters need as many images, {fit_on} has "

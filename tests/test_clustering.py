@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,6 +228,7 @@ def test_one_class_and_one_cluster(tmp_path: Path, capsys: pytest.CaptureFixture
         ({"clusters": "1:5"}, "--clusters 1:5: expected"),
         ({"clusters": "many"}, "--clusters many: expected"),
         ({"clusters": "61"}, "61 clusters need as many images, train has 60"),
+        ({"clusters": f"2:{10**15}"}, f"{10**15} clusters need as many images, train has 60"),
         ({"components": 0}, "--components 0"),
         ({"restarts": 0}, "--restarts 0"),
         ({"hops": 0}, "--hops 0"),
@@ -266,12 +268,13 @@ def test_a_failed_run_leaves_the_earlier_clusters_whole_or_none(
         _ = Manifest(tmp_path).clustering
 
 
-def test_candidates() -> None:
-    assert candidates("7", 3) == [7]
-    assert candidates("2:4", 3) == [2, 3, 4]
-    assert candidates("auto", 3) == list(range(2, 21))
-    assert candidates(None, 3) == [3]
-    assert candidates(None, 0) == candidates(None, 1) == [10]
+@pytest.mark.parametrize(
+    ("flag", "classes", "expected"),
+    [("7", 3, [7]), ("2:4", 3, [2, 3, 4]), ("auto", 3, range(2, 21)), (None, 3, [3]),
+     (None, 0, [10]), (None, 1, [10])],
+)  # fmt: skip
+def test_candidates(flag: str | None, classes: int, expected: Sequence[int]) -> None:
+    assert [*candidates(flag, classes)] == [*expected]
 
 
 def test_the_scan_weighs_silhouette_and_stability() -> None:

@@ -1,5 +1,6 @@
 """How many clusters: the numbers that the flag names, and a scan that picks one of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,19 @@ REASONABLE = 0.5
 """Silhouette of clusters with a reasonable structure (Kaufman & Rousseeuw 1990, section 2.2)."""
 
 
-def candidates(flag: str | None, classes: int) -> list[int]:
+def candidates(flag: str | None, classes: int) -> range:
     """The numbers of clusters that `flag` names; None is one per class, or 10 without classes.
 
     Raises:
         UserError: `flag` is no number from 1, no range from 2 such as 5:20, and not `auto`.
     """
     if flag is None:
-        return [classes if classes > 1 else DEFAULT]
+        flag = str(classes if classes > 1 else DEFAULT)
     if flag == "auto":
-        return list(AUTO)
+        return AUTO
     first, colon, last = flag.partition(":")
     if first.isdecimal() and (last.isdecimal() or not colon):
-        counts = list(range(int(first), int(last or first) + 1))
+        counts = range(int(first), int(last or first) + 1)
         if counts and counts[0] >= (2 if colon else 1):
             return counts
     raise UserError(
@@ -47,7 +48,7 @@ def fewer(count: int, images: int, has_classes: bool) -> int:
 
 
 def scan(
-    x_NP: np.ndarray, counts: list[int], seed: int, restarts: int = 10, images: int = 5_000
+    x_NP: np.ndarray, counts: Sequence[int], seed: int, restarts: int = 10, images: int = 5_000
 ) -> dict[str, Any]:
     """Fit K-means with every number of clusters, and pick a number.
 
@@ -65,7 +66,7 @@ def scan(
         `picked`, `runners_up` (the next two by score), the number of `images` used, and the curves
         `clusters`, `silhouette`, `davies_bouldin` and `stability`.
     """
-    most = min(max(images, *counts), len(x_NP))
+    most = min(max(images, max(counts)), len(x_NP))
     rows = np.linspace(0, len(x_NP) - 1, most).astype(int)
     x = np.asarray(x_NP[rows], np.float32)
     curves: dict[str, list] = {"silhouette": [], "davies_bouldin": [], "stability": []}
@@ -77,7 +78,7 @@ def scan(
     silhouette = np.array([max(s or 0, 0) for s in curves["silhouette"]])
     picked, *others = ranked(counts, silhouette, np.array(curves["stability"]))
     return {
-        "picked": picked, "runners_up": others[:2], "images": len(x), "clusters": counts, **curves
+        "picked": picked, "runners_up": others[:2], "images": len(x), "clusters": [*counts], **curves
     }  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def stability(x_NP: np.ndarray, count: int, seed: int, restarts: int, splits: in
     return max(0.0, float(np.mean(scores)))
 
 
-def ranked(counts: list[int], silhouette: np.ndarray, stability: np.ndarray) -> list[int]:
+def ranked(counts: Sequence[int], silhouette: np.ndarray, stability: np.ndarray) -> list[int]:
     """The numbers by their score, the pick of `scan` first."""
     score = silhouette * stability
     order = [int(i) for i in np.argsort(-score, kind="stable")]
