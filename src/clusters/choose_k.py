@@ -78,7 +78,8 @@ def scan(
     silhouette = np.array([max(s or 0, 0) for s in curves["silhouette"]])
     picked, *others = ranked(counts, silhouette, np.array(curves["stability"]))
     return {
-        "picked": picked, "runners_up": others[:2], "images": len(x), "clusters": [*counts], **curves
+        "picked": picked, "runners_up": others[:2], "images": len(x), "clusters": [*counts],
+        **curves,
     }  # fmt: skip
 
 
