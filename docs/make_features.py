@@ -76,11 +76,9 @@ def main(config: FeaturesConfig) -> None:
         array, names = (config.output_dir / f"{name}{ending}" for ending in (".npy", ".txt"))
         np.save(array, features)
         names.write_text("\n".join(split.names or ()) + "\n", errors="surrogateescape")
-        flags += [f"--{name} {array} --{name}-names {names}"]
-    print(
-        f"python src/import_features.py --data-dir {shlex.quote(str(config.pictures))} "
-        f"{' '.join(flags)}"
-    )
+        flags += [f"--{name}", str(array), f"--{name}-names", str(names)]
+    flags = ["--data-dir", str(config.pictures), *flags, "--name", "other"]
+    print(f"python src/import_features.py {shlex.join(flags)}")
 
 
 if __name__ == "__main__":

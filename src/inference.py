@@ -186,9 +186,10 @@ def main(config: InferenceConfig) -> int:
     if config.montage:
         montage.save(config.montage, predictor.certainty_name)
     rate = f"{predicted / (time.monotonic() - started):,.0f} a second"
-    print(f"{predicted:,} pictures, {rate}; {unreadable:,} not read", file=sys.stderr)
+    all_given = predicted + unreadable
+    print(f"predicted {predicted:,} of {all_given:,} pictures, {rate}", file=sys.stderr)
     if unusual:
-        print(f"{unusual:,} are unusual: far from every cluster", file=sys.stderr)
+        print(f"unusual, far from every cluster: {unusual:,}", file=sys.stderr)
     if labeled:
         print(f"{right} of {labeled} are in a cluster of their own class", file=sys.stderr)
     track(config, predictor, montage)

@@ -1,11 +1,13 @@
 """Imported features: as if the extraction had written them, and refused where they do not fit."""
 
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from finished_run import cluster, rows_of, write_checkpoint
 
 import visualize_features
@@ -29,6 +31,23 @@ def made(tmp_path_factory: pytest.TempPathFactory, pictures_dir: Path) -> Path:
     directory = tmp_path_factory.mktemp("made")
     make_features.main(make_features.FeaturesConfig(pictures_dir, output_dir=directory))
     return directory
+
+
+def test_the_command_that_comes_next_can_be_pasted(
+    pictures_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(make_features, "load_network", lambda _: torch.nn.Flatten())
+    folder = tmp_path / "my features"
+    make_features.main(make_features.FeaturesConfig(pictures_dir, output_dir=folder, image_size=8))
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    for option, value in (
+        ("--data-dir", pictures_dir), ("--test", folder / "test.npy"),
+        ("--train-names", folder / "train.txt"), ("--name", "other"),
+    ):  # fmt: skip
+        assert command[command.index(option) + 1] == str(value)
 
 
 def flags(made: Path, feature_dir: Path, **changes: Path | None) -> ImportConfig:
