@@ -32,6 +32,7 @@ from src.storage.files import (
     read_json,
     reading,
     replacing,
+    to_json,
     write_json,
 )
 
@@ -297,7 +298,7 @@ class Stage:
 
     def write_json(self, name: str, content: Any) -> None:
         with self._replacing(self.directory / name) as temporary:
-            write_json(temporary, content)
+            temporary.write_text(to_json(content), encoding="utf-8")
 
     def record(self, part: dict[str, Any]) -> None:
         """Finish: record `part` and the files, and delete files that an earlier run left."""

@@ -116,8 +116,11 @@ def _adapter(description: Any) -> Any:
 def write_json(file: Path, content: Any) -> None:
     """Write `content` to `file`; raises ValueError for NaN, which JSON does not have."""
     with replacing(file) as temporary:
-        text = json.dumps(content, indent=2, allow_nan=False)
-        temporary.write_text(f"{text}\n", encoding="utf-8")
+        temporary.write_text(to_json(content), encoding="utf-8")
+
+
+def to_json(content: Any) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 @contextlib.contextmanager
