@@ -48,7 +48,9 @@ def extraction_part(features_id: str, **dataset: object) -> dict[str, object]:
 
 
 def pixels(images: np.ndarray, side: int = 8) -> np.ndarray:
-    """float32 (N, 3 * side * side): the means of square patches."""
+    """float32 (N, 3 * side * side): the means of square patches, but for a frame that is left."""
+    frame = images.shape[-1] % side // 2
+    images = images[:, :, frame : images.shape[2] - frame, frame : images.shape[3] - frame]
     n, channels, size, _ = images.shape
     patches = images.reshape(n, channels, side, size // side, side, size // side)
     return patches.mean(axis=(3, 5), dtype=np.float32).reshape(n, -1)

@@ -58,8 +58,9 @@ def test_mixed_precision_stays_mixed() -> None:
 @pytest.mark.parametrize(
     ("kernel", "stride", "channels", "side", "training", "replaced"),
     [(3, 1, 256, 3, True, True), (3, 2, 256, 6, True, True), (3, 1, 256, 4, True, False),
-     (3, 1, 128, 3, True, False), (3, 1, 256, 3, False, False), (1, 1, 64, 12, True, True),
-     (1, 1, 64, 13, True, False), (1, 2, 64, 24, True, True), (1, 2, 64, 24, False, False)],
+     (3, 1, 128, 3, True, False), (3, 2, 128, 4, True, True), (3, 1, 256, 3, False, False),
+     (1, 1, 64, 12, True, True), (1, 1, 64, 13, True, False), (1, 2, 64, 24, True, True),
+     (1, 2, 64, 24, False, False)],
 )  # fmt: skip
 def test_the_gradient_by_the_weights_is_a_product_where_that_is_faster(
     kernel: int, stride: int, channels: int, side: int, training: bool, replaced: bool

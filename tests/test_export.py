@@ -69,7 +69,7 @@ def test_the_same_as_pytorch_on_every_digit(features: Path, file: Path) -> None:
 def test_one_clean_file_with_its_metadata(features: Path, file: Path) -> None:
     runtime = session(file)
     (images,) = runtime.get_inputs()
-    assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", ["N", 3, 32, 32])
+    assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", ["N", 3, 20, 20])
     assert [(o.name, o.type, o.shape) for o in runtime.get_outputs()] == [
         ("cluster", "tensor(int64)", ["N"]),
         ("confidence", "tensor(float)", ["N"]),
@@ -80,7 +80,7 @@ def test_one_clean_file_with_its_metadata(features: Path, file: Path) -> None:
     assert json.loads(metadata["class_names"]) == [str(i) for i in range(10)]
     to_class = Manifest(features).load(artifacts.CLUSTER_TO_CLASS)
     assert json.loads(metadata["cluster_to_class"]) == to_class.tolist()
-    assert (metadata["image_size"], metadata["opset"]) == ("32", "18")
+    assert (metadata["image_size"], metadata["opset"]) == ("20", "18")
     assert metadata["features"] == Manifest(features).extraction["id"]
 
     assert not [p.name for p in file.parent.iterdir() if "onnx" in p.name and p != file]
@@ -194,7 +194,7 @@ def test_backbone_in_torchvision_and_timm_alone(
         assert file.stat().st_mode == checkpoint_file.stat().st_mode
         with safe_open(file, "pt") as tensors:
             about = tensors.metadata()
-        assert (about["architecture"], about["image_size"]) == (arch, "32")
+        assert (about["architecture"], about["image_size"]) == (arch, "20")
         mean, std = json.loads(about["mean"]), json.loads(about["std"])
     x = torchvision.transforms.functional.normalize(images / 255, mean, std)
     network = getattr(torchvision.models, arch)()

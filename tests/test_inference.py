@@ -345,7 +345,7 @@ def test_an_unusual_picture_is_marked_in_every_output(
     assert not usual.endswith("  unusual")
     with Image.open(montage) as grid:
         red = (np.asarray(grid) == (255, 0, 0)).all(axis=2)
-    assert red[:120, :104].any() != red[:120, 104:].any()  # one of the two has a frame
+    assert red[:120, :108].any() != red[:120, 108:].any()  # one of the two has a frame
 
 
 def test_montage_is_a_uniform_sample_in_the_order_of_the_clusters() -> None:
@@ -555,7 +555,7 @@ def test_arrays_and_paths_give_the_same(
     assert (nothing.clusters.shape, nothing.distances.shape) == ((0,), (0, 10))
     with pytest.raises(ValueError, match="expected uint8"):
         predictor.predict(images.astype(np.float32))
-    with pytest.raises(ValueError, match=r"\(N, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"\(N, 3, 20, 20\)"):
         predictor.predict(images[:, :, :16])
     with pytest.raises(BadPicture, match=r"gone\.png: no such file"):
         predictor.predict([*files, tmp_path / "gone.png"])

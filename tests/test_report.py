@@ -242,6 +242,7 @@ def test_it_shows_every_point(report: Report) -> None:
 def test_hovering_shows_a_picture_and_a_click_more(report: Report, arrays: Arrays) -> None:
     splits = load_dataset("digits", Path()).splits
     images = np.concatenate([split.images for split in splits.values()]).transpose(0, 2, 3, 1)
+    images = np.stack([Image.fromarray(image).resize((32, 32)) for image in images])  # as tiles
     for image in report.isolated_images(5):
         report.page.mouse.move(*report.point(image))
         report.page.wait_for_selector(f"#tip[data-image='{image}']:not([hidden])")

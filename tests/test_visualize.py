@@ -160,7 +160,8 @@ def test_the_nearest_neighbors_are_exact(step: int, k: int) -> None:
 def test_every_tile_shows_its_image(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thumbnails, "COLUMNS", 8)  # sheets of 64
     monkeypatch.setattr(thumbnails, "PIXELS", 32 * 32 * count)
-    images = load_dataset("digits", Path()).splits["train"].images[:150].transpose(0, 2, 3, 1)
+    digits = load_dataset("digits", Path()).splits["train"].images[:150]
+    images = np.pad(digits.transpose(0, 2, 3, 1), ((0, 0), (6, 6), (6, 6), (0, 0)))
     sheets = thumbnails.make_sheets(lambda rows: images[rows], 150, 48)  # 48 pixels do not fit
     assert len(np.unique(sheets.rows)) == count
     assert len(sheets.webp) == -(-count // 64)

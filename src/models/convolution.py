@@ -17,8 +17,8 @@ from torch.nn.grad import conv2d_input
 
 MAX_SIDE_1X1 = 12
 """Input pixels up to which 1x1 convolutions gain; those that skip pixels always do."""
-MAX_SIDE, MIN_CHANNELS = 3, 256
-"""Output pixels and input channels with which 3x3 convolutions gain."""
+MAX_SIDE, CHANNELS_PER_SIDE = 3, 64
+"""Output pixels up to which 3x3 convolutions gain, and the input channels that each side needs."""
 Part = tuple[slice, slice, slice]
 
 
@@ -26,7 +26,7 @@ def convolve(x_NCHW: Tensor, conv: nn.Conv2d, weight: Tensor, bias: Tensor | Non
     """`conv` with other weights (O, C, K, K) and this bias."""
     kernel, stride, side = conv.kernel_size[0], conv.stride[0], max(x_NCHW.shape[2:])
     gains = (kernel == 1 and (stride > 1 or side <= MAX_SIDE_1X1)) or (
-        kernel == 3 and side <= MAX_SIDE * stride and conv.in_channels >= MIN_CHANNELS
+        kernel == 3 and side <= min(MAX_SIDE, conv.in_channels // CHANNELS_PER_SIDE) * stride
     )
     if (
         not gains

@@ -161,16 +161,17 @@ class TrainConfig:
 
 
 DIGITS: dict[str, Any] = {
-    "image_size": 32,
+    "image_size": 20,
     "arch": "resnet8",
     "views": ViewSettings(
         crop_min=1.0, flip=0.0, jitter=0.6, gray=0.0, blur=0.5,
         rotation=20.0, shear=15.0, shift=0.1, zoom=0.2,
     ),
     "temperature": 0.5,
+    "epochs": 20,
     "batch_size": 128,
     "warmup_epochs": 4.0,
-    "checkpoint_every": 12,
+    "checkpoint_every": 10,
     "log_every": 10,
 }  # fmt: skip
 
