@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from src.storage.artifacts import HEAD_BIAS, HEAD_WEIGHTS, Manifest
@@ -61,7 +62,8 @@ def fit_head(x_NP: np.ndarray, clusters: np.ndarray, count: int) -> LinearHead:
     bias_K[present] = 0
     if len(present) > 1:
         length = np.sqrt(np.square(x_NP, dtype=np.float64).sum(1).mean())
-        model = LogisticRegression(max_iter=1000).fit(x_NP / length, clusters)
+        with threadpool_limits(1, "blas"):  # else NumPy's threads and SciPy's wait for each other
+            model = LogisticRegression(max_iter=1000).fit(x_NP / length, clusters)
         weights, bias = model.coef_ / length, model.intercept_
         if len(present) == 2:  # scikit-learn keeps only the difference of the two scores
             weights, bias = (np.concatenate([-half, half]) / 2 for half in (weights, bias))
