@@ -116,10 +116,10 @@ def test_resuming_decides_nothing_again(
     assert main(replace(config, epochs=1)) == 0
     printed = capsys.readouterr().out
     assert "chosen for 13 pictures of about 96 px on a CPU: --arch resnet18" in printed
-    assert "12 images of 32 px, 1 epochs of 1 steps, 12 images a step: 1 steps to go" in printed
+    assert "12 images of 32 px, 12 a step; epochs: 1, steps in each: 1, steps to go: 1" in printed
     assert "12 pictures and 1 steps are too few for learning" in printed
     assert "(or a FILE), or python src/import_features.py --name few\n" in printed
-    assert "checkpoints of 138 MB need" in printed
+    assert "checkpoints: 1 of 138 MB" in printed
     flags = checkpoint.load(tmp_path / "c" / checkpoint.file_name(1))["config"]
     assert (flags["batch_size"], flags["warmup_epochs"]) == (12, 2.0)
     assert main(config) == 0  # as many epochs as before
@@ -280,13 +280,13 @@ def test_a_full_disk_is_told_before_training(
         forecast.announce(replace(setup, config=replace(config, **flags)), state)
 
     announce()
-    warning = f"6 checkpoints of 138 MB need 828 MB in {tmp_path}, where 0.5 GB are free: make room"
+    warning = f"6 of 138 MB, in all 828 MB in {tmp_path}, where 0.5 GB are free: make room"
     assert warning in capsys.readouterr().err
     announce(keep=2)
-    assert "2 checkpoints of 138 MB need 276 MB" in capsys.readouterr().out
+    assert "checkpoints: 2 of 138 MB, in all 276 MB" in capsys.readouterr().out
     state.step = 8 * setup.batches.per_epoch
     announce(epochs=25)  # 12, 16, 20, 24 and the last
-    assert "5 checkpoints of 138 MB" in capsys.readouterr().err
+    assert "checkpoints: 5 of 138 MB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

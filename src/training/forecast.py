@@ -21,8 +21,8 @@ def announce(setup: Setup, state: TrainState) -> None:
     if left <= 0:
         return
     print(
-        f"{images:,} images of {setup.dataset.image_size} px, {config.epochs} epochs of "
-        f"{per_epoch:,} steps, {config.images_per_step} images a step: {left:,} steps to go"
+        f"{images:,} images of {setup.dataset.image_size} px, {config.images_per_step} a step; "
+        f"epochs: {config.epochs}, steps in each: {per_epoch:,}, steps to go: {left:,}"
     )
     epochs = range(state.step // per_epoch + 1, config.epochs + 1)
     files = sum(e % config.checkpoint_every == 0 or e == config.epochs for e in epochs)
@@ -31,8 +31,8 @@ def announce(setup: Setup, state: TrainState) -> None:
     size = 3 * sum(p.numel() * p.element_size() for p in state.model.parameters())
     free = shutil.disk_usage(config.checkpoint_dir).free
     text = (
-        f"{files} checkpoints of {size / 1e6:,.0f} MB need {files * size / 1e6:,.0f} MB in "
-        f"{config.checkpoint_dir}, where {free / 1e9:,.1f} GB are free"
+        f"checkpoints: {files} of {size / 1e6:,.0f} MB, in all {files * size / 1e6:,.0f} "
+        f"MB in {config.checkpoint_dir}, where {free / 1e9:,.1f} GB are free"
     )
     if files * size > free:
         print(f"warning: {text}: make room, or keep fewer with --keep", file=sys.stderr)
