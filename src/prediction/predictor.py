@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from dataset.pictures import BadPicture
 from src.clusters.confidence import certainty, squared_distances
-from src.clusters.head import LinearHead
 from src.clusters.names import given_names
 from src.models.encoder import TrainedBackbone, encode
 from src.models.simclr import Backbone
@@ -31,6 +30,8 @@ from src.storage.artifacts import (
     CLUSTER_TO_CLASS,
     CLUSTERING,
     EXTRACTION,
+    HEAD_BIAS,
+    HEAD_WEIGHTS,
     PCA_COMPONENTS,
     PCA_MEAN,
     CertaintyName,
@@ -54,14 +55,8 @@ class Predictions(NamedTuple):
 
 
 class ClusterHead(nn.Module):
-    """Features to clusters, with the arithmetic of the clustering stage, in float32.
-
-    Args:
-        mean_D, components_PD, centroids_KP, head: the arrays of the clustering stage.
-        l2_normalize: scale features to length 1 first, as the clustering stage did.
-        certainty_name, confidence_scale: see `src/clusters/confidence.py`.
-        unusual_distance: see `src/clusters/unusual.py`.
-    """
+    """Features to clusters, with the arithmetic of the clustering stage and from its files, in
+    float32."""
 
     mean: Tensor
     components: Tensor
@@ -69,25 +64,19 @@ class ClusterHead(nn.Module):
     weights: Tensor
     bias: Tensor
 
-    def __init__(
-        self,
-        mean_D: np.ndarray,
-        components_PD: np.ndarray,
-        centroids_KP: np.ndarray,
-        head: LinearHead,
-        l2_normalize: bool,
-        certainty_name: CertaintyName,
-        confidence_scale: float,
-        unusual_distance: float,
-    ):
+    def __init__(self, manifest: Manifest):
         super().__init__()
-        buffers = {"mean": mean_D, "components": components_PD, "centroids": centroids_KP}
-        for name, array in (buffers | {"weights": head.weights_KP, "bias": head.bias_K}).items():
-            self.register_buffer(name, torch.tensor(array))
-        self.l2_normalize = l2_normalize
-        self.certainty_name: CertaintyName = certainty_name
-        self.confidence_scale = confidence_scale
-        self.unusual_distance = unusual_distance
+        arrays = {
+            "mean": PCA_MEAN, "components": PCA_COMPONENTS, "centroids": CENTROIDS,
+            "weights": HEAD_WEIGHTS, "bias": HEAD_BIAS,
+        }  # fmt: skip
+        for name, artifact in arrays.items():
+            self.register_buffer(name, torch.tensor(np.array(manifest.load(artifact))))
+        clustering = manifest.clustering
+        self.l2_normalize = clustering["config"]["l2_normalize"]
+        self.certainty_name: CertaintyName = clustering["certainty"]
+        self.confidence_scale = clustering["confidence_scale"]
+        self.unusual_distance = clustering["unusual_distance"]
 
     def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The fields of `Predictions`."""
@@ -149,23 +138,13 @@ class Predictor:
         """
         directory = Path(feature_dir)
         manifest = Manifest(directory)
-        clustering, extraction = manifest.clustering, manifest.extraction
+        extraction = manifest.extraction
         chosen, trained = select_device(device), None
         if not features_only:
             trained = _load_backbone(directory, checkpoint_file, extraction["checkpoint"], chosen)
-        head = ClusterHead(
-            np.array(manifest.load(PCA_MEAN)),
-            np.array(manifest.load(PCA_COMPONENTS)),
-            np.array(manifest.load(CENTROIDS)),
-            LinearHead.load(manifest),
-            clustering["config"]["l2_normalize"],
-            clustering["certainty"],
-            clustering["confidence_scale"],
-            clustering["unusual_distance"],
-        )
         return cls(
             trained and trained.backbone,
-            head,
+            ClusterHead(manifest),
             getattr(torch, extraction["precision"])
             if precision == "auto"
             else select_precision(precision, chosen),
@@ -201,19 +180,15 @@ class Predictor:
         empty = np.empty((0, len(self.head.centroids)), np.float32)
         # For no pictures at all:
         parts = [Predictions(empty.argmin(1), empty.max(1), empty, empty.argmin(1) > 0)]
-        parts += [self.predict_batch(np.ascontiguousarray(batch)) for batch in batches]
+        parts += [self.predict_features(self.features(batch)) for batch in batches]
         return Predictions(*map(np.concatenate, zip(*parts, strict=True)))
-
-    def predict_batch(self, images_BCSS: np.ndarray) -> Predictions:
-        """`predict` for images that fit on the device together."""
-        return self.predict_features(self.features(images_BCSS))
 
     @torch.inference_mode()
     def features(self, images_BCSS: np.ndarray) -> np.ndarray:
         """float32 (B, D), of images that fit on the device together."""
         assert self.backbone is not None
         device = next(self.backbone.parameters()).device
-        images = torch.from_numpy(images_BCSS).to(device)
+        images = torch.from_numpy(np.ascontiguousarray(images_BCSS)).to(device)
         return encode(self.backbone, images, self.dtype).cpu().numpy()
 
     @torch.inference_mode()

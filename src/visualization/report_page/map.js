@@ -40,7 +40,7 @@ const zoom = (factor) => zoomAt(wide / 2, high / 2, factor);
 function pan(x, y) { view.x -= x / view.scale; view.y += y / view.scale; request(); }
 
 let drawnNames = []; // for the tests
-let asked = false, firstDraw = null;
+let asked = false;
 let reach = 14; // how far from a point the pointer still picks it, in device pixels
 function request() {
   if (asked) return;
@@ -106,7 +106,6 @@ function draw() {
     context.strokeRect(x, y, right - x, bottom - y);
     context.setLineDash([]);
   }
-  firstDraw ??= performance.now();
 }
 
 function drawPicture(i, size, border, ink) {

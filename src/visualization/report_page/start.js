@@ -52,6 +52,6 @@ requestAnimationFrame(() => setTimeout(() => { // after the first draw
 }));
 // For tests and the browser console.
 window.report = {
-  data, ready: () => !sheetsLeft, firstDraw: () => firstDraw, visibleCount: () => visibleCount, view: () => ({ ...view }), names: () => [...drawnNames],
+  data, ready: () => !sheetsLeft, visibleCount: () => visibleCount, view: () => ({ ...view }), names: () => [...drawnNames],
   place: (i) => ({ x: screenX(i) / pixel, y: screenY(i) / pixel }),
 };
