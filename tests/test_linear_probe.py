@@ -1,14 +1,18 @@
 """The linear probe against scikit-learn's own cross-validation, and what it says it was given."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from test_clustering import blobs, metrics, write
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from src.clusters.head import fit_head
 from src.evaluation.linear_probe import STRENGTHS, linear_probe
 
 
@@ -17,6 +21,24 @@ def noisy(count: int, seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndarr
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=count)
     return labels, np.float32(np.eye(classes, 6)[labels] + 7 + 0.6 * rng.normal(size=(count, 6)))
+
+
+@pytest.mark.parametrize("regress", [
+    lambda labels, x: linear_probe(labels, x, (labels, x), seed=0),
+    lambda labels, x: fit_head(x, labels, 3),
+])  # fmt: skip
+def test_regressions_take_one_thread(regress: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more, NumPy's threads and SciPy's wait for each other: up to ten times as long."""
+    fit, threads = LogisticRegression.fit, []
+
+    def observed(*args: Any) -> LogisticRegression:
+        threads.extend(x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas")
+        return fit(*args)
+
+    monkeypatch.setattr(LogisticRegression, "fit", observed)
+    with threadpool_limits(2, "blas"):
+        regress(*noisy(60, 0))
+    assert set(threads) == {1}
 
 
 @pytest.mark.parametrize("classes", [2, 3])
