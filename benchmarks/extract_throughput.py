@@ -24,9 +24,9 @@ from src.models.batch_norm import calibrate_batch_norm, fold_batch_norm
 from src.models.encoder import encode_into
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD
 from src.models.simclr import Backbone
-from src.runtime.choices import DeviceName
 from src.runtime.cli import read_flags, run_script
 from src.runtime.device import select_device, select_precision
+from src.runtime.flag_choices import DeviceName
 
 
 @dataclass(frozen=True)

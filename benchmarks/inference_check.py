@@ -21,7 +21,7 @@ from PIL import Image
 from dataset.load_dataset import Split, reload_dataset
 from src.clusters.confidence import confidence, gaussian_scale
 from src.clusters.head import LinearHead
-from src.export import onnx_clusters, to_onnx
+from src.prediction.onnx_export import onnx_clusters, to_onnx
 from src.prediction.predictor import Predictor
 from src.runtime.cli import read_flags, run_script
 from src.storage import artifacts

@@ -24,8 +24,8 @@ from PIL import Image
 from benchmarks.compare import per_second, take_turns
 from dataset.load_dataset import reload_dataset
 from dataset.pictures import load_picture
-from src.export import onnx_clusters, to_onnx
 from src.models.encoder import encode_all
+from src.prediction.onnx_export import onnx_clusters, to_onnx
 from src.prediction.picture_stream import find
 from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError, read_flags, run_script

@@ -40,14 +40,14 @@ from benchmarks.compare import SIDE, Pictures, noise, per_second, report, take_t
 from src.models.batch_norm import freeze_batch_norm
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD
 from src.models.simclr import SimCLR, nt_xent
-from src.runtime.choices import DeviceName
 from src.runtime.cli import read_flags, run_script
 from src.runtime.device import select_device, select_precision
+from src.runtime.flag_choices import DeviceName
 from src.runtime.prefetch import prefetch
-from src.train import train_step
 from src.training.batches import ImageStore, TrainingBatches
+from src.training.flags import TrainConfig, ViewSettings
+from src.training.loop import train_step
 from src.training.randomness import random_stream
-from src.training.recipe import TrainConfig, ViewSettings
 from src.training.state import make_optimizer, make_scaler
 from src.training.views import draw, make_views
 

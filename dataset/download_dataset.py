@@ -8,18 +8,16 @@ this is run again; the archive is verified before it is unpacked, and removed af
 folder already holds images, this lists them and changes nothing.
 """
 
-import importlib.util
-
-if not importlib.util.find_spec("tyro"):  # a Python without the packages
-    raise SystemExit("error: run `source .venv/bin/activate` first; `make run` creates .venv")
-
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's own packages
+
 from dataset.stl10 import STL10_IMAGES, load_stl10, stl10_folder
 from dataset.stl10_archive import STL10, get_stl10
-from src.runtime.cli import read_flags, run_script
+from src.runtime.cli import run_script
 
 
 @dataclass(frozen=True)
@@ -48,4 +46,4 @@ def main(config: DownloadConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, read_flags(DownloadConfig, __name__))
+    run_script(main, DownloadConfig)

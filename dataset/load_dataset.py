@@ -15,8 +15,8 @@ import numpy as np
 from dataset.folder import class_of, find_pictures
 from dataset.picture_cache import load_pictures
 from dataset.stl10 import STL10_IMAGE_SIZE, load_stl10, load_stl10_classes, stl10_folder
-from src.runtime.choices import DatasetName
 from src.runtime.cli import UserError
+from src.runtime.flag_choices import DatasetName
 from src.storage.artifacts import DatasetRecord
 from src.storage.files import json_digest
 

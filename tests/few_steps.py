@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from src.models.architectures import ARCHITECTURES
 from src.runtime import distributed
 from src.runtime.prefetch import prefetch
-from src.train import train_step
-from src.training.recipe import TrainConfig
+from src.training.flags import TrainConfig
+from src.training.loop import train_step
 from src.training.state import end_low_resolution, end_warmup, prepare, restore_or_initialize
 from tests.small_network import SMALL
 

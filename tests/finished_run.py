@@ -16,7 +16,7 @@ from src.models.batch_norm import calibrate_batch_norm
 from src.models.preprocessing import preprocess
 from src.models.simclr import SimCLR
 from src.storage import checkpoint
-from src.training.recipe import TrainConfig, flag_values
+from src.training.flags import TrainConfig, flag_values
 
 
 def write_checkpoint(

@@ -23,8 +23,8 @@ from src.runtime.cli import UserError, in_same_place, parse
 from src.storage import checkpoint
 from src.train import main
 from src.training import forecast
-from src.training.folder_recipe import CPU_VIEWS, choose, folder_recipe, survey
-from src.training.recipe import CHOSEN, TrainConfig, check
+from src.training.flags import CHOSEN, TrainConfig, check
+from src.training.recipe import CPU_VIEWS, choose, folder_recipe, survey
 from src.training.state import prepare, random_state
 
 

@@ -32,7 +32,7 @@ from src.prediction.predictor import Predictor
 from src.runtime.cli import ENVIRONMENT_ERRORS, UserError
 from src.storage import checkpoint
 from src.storage.metrics_log import read_metrics
-from src.training.recipe import TrainConfig
+from src.training.flags import TrainConfig
 from src.training.state import prepare, restore_or_initialize
 from src.visualization.figures import training_curves
 from src.visualization.results import load_results

@@ -13,8 +13,8 @@ from PIL import Image
 from dataset.load_dataset import load_dataset
 from src import inference
 from src.clusters.names import given_names, load_names
-from src.export import to_onnx
 from src.inference import InferenceConfig
+from src.prediction.onnx_export import to_onnx
 from src.prediction.output import folders
 from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError

@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from src import train
 from src.models.architectures import ARCHITECTURES, Design
-from src.training.recipe import TrainConfig
+from src.training.flags import TrainConfig
 
 ARCHITECTURES["small"] = Design(ARCHITECTURES["resnet18"].block, (2, 1), (16, 32))
 train.gpu_utilization = lambda device: 50.0  # all else is as in src/train.py

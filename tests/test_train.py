@@ -19,9 +19,10 @@ from src.models.architectures import ARCHITECTURES
 from src.runtime.cli import RunError, UserError
 from src.runtime.device import DTYPES
 from src.storage import checkpoint
-from src.train import learning_rate, main, train_step
+from src.train import main
 from src.training import health, state
-from src.training.recipe import TrainConfig, ViewSettings
+from src.training.flags import TrainConfig, ViewSettings
+from src.training.loop import learning_rate, train_step
 from src.training.state import calibrate, make_optimizer, make_scaler, prepare, random_state
 
 ARCHITECTURES["small"] = SMALL

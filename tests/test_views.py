@@ -12,7 +12,7 @@ from torchvision.transforms import ColorJitter, InterpolationMode, RandomResized
 
 from src.models.preprocessing import pixels, preprocess
 from src.training.batches import paired_views
-from src.training.recipe import TrainConfig, ViewSettings, flag_values
+from src.training.flags import TrainConfig, ViewSettings, flag_values
 from src.training.views import ViewParameters, draw, make_views
 
 SIDE = 96

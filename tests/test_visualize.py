@@ -30,7 +30,7 @@ from src.visualization.projection import project
 from src.visualization.report import nearest_neighbors
 from src.visualization.report_sections import training_image
 from src.visualization.results import load_results
-from visualize_features import silhouettes
+from src.visualization.stage import silhouettes
 
 RECORDS = [
     {"kind": "step", "step": 1, "epoch": 0.5, "loss": 5.0, "learning_rate": 0.1},

@@ -23,7 +23,7 @@ from src.models.simclr import Backbone
 from src.models.weights import load_weights
 from src.runtime.cli import UserError
 from src.storage import checkpoint
-from src.training.recipe import TrainConfig
+from src.training.flags import TrainConfig
 
 State = dict[str, Tensor]
 

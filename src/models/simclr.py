@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from src.models.architectures import ARCHITECTURES, Architecture
 from src.models.batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d, conv_bn
 from src.runtime import distributed
-from src.runtime.choices import BatchNorm
+from src.runtime.flag_choices import BatchNorm
 
 Norm = type[FrozenBatchNorm2d] | type[SyncedBatchNorm2d]
 

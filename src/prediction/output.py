@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from src.runtime.choices import Format
 from src.runtime.cli import UserError, printable
+from src.runtime.flag_choices import Format
 from src.storage.artifacts import CertaintyName
 from src.storage.files import replacing
 from src.storage.output_folder import MARK, marked_as

@@ -21,9 +21,9 @@ from src.clusters.names import given_names
 from src.models.encoder import TrainedBackbone, encode
 from src.models.simclr import Backbone
 from src.prediction.picture_stream import decode
-from src.runtime.choices import DeviceName, PrecisionName
 from src.runtime.cli import UserError
 from src.runtime.device import select_device, select_precision
+from src.runtime.flag_choices import DeviceName, PrecisionName
 from src.storage import checkpoint
 from src.storage.artifacts import (
     CENTROIDS,

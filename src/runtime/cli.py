@@ -54,29 +54,20 @@ class RunError(UserError):
     exit_code = 1
 
 
-def read_flags(config: type[Config], module: str) -> Config:
-    """The command line, as the dataclass `config`, of the script whose `__name__` is `module`.
-
-    Scripts call it before their slow imports, so that --help and mistakes are answered at once. In
-    an imported module it returns None, which nothing uses.
+def run_script(main: Callable[[Config], int | None], config: type[Config]) -> NoReturn:
+    """Read the command line as the dataclass `config`, call `main` with it, exit with the code
+    that it returns. The help begins with the docstring of the script.
 
     If `config` has `for_dataset`, the defaults are those of the `--dataset` on the command line,
     and `--help` shows them; if it has a `name`, so are the directories of `--name`.
-    """
-    if module != "__main__":
-        return None  # type: ignore[return-value]
-    _prepare_standard_streams()
-    prog, description = Path(sys.argv[0]).name, sys.modules[module].__doc__ or ""
-    with _errors_in_one_line():
-        return parse(config, sys.argv[1:], prog, description)
-
-
-def run_script(main: Callable[[Config], int | None], flags: Config) -> NoReturn:
-    """Call `main`, exit with the code it returns.
 
     `UserError`, with commands that read and write where this script does, and `ENVIRONMENT_ERRORS`
     become one line on standard error; a bug keeps its traceback.
     """
+    _prepare_standard_streams()
+    prog, description = Path(sys.argv[0]).name, sys.modules["__main__"].__doc__ or ""
+    with _errors_in_one_line():
+        flags = parse(config, sys.argv[1:], prog, description)
     with _errors_in_one_line(flags):
         sys.exit(main(flags) or 0)
 

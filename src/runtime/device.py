@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from src.runtime import distributed
-from src.runtime.choices import DeviceName, PrecisionName
 from src.runtime.cli import UserError
+from src.runtime.flag_choices import DeviceName, PrecisionName
 
 DTYPES: dict[PrecisionName, torch.dtype] = {
     "bf16": torch.bfloat16,

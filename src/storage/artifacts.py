@@ -21,8 +21,8 @@ import numpy as np
 from numpy.lib import format as npy
 from typing_extensions import TypedDict
 
-from src.runtime.choices import DatasetName
 from src.runtime.cli import RunError, UserError
+from src.runtime.flag_choices import DatasetName
 from src.storage.files import (
     digest,
     json_digest,

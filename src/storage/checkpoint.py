@@ -20,8 +20,8 @@ from pydantic import Field, InstanceOf, JsonValue, NonNegativeInt, PositiveFloat
 from torch import nn
 from typing_extensions import TypedDict
 
-from src.runtime.choices import DatasetName
 from src.runtime.cli import RunError, UserError, reason_of
+from src.runtime.flag_choices import DatasetName
 from src.storage.artifacts import Tracking
 from src.storage.files import digest, locked, misfit, open_regular, replacing, temporary_path
 

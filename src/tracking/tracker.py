@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from src.runtime.choices import WandbMode
 from src.runtime.cli import printable
+from src.runtime.flag_choices import WandbMode
 from src.storage.artifacts import ExtractionRecord
 from src.tracking import wandb_run
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from src.runtime.choices import WandbMode
 from src.runtime.cli import RunError, reason_of
+from src.runtime.flag_choices import WandbMode
 from src.storage.output_folder import mark
 
 CHECK_SECONDS = 5.0  # for the server to say anything at all

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from src.runtime import distributed
-from src.runtime.choices import Placement
+from src.runtime.flag_choices import Placement
+from src.training.flags import TrainConfig, ViewSettings
 from src.training.randomness import EPOCH_ORDER, PAIRS, VIEWS, random_stream
-from src.training.recipe import TrainConfig, ViewSettings
 from src.training.views import ViewParameters, draw, make_views
 
 

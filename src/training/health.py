@@ -21,8 +21,8 @@ from src.models.simclr import SimCLR
 from src.runtime.cli import RunError
 from src.runtime.device import autocast
 from src.training.batches import ImageStore
+from src.training.flags import TrainConfig
 from src.training.randomness import PROBE, random_stream
-from src.training.recipe import TrainConfig
 
 WATCHED = 5_000
 """Labeled images, at most: all of STL-10's train split, as in the final k-NN accuracy."""

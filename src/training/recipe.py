@@ -1,226 +1,125 @@
-"""The recipe of a training run: every flag of src/train.py, and each dataset's own defaults."""
+"""The recipe for a folder of pictures: the flags that are None, from their number and size."""
 
-import dataclasses
-import math
-from dataclasses import dataclass, field, fields
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
+from typing import Any
 
-import tyro
+import numpy as np
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from typing_extensions import TypedDict
 
+from dataset.folder import find_pictures
+from dataset.pictures import BadPicture, shorter_side
 from src.models.architectures import Architecture
-from src.runtime.choices import (
-    BatchNorm,
-    DatasetName,
-    DeviceName,
-    Placement,
-    PrecisionName,
-    SplitName,
-    WandbMode,
-    WeightsName,
-)
-from src.runtime.cli import UserError, check_seed
+from src.storage.files import misfit
+from src.training.flags import CHOSEN, TrainConfig
 
-T = TypeVar("T")
-if TYPE_CHECKING:
-    Chosen = Annotated[T, "None only before `prepare`"]
-else:
-    Chosen = Optional
+LARGE = 5_000
+"""From so many pictures on, the recipe is that of STL-10."""
+CPU_VIEWS = 24_000
+"""Views to train on, on a CPU and below `LARGE`, unless 24 epochs take more: some minutes on two
+cores (LOG.md)."""
 
 
-@dataclass(frozen=True)
-class ViewSettings:
-    """How much two views of an image may differ."""
+class FolderRecipe(TypedDict):
+    """The flags `CHOSEN`."""
 
-    crop_min: float = 0.2
-    """Smallest fraction of an image's area that a view may show; the largest is 1."""
-    flip: float = 0.5
-    """Probability that a view is mirrored."""
-    jitter: float = 0.3
-    """Strength s of the color jitter, with probability 0.8: brightness, contrast and saturation
-    by up to 0.8 s, hue by up to 0.2 s."""
-    gray: float = 0.2
-    """Probability that a view is grayscale."""
-    blur: float = 0.0
-    """Probability of a Gaussian blur: sigma 0.1 to 2 pixels, kernel a tenth of the side."""
-    rotation: float = 0.0
-    """Largest rotation of a view to either side, in degrees."""
-    shear: float = 0.0
-    """Largest slant of a view to either side, in degrees."""
-    shift: float = 0.0
-    """Largest shift of a view along each axis, as a fraction of its side."""
-    zoom: float = 0.0
-    """Largest change of a view's size in either direction: 0.1 is 1/1.1 to 1.1."""
-
-    @classmethod
-    def of(cls, flags: Any) -> "ViewSettings":
-        """Those among the flags of a training; the defaults of settings that are newer than it."""
-        return cls(**{f.name: flags[f.name] for f in fields(cls) if f.name in flags})
+    arch: Architecture
+    image_size: PositiveInt
+    batch_size: PositiveInt
+    epochs: NonNegativeInt
+    warmup_epochs: NonNegativeFloat
+    checkpoint_every: PositiveInt
+    log_every: PositiveInt
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    dataset: DatasetName = "stl10"
-    """Which images; digits has defaults of its own (--dataset digits --help shows them). For a
-    folder, flags that are None are chosen by the number and size of its pictures."""
-    data_dir: Path = Path("dataset")
-    """For stl10 the folder that contains stl10_binary/, for folder the folder of pictures. Training
-    downloads STL-10 into the default one only."""
-    name: str | None = None
-    """Name of the experiment: by default its --checkpoint-dir is checkpoints/NAME. Also W&B's
-    group."""
-    checkpoint_dir: Path = Path("checkpoints")
-    """Directory for checkpoints and metrics.jsonl; training resumes from the newest checkpoint."""
-    train_on: tuple[SplitName, ...] = ("unlabeled", "train")
-    """Splits to train on; missing ones are skipped. Their labels are never used."""
-    image_size: Chosen[int] = 96
-    """Side in pixels to which the pictures of a folder are resized."""
-    cache_dir: Path | None = None
-    """Where to keep the decoded pictures of a folder; by default, next to the pictures."""
+def folder_recipe(
+    images: int,
+    side: int,
+    gpu: bool,
+    epochs: int | None = None,
+    pretrained: bool = False,
+    batch_size: int | None = None,
+    accumulate: int = 1,
+) -> FolderRecipe:
+    """What suits a folder.
 
-    arch: Chosen[Architecture] = "resnet50"
-    """Backbone."""
-    bn: BatchNorm = "frozen"
-    """Batch norm: with statistics that are frozen after the warm-up (and standardized weights), or
-    with those of every batch."""
-    weights: WeightsName | Path = "none"
-    """Initial weights of the backbone: random, torchvision's for ImageNet (learned with labels), or
-    a file with a state dict, of PyTorch or safetensors. Pretrained batch-norm statistics are frozen
-    from the start."""
-
-    views: tyro.conf.OmitArgPrefixes[ViewSettings] = field(default_factory=ViewSettings)
-    """How far the two views of an image may differ."""
-
-    low_resolution_epochs: float = 0.0
-    """Epochs, from the first, that train on views of --low-resolution, which cost less; the others
-    train on views of the images' size."""
-    low_resolution: int = 48
-    """Side in pixels of the views in those epochs."""
-
-    temperature: float = 0.2
-    """NT-Xent's tau."""
-    epochs: Chosen[int] = 24
-    """Passes over the images; 0 only makes the checkpoint that training would begin with. If raised
-    after the end, training continues on the longer schedule."""
-    batch_size: Chosen[int] = 256
-    """Images whose views are each other's negatives."""
-    accumulate: int = 1
-    """Batches per optimizer step; averages gradients, while negatives come from one batch."""
-    learning_rate: float = 1e-3
-    """AdamW's peak learning rate at 256 images a step; scales with the square root of their
-    number."""
-    weight_decay: float = 1e-4
-    """AdamW's weight decay; none on biases and batch norm."""
-    warmup_epochs: Chosen[float] = 2.0
-    """Epochs of linear warm-up before the cosine; batch norm is frozen when they end."""
-    clip_norm: float = 1.0
-    """Maximum gradient norm (clipping)."""
-
-    device: DeviceName = "auto"
-    """Device to train on; auto is CUDA, else MPS, else the CPU."""
-    precision: PrecisionName = "auto"
-    """Mixed precision; auto is bf16 if the hardware has it, else fp16 on CUDA, else fp32."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto is on for CUDA. PyTorch caches compiled code for the next run, in the
-    system's temporary folder or in $TORCHINDUCTOR_CACHE_DIR."""
-    images: Placement = "auto"
-    """Keep the images on the device or stream them; auto decides by its free memory."""
-    deterministic: bool = False
-    """Deterministic algorithms on a GPU, so that resuming is bit-identical, as on a CPU."""
-    seed: int = 0
-    """Seed of the initial weights, the order of the images and every view."""
-
-    checkpoint_every: Chosen[int] = 4
-    """Epochs between checkpoints."""
-    keep: int | None = None
-    """Number of checkpoints to keep, apart from epoch 0; by default all."""
-    fresh: bool = False
-    """Start over; the files of an earlier training are moved into a new folder."""
-    log_every: Chosen[int] = 100
-    """Steps between logged training losses."""
-    monitor_every: int = 4
-    """Epochs between k-NN and K-means accuracies on 5,000 labeled images, if there are labels."""
-    wandb: WandbMode = "auto"
-    """Weights & Biases; auto is online if there is a key and the server answers, else offline."""
-    wandb_dir: Path = Path("wandb")
-    """Directory for the files of Weights & Biases."""
-
-    @classmethod
-    def for_dataset(cls, dataset: DatasetName, **changes: Any) -> "TrainConfig":
-        """The defaults for a dataset."""
-        own = {"digits": DIGITS, "folder": dict.fromkeys(CHOSEN)}.get(dataset, {})
-        return cls(**{"dataset": dataset, **own, **changes})
-
-    @property
-    def pretrained(self) -> bool:
-        return self.weights != "none"
-
-    @property
-    def images_per_step(self) -> int:
-        return self.batch_size * self.accumulate
+    Args:
+        images: number of pictures to train on.
+        side: median of their shorter sides in pixels.
+        gpu: whether there is one.
+        epochs: those of --epochs, on which others depend; None if they are to be chosen.
+        pretrained: whether training begins with weights from elsewhere.
+        batch_size: that of --batch-size, which like `accumulate` changes the number of steps.
+    """
+    is_full = gpu or images >= LARGE
+    eighth = (1 << (images // 8).bit_length()) // 2  # the largest power of two up to N / 8
+    batch = max(2, min(images, max(16, min(eighth, 256))))
+    per_epoch = max(1, images // batch)
+    steps = 1_200 if images >= LARGE else 2_000
+    chosen = 24 if pretrained else max(24, min(-(-steps // per_epoch), 200))
+    if not is_full:
+        chosen = max(24, min(chosen, CPU_VIEWS // (2 * batch * per_epoch)))
+    target = 96 if is_full or pretrained else 64
+    if pretrained and epochs == 0 and images < LARGE // 2:
+        target = 224  # published weights were learned at this size, and features cost little
+    schedule = epochs or chosen  # --epochs 0 makes the checkpoint that training would begin with
+    planned = schedule * (images // max(1, (batch_size or batch) * accumulate))
+    return {
+        "arch": "resnet50" if is_full or pretrained else "resnet18",
+        "image_size": max(32, min(target, side // 16 * 16)),
+        "batch_size": batch,
+        "epochs": chosen if epochs is None else epochs,
+        "warmup_epochs": float(max(2, schedule // 12)),
+        "checkpoint_every": max(4, schedule // 6),
+        "log_every": max(1, min(planned // 100, 100)),  # for a curve of 100 points
+    }
 
 
-DIGITS: dict[str, Any] = {
-    "image_size": 20,
-    "arch": "resnet8",
-    "views": ViewSettings(
-        crop_min=1.0, flip=0.0, jitter=0.6, gray=0.0, blur=0.5,
-        rotation=20.0, shear=15.0, shift=0.1, zoom=0.2,
-    ),
-    "temperature": 0.5,
-    "epochs": 20,
-    "batch_size": 128,
-    "warmup_epochs": 4.0,
-    "checkpoint_every": 10,
-    "log_every": 10,
-}  # fmt: skip
-
-CHOSEN = (
-    *("arch", "image_size", "batch_size", "epochs", "warmup_epochs", "checkpoint_every"),
-    "log_every",
-)
-"""Flags that `src/training/folder_recipe.py` chooses for a folder unless they are given."""
-
-FREE_TO_CHANGE = {
-    *("name", "data_dir", "cache_dir", "checkpoint_dir", "wandb", "wandb_dir", "fresh", "keep"),
-    *("device", "compile", "images", "deterministic"),
-    *("epochs", "checkpoint_every", "log_every", "monitor_every"),
-}
-"""Flags that may differ when training is resumed: they do not change what a step computes."""
+def open_flags(config: TrainConfig) -> set[str]:
+    """Those that are None and have to be chosen."""
+    return {name for name in CHOSEN if getattr(config, name) is None}
 
 
-def check(config: TrainConfig) -> None:
-    """Raise UserError for a flag out of its range."""
-    positive = ("temperature", "batch_size", "accumulate", "learning_rate", "clip_norm",
-                "checkpoint_every", "log_every", "monitor_every", "image_size")  # fmt: skip
-    for name in positive:
-        if not getattr(config, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} must be above 0")
-    for name in ("flip", "gray", "blur"):
-        if not 0 <= getattr(config.views, name) <= 1:
-            raise UserError(f"--{name} is a probability: 0 to 1")
-    flags = flag_values(config)
-    for name in ("jitter", "rotation", "shear", "shift", "zoom", "weight_decay", "warmup_epochs",
-                 "low_resolution_epochs", "epochs"):  # fmt: skip
-        if not 0 <= flags[name] < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} must be 0 or more")
-    check_seed(config.seed)
-    if not 0 < config.views.crop_min <= 1:
-        raise UserError("--crop-min must be above 0 and at most 1")
-    if config.keep is not None and config.keep < 1:
-        raise UserError("--keep must be at least 1")
-    if 0 < config.epochs <= config.low_resolution_epochs:
-        raise UserError(
-            f"--low-resolution-epochs {config.low_resolution_epochs:g} must be below --epochs "
-            f"{config.epochs}: the last epochs train on views of the images' size"
-        )
-    if config.batch_size < 2:
-        raise UserError("--batch-size must be at least 2: NT-Xent needs negatives")
+def choose(config: TrainConfig, gpu: bool, recorded: dict[str, Any]) -> TrainConfig:
+    """`config` with a value for every flag that is None, and a line that names the new ones.
+
+    Args:
+        recorded: the flags of the checkpoint that training resumes from, which count first, so that
+            resuming does not decide again; empty without one.
+    """
+    if recorded and misfit(recorded, FolderRecipe):
+        recorded = {}  # `restore` will refuse it
+    if not recorded.get("epochs"):  # nothing was trained
+        recorded = {name: value for name, value in recorded.items() if name != "epochs"}
+    config = replace(
+        config, **{name: recorded[name] for name in open_flags(config) & set(recorded)}
+    )
+    if not (missing := open_flags(config)):
+        return config
+    if config.dataset != "folder":
+        own = TrainConfig.for_dataset(config.dataset)
+        return replace(config, **{name: getattr(own, name) for name in missing})
+    images, side = survey(config.data_dir, config.train_on)
+    recipe = folder_recipe(
+        images, side, gpu, config.epochs, config.pretrained, config.batch_size, config.accumulate
+    )
+    chosen = {name: value for name, value in recipe.items() if name in missing}
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
+    device = "a GPU" if gpu else "a CPU"
+    print(f"chosen for {images:,} pictures of about {side:,} px on {device}: {flags}")
+    return replace(config, **chosen)
 
 
-def flag_values(config: TrainConfig) -> dict[str, Any]:
-    """The flags as built-in types, as a checkpoint holds them."""
-    flags = dataclasses.asdict(config)
-    flags |= flags.pop("views")
-    paths = {name: str(value) for name, value in flags.items() if isinstance(value, Path)}
-    return {**flags, **paths, "train_on": list(config.train_on)}
+def survey(data_dir: Path, splits: tuple[str, ...]) -> tuple[int, int]:
+    """The number of pictures in the splits, and the median of their shorter sides in pixels, from
+    the headers of up to 64, evenly spaced; (0, 0) without a picture."""
+    found = find_pictures(data_dir)
+    names = [name for split in splits if split in found for name, _, _ in found[split].files]
+    sides = []
+    for row in np.linspace(0, len(names) - 1, min(64, len(names))).astype(int):
+        try:
+            sides.append(shorter_side(data_dir / names[row]))
+        except BadPicture:  # decoding will name it
+            continue
+    return len(names), int(np.median(sides)) if sides else 0

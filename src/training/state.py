@@ -27,9 +27,9 @@ from src.storage.files import misfit
 from src.storage.provenance import git_commit, versions
 from src.training import health
 from src.training.batches import ImageStore, TrainingBatches
-from src.training.folder_recipe import choose, open_flags
+from src.training.flags import FREE_TO_CHANGE, TrainConfig, check, flag_values
 from src.training.randomness import CALIBRATION, INITIAL_WEIGHTS, random_stream
-from src.training.recipe import FREE_TO_CHANGE, TrainConfig, check, flag_values
+from src.training.recipe import choose, open_flags
 
 
 @dataclass(frozen=True)

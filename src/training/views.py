@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, channels
-from src.training.recipe import ViewSettings
+from src.training.flags import ViewSettings
 
 _GRAY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from src.runtime.choices import ProjectionName
 from src.runtime.cli import UserError, progress
+from src.runtime.flag_choices import ProjectionName
 
 TITLES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 

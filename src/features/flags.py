@@ -1,0 +1,63 @@
+"""Flags of src/feature_extraction.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.runtime.flag_choices import DeviceName, PrecisionName
+
+
+@dataclass(frozen=True)
+class ExtractionConfig:
+    checkpoint: Path | None = None
+    """The checkpoint to use; by default the newest intact one in --checkpoint-dir."""
+    name: str | None = None
+    """Name of the experiment: by default its directories are checkpoints/NAME and features/NAME."""
+    checkpoint_dir: Path = Path("checkpoints")
+    """Directory of the training's checkpoints."""
+    feature_dir: Path = Path("features")
+    """Directory for the features."""
+    data_dir: Path | None = None
+    """Directory of the images; by default the one that training used."""
+    cache_dir: Path | None = None
+    """Where to keep the decoded pictures of a folder; by default where training kept them."""
+    untrained: bool = False
+    """Also extract features of the untrained network, epoch 0, for clustering.py --baselines."""
+    device: DeviceName = "auto"
+    """Device to compute on; auto is CUDA, else MPS, else the CPU."""
+    precision: PrecisionName = "auto"
+    """Precision of the network; the features are float32 in any case."""
+    batch_size: int = 256
+    """Images per batch."""
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    train: Path | None = None
+    """Features of the train split, a row for every image."""
+    test: Path | None = None
+    """Features of the test split."""
+    unlabeled: Path | None = None
+    """Features of images that nothing is scored on."""
+    train_labels: Path | None = None
+    """Classes of the train rows: whole numbers, -1 where the class is unknown."""
+    test_labels: Path | None = None
+    """Classes of the test rows."""
+    class_names: Path | None = None
+    """A text file with the name of class 0 in the first line, of class 1 in the second, and so on;
+    by default the numbers are the names."""
+    data_dir: Path | None = None
+    """The folder of pictures that the features were made from."""
+    train_names: Path | None = None
+    """A text file with the picture of every train row: its path in --data-dir, one a line."""
+    test_names: Path | None = None
+    """The same for the test rows."""
+    unlabeled_names: Path | None = None
+    """The same for the unlabeled rows."""
+    image_size: int = 96
+    """Side in pixels to which the pictures are resized, for galleries and raw-pixel baselines."""
+    cache_dir: Path | None = None
+    """Where to keep the decoded pictures; by default, next to the pictures."""
+    name: str | None = None
+    """Name of the experiment: by default its --feature-dir is features/NAME."""
+    feature_dir: Path = Path("features")
+    """Directory for the features."""

@@ -1,0 +1,215 @@
+"""Import features of any model, in place of src/feature_extraction.py."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.load_dataset import Dataset, load_dataset
+from src.features.flags import ImportConfig
+from src.runtime.cli import UserError, printable
+from src.storage import artifacts
+from src.storage.artifacts import EXTRACTION, FEATURES, LABELS, SPLITS, Stage
+from src.storage.files import json_digest
+from src.storage.provenance import git_commit, versions
+from src.storage.user_arrays import BLOCK, as_float32, foreign_array, foreign_features, read_lines
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split."""
+
+    features: np.ndarray
+    """float16, float32 or float64 (N, D), memory-mapped."""
+    labels: np.ndarray | None
+    """int64 (N,), -1 for an unknown class."""
+    names: list[str] | None
+    """Of the pictures."""
+
+
+def run(config: ImportConfig) -> None:
+    splits = {split: read_rows(config, split) for split in SPLITS if getattr(config, split)}
+    _check(config, splits)
+    labels = {split: rows.labels for split, rows in splits.items() if rows.labels is not None}
+    class_names = choose_class_names(config, labels)
+    orders = {split: np.arange(len(rows.features)) for split, rows in splits.items()}
+    pictures = None
+    if config.data_dir:
+        pictures = load_dataset("folder", config.data_dir, config.image_size, config.cache_dir)
+        for note in pictures.notes:
+            print(f"note: {printable(note)}")
+        for split, rows in splits.items():
+            orders[split] = order_of(pictures, split, rows.names or [], config.data_dir)
+    if labels:
+        labels = {split: x[orders[split]] for split, x in labels.items()}
+    elif pictures:
+        class_names = list(pictures.class_names)
+        found = {split: pictures.splits[split].labels for split in splits}
+        labels = {split: x for split, x in found.items() if x is not None}
+    with artifacts.writing(config.feature_dir, EXTRACTION) as stage:
+        for split, rows in splits.items():
+            save_features(stage, split, rows.features, orders[split])
+        for split, x in labels.items():
+            stage.save(LABELS, x, split)
+        sizes = {split: len(order) for split, order in orders.items()}
+        stage.record(manifest_part(config, pictures, class_names, sizes, stage.files))
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def read_rows(config: ImportConfig, split: str) -> Rows:
+    """Everything that the flags name for `split`.
+
+    Raises:
+        UserError: a file is not what its flag expects, or has another number of rows.
+    """
+    file = getattr(config, split)
+    features = foreign_features(file, f"--{split}")
+    count = len(features)
+    labels = names = None
+    if labels_file := getattr(config, f"{split}_labels", None):
+        labels = foreign_array(
+            labels_file, f"--{split}-labels takes whole numbers in NumPy's format"
+        )
+        if labels.dtype.kind not in "iu" or labels.ndim != 1:
+            raise UserError(
+                f"--{split}-labels {labels_file} is {labels.dtype} of shape {labels.shape}: "
+                f"expected whole numbers of shape ({count},)"
+            )
+        labels = labels.astype(np.int64)
+        _check_count(f"--{split}-labels {labels_file}", len(labels), "labels", file, count)
+    if names_file := getattr(config, f"{split}_names"):
+        names = read_lines(names_file, f"--{split}-names takes a text file, a path a line")
+        _check_count(f"--{split}-names {names_file}", len(names), "lines", file, count)
+        (name, times), *_ = Counter(names).most_common(1)
+        if times > 1:
+            raise UserError(f"--{split}-names {names_file} has {name} {times} times")
+    return Rows(features, labels, names)
+
+
+def _check_count(flag: str, found: int, what: str, file: Path, rows: int) -> None:
+    if found != rows:
+        raise UserError(f"{flag} has {found:,} {what}, {file} has {rows:,} rows")
+
+
+def _check(config: ImportConfig, splits: dict[str, Rows]) -> None:
+    """Raise UserError for flags that do not go together."""
+    if not splits:
+        raise UserError("nothing to import: name the features with --train, --test or --unlabeled")
+    for split in SPLITS:
+        for kind in ("labels", "names"):
+            if getattr(config, f"{split}_{kind}", None) and split not in splits:
+                raise UserError(f"--{split}-{kind} belongs to features: add --{split}")
+    widths = {f"--{split}": rows.features.shape[1] for split, rows in splits.items()}
+    if len(set(widths.values())) > 1:
+        found = ", ".join(f"{flag} {width:,}" for flag, width in widths.items())
+        raise UserError(f"the splits have features of different widths: {found}")
+    for split, rows in splits.items():
+        if rows.names is not None and config.data_dir is None:
+            raise UserError(f"--{split}-names are pictures: add their folder with --data-dir")
+        if rows.names is None and config.data_dir is not None:
+            raise UserError(
+                f"--data-dir needs the picture of every row: add --{split}-names, a text file "
+                "with a path a line"
+            )
+    if config.class_names and not any(rows.labels is not None for rows in splits.values()):
+        raise UserError("--class-names names the numbers in --train-labels and --test-labels")
+    if config.image_size < 1:
+        raise UserError("--image-size must be above 0")
+
+
+def choose_class_names(config: ImportConfig, labels: dict[str, np.ndarray]) -> list[str]:
+    """The name of every class. Without --class-names, the numbers that occur are the names, and
+    `labels` are replaced by their places among them.
+
+    Raises:
+        UserError: a label has no name.
+    """
+    if not labels:
+        return []
+    numbers = np.unique(np.concatenate(list(labels.values())))
+    if config.class_names is None:
+        known = numbers[numbers >= 0]
+        for split, x in labels.items():
+            labels[split] = np.where(x < 0, -1, np.searchsorted(known, x))
+        return [str(number) for number in known]
+    names = read_lines(config.class_names, "--class-names takes a text file, a name a line")
+    if wrong := [int(x) for x in numbers if not -1 <= x < len(names)]:
+        raise UserError(
+            f"--class-names {config.class_names} has {len(names)} names, for the classes 0 to "
+            f"{len(names) - 1}; a label is {wrong[0]}"
+        )
+    return names
+
+
+def order_of(pictures: Dataset, split: str, names: list[str], data_dir: Path) -> np.ndarray:
+    """The row (N,) of every picture of `split`, in the order of the pictures.
+
+    Rows of files that are there but cannot be read as pictures are left out.
+
+    Raises:
+        UserError: a picture has no row, or a row no picture.
+    """
+    if split not in pictures.splits:
+        found = ", ".join(pictures.splits)
+        raise UserError(f"{data_dir} has no {split} pictures, but {found}: use their flags")
+    expected = pictures.splits[split].names or ()
+    row_of = {name: row for row, name in enumerate(names)}
+    if missing := [name for name in expected if name not in row_of]:
+        raise UserError(
+            f"{len(missing):,} of {len(expected):,} {split} pictures in {data_dir} have no row in "
+            f"--{split}-names, such as {missing[0]}: make their features too, or move them away"
+        )
+    left_out = sorted(row_of.keys() - set(expected))
+    for name in left_out:
+        if not (data_dir / name).is_file():
+            raise UserError(f"--{split}-names: there is no picture {name} in {data_dir}")
+    if left_out:
+        print(f"note: {len(left_out):,} {split} rows are left out, of files that are no pictures")
+    return np.array([row_of[name] for name in expected])
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def save_features(stage: Stage, split: str, x_ND: np.ndarray, order_N: np.ndarray) -> None:
+    """Write the rows of `x_ND` in the order of `order_N`, as float32."""
+    shape = len(order_N), x_ND.shape[1]
+    with stage.create(FEATURES, shape, split) as out:
+        for start in range(0, len(order_N), BLOCK):
+            rows = slice(start, start + BLOCK)
+            out[rows] = as_float32(x_ND[order_N[rows]])
+    file = artifacts.path(FEATURES, stage.directory, split)
+    print(f"{file}: {shape[0]:,} x {shape[1]:,}")
+
+
+def manifest_part(
+    config: ImportConfig,
+    pictures: Dataset | None,
+    class_names: list[str],
+    sizes: dict[str, int],
+    files: dict[str, str],
+) -> dict[str, Any]:
+    """As the extraction records it; `files` are the digests of what was written."""
+    dataset = {
+        "name": pictures.name if pictures else "features",
+        "data_dir": config.data_dir and str(config.data_dir),
+        "cache_dir": config.cache_dir and str(config.cache_dir),
+        "image_size": pictures.image_size if pictures else None,
+        "fingerprint": pictures.fingerprint if pictures else json_digest(files),
+        "class_names": class_names,
+        "splits": sizes,
+    }
+    identity = json_digest([files, dataset])
+    return {
+        "id": identity,
+        "checkpoint": None,
+        "dataset": dataset,
+        "precision": "float32",
+        "tracking": {"group": f"features-{identity}", "run_id": None},
+        "commit": git_commit(),
+        "versions": versions(),
+    }

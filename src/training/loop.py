@@ -1,0 +1,227 @@
+"""The training loop."""
+
+import math
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from src.models.simclr import SimCLR, nt_xent
+from src.runtime import distributed
+from src.runtime.cli import progress
+from src.runtime.device import autocast, can_compile, gpu_utilization
+from src.runtime.prefetch import prefetch
+from src.storage import checkpoint
+from src.storage.metrics_log import MetricsLog
+from src.storage.provenance import git_commit
+from src.tracking.tracker import PREFIXES, Tracker
+from src.training import forecast, health
+from src.training.batches import Batch
+from src.training.flags import TrainConfig, flag_values
+from src.training.state import (
+    Setup,
+    TrainState,
+    end_low_resolution,
+    end_warmup,
+    prepare,
+    restore_or_initialize,
+    save_checkpoint,
+)
+from src.training.stop_signal import StopSignal
+from src.training.views import make_views
+
+QUIET_SECONDS = 60
+"""Between the printed lines of epochs that are not monitored."""
+
+
+def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
+    """Linear warm-up, then half a cosine down to 0 (Loshchilov & Hutter 2017)."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def loss_of(model: SimCLR, batch: Batch, config: TrainConfig, dtype: torch.dtype) -> Tensor:
+    """NT-Xent of two views of every image in the batch."""
+    views = make_views(batch.images_BCSS.repeat(2, 1, 1, 1), batch.parameters, batch.view_side)
+    with autocast(views.device, dtype):
+        projections_2Bd = model(views)
+    return nt_xent(projections_2Bd, config.temperature)
+
+
+def train_step(
+    model: SimCLR,
+    optimizer: torch.optim.Optimizer,
+    scaler: GradScaler,
+    batches: list[Batch],
+    config: TrainConfig,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """One optimizer step; returns loss and gradient norm as tensors on the device."""
+    losses = []
+    for batch in batches:
+        with distributed.sync_gradients(model, now=batch is batches[-1]):
+            loss = loss_of(model, batch, config, dtype) / len(batches)
+            scaler.scale(loss).backward()
+        losses.append(loss.detach())
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    scaler.step(optimizer)
+    scaler.update(None if dtype == torch.float16 else 1.0)
+    optimizer.zero_grad()
+    return distributed.mean(torch.stack(losses).sum()), norm
+
+
+def train(
+    state: TrainState, setup: Setup, log: Callable[[dict[str, Any]], None], stop: StopSignal
+) -> int:
+    """Train until the last epoch ends or a signal arrives; returns the exit code."""
+    config, per_epoch, steps = setup.config, setup.batches.per_epoch, setup.steps
+    peak = config.learning_rate * math.sqrt(config.images_per_step / 256)
+    on_cuda = setup.device.type == "cuda"
+    network: Any = distributed.wrap_ddp(state.model, setup.device)
+    if config.compile == "on" or (config.compile == "auto" and on_cuda and can_compile()):
+        network = torch.compile(network, dynamic=False)  # a graph for each size of views
+    observe = None
+    if distributed.is_main():
+        observe = health.make_observer(setup.batches.store, setup.dataset, config, setup.dtype)
+    pixels = setup.batches.pixels  # the time that steps take, in some unit
+    bar = progress(
+        total=pixels(0, steps), initial=pixels(0, state.step), desc="training",
+        bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}",
+    )  # fmt: skip
+    epoch_started = printed = time.monotonic()
+    first_step = state.step
+    timer = forecast.StepTimer(pixels, state.step, steps)
+
+    for batches in prefetch(setup.batches.load, range(state.step, steps)):
+        rate = learning_rate(state.step, steps, setup.warmup_steps, peak)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        loss, norm = train_step(
+            network, state.optimizer, state.scaler, batches, config, setup.dtype
+        )
+        state.totals.add(loss, norm)
+        state.step += 1
+        bar.update(pixels(state.step - 1, state.step))
+        if observe and (line := timer.estimate(state.step, loss)):
+            with bar.external_write_mode():
+                print(line, flush=True)
+        if state.step == setup.warmup_steps:
+            end_warmup(state, setup)
+        elif state.step == setup.batches.low_resolution_steps:
+            end_low_resolution(state, setup)
+
+        epoch, into_epoch = divmod(state.step, per_epoch)
+        position = {"step": state.step, "learning_rate": rate, "progress": state.step / steps}
+        if state.step % config.log_every == 0:
+            state.totals.check()
+            measured = {"loss": loss.item(), "gpu_utilization": gpu_utilization(setup.device)}
+            log({"kind": "step", "epoch": state.step / per_epoch, **position, **measured})
+            bar.set_postfix(step=f"{state.step}/{steps}", loss=f"{loss.item():.3f}")
+        if into_epoch == 0:
+            state.totals.check()
+            means = state.totals.means()
+            if observe:
+                seconds, done = time.monotonic() - epoch_started, state.step - first_step
+                left = pixels(state.step, steps) / pixels(first_step, state.step)
+                speed = {
+                    "images_per_second": config.images_per_step * done / seconds,
+                    "seconds_left": seconds * left,
+                }
+                view_side = setup.batches.view_side(state.step)
+                measured = observe(state.model, epoch, view_side, state.step == steps)
+                record = {"kind": "epoch", "epoch": epoch, **position, **means, **measured, **speed}
+                log(record)
+                with bar.external_write_mode():
+                    is_monitored = "knn_accuracy" in record or state.step == steps
+                    if is_monitored or time.monotonic() - printed > QUIET_SECONDS:
+                        print(epoch_line(record, config.epochs), flush=True)
+                        printed = time.monotonic()
+                    warn_of_collapse(record, config, state.model.projection_dim)
+            state.loss = means["loss"]
+            state.totals.reset()
+            epoch_started, first_step = time.monotonic(), state.step
+        stopping = distributed.any_process(stop.received is not None)
+        is_due = into_epoch == 0 and (epoch % config.checkpoint_every == 0 or state.step == steps)
+        if stopping or is_due:
+            file = save_checkpoint(state, setup)
+        if stopping:
+            bar.close()
+            print(f"stopped: progress saved to {file}; run the same command to resume")
+            return stop.exit_code
+    bar.close()
+    return 0
+
+
+def epoch_line(record: dict[str, Any], epochs: int) -> str:
+    loss = "  -  " if record["loss"] is None else f"{record['loss']:.3f}"
+    line = (
+        f"epoch {record['epoch']:>3}/{epochs}  loss {loss}  "
+        f"gradient {record['gradient_norm'] or 0:.2f}  "
+        f"rank {record['projection_rank']:.0f}  {record['images_per_second']:,.0f} images/s  "
+        f"{record['seconds_left'] / 60:.0f} min left"
+    )
+    if "knn_accuracy" in record:
+        knn, kmeans = record["knn_accuracy"], record["kmeans_accuracy"]
+        line += f"  k-NN {knn:.1%}  K-means {kmeans:.1%}"
+    return line
+
+
+def warn_of_collapse(record: dict[str, Any], config: TrainConfig, projection_dim: int) -> None:
+    if record["epoch"] > config.warmup_epochs:
+        warning = health.collapse(record, config.batch_size, projection_dim)
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
+
+
+def train_as_main(setup: Setup, stop: StopSignal) -> int:
+    """Train in the process that writes: the only one, or the first under torchrun."""
+    config, directory = setup.config, setup.config.checkpoint_dir
+    with checkpoint.training_in(directory):
+        fresh = config.fresh and not distributed.restarts()
+        if fresh and (aside := checkpoint.set_aside(directory)):
+            print(f"the files of the earlier training are now in {aside}")
+        state = restore_or_initialize(setup)
+        is_new = not state.tracking
+        group = config.name or f"{config.dataset}-{secrets.token_hex(4)}"
+        group = state.tracking.get("group") or group
+        described = {"dataset_fingerprint": setup.dataset.fingerprint, "commit": git_commit()}
+        with (
+            MetricsLog(directory / checkpoint.METRICS_LOG, keep_until_step=state.step) as metrics,
+            Tracker(
+                config.wandb, config.wandb_dir, job_type="train", group=group,
+                run_id=state.tracking.get("run_id"), config=flag_values(config) | described,
+            ) as tracker,
+        ):  # fmt: skip
+            state.tracking = {"group": group, "run_id": tracker.run_id}
+            forecast.announce(setup, state)
+            if is_new:  # epoch 0, the untrained network; fails now if nothing can be written
+                save_checkpoint(state, setup)
+
+            def log(record: dict[str, Any]) -> None:
+                metrics.write(record)
+                tracker.log(record, PREFIXES[record["kind"]])
+
+            code = train(state, setup, log, stop)
+            tracker.finish(code)
+    if code == 0:
+        done = f"trained for {config.epochs} epochs" if config.epochs else "nothing was trained"
+        print(f"{done}: {checkpoint.listed(directory)[-1]}")
+    return code
+
+
+def run(config: TrainConfig) -> int:
+    """Train; returns the exit code."""
+    with distributed.process_group():
+        setup = prepare(config)
+        with StopSignal() as stop:
+            if distributed.is_main():
+                return train_as_main(setup, stop)
+            return train(restore_or_initialize(setup), setup, lambda record: None, stop)

@@ -1,0 +1,156 @@
+"""Draw the figures of a run and one page to explore its clusters."""
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from src.evaluation.near_duplicates import crossing, near_duplicates
+from src.evaluation.silhouette import silhouette_samples
+from src.evaluation.tables import used_splits
+from src.runtime.cli import check_seed
+from src.storage import artifacts, checkpoint
+from src.storage.artifacts import ExtractionRecord
+from src.storage.metrics_log import Record, read_metrics
+from src.storage.output_folder import mark
+from src.tracking.tracker import stage_tracker
+from src.visualization import figures
+from src.visualization.flags import VisualizeConfig
+from src.visualization.images_table import write_images
+from src.visualization.map_figure import projection_map
+from src.visualization.projection import FIT_POINTS, TITLES, can_arrange, project
+from src.visualization.report import write_report
+from src.visualization.results import Results, load_results
+
+SILHOUETTES = 10_000
+"""Images in the silhouette figure; more cost quadratic time and do not change its shape."""
+PICTURES = 8
+"""Pictures of each cluster: so many nearest to the centroid, and so many least certain ones."""
+
+
+def run(config: VisualizeConfig) -> None:
+    check_seed(config.seed)
+    started = time.monotonic()
+    results = load_results(config.feature_dir, config.data_dir)
+    records = training_records(config.checkpoint_dir, results.extraction)
+    method = config.projection if can_arrange(results.x_NP) else "pca"
+    print(f"{TITLES[method]} of {len(results.x_NP):,} images")
+    if len(results.x_NP) > FIT_POINTS and method != "pca":
+        print(f"note: it arranges {FIT_POINTS:,} of them and places the others among these")
+    xy_N2 = project(results.x_NP, method, config.seed)
+
+    folder = config.feature_dir / artifacts.FIGURES
+    mark(folder, "figures")
+    files = []
+    is_own = results.extraction["dataset"]["name"] == "folder"
+    mode = config.wandb or ("disabled" if is_own else "auto")
+    tracker = stage_tracker(mode, config.wandb_dir, "visualization", config, results.extraction)
+    with artifacts.only_writer(config.feature_dir), figures.styled(), tracker:
+        for name, figure in draw(results, records, xy_N2, TITLES[method]):
+            files.append(folder / f"{name}.{config.format}")
+            with artifacts.replacing(files[-1]) as temporary:
+                figure.savefig(temporary, format=config.format)
+            if mode != "disabled":
+                picture = files[-1] if config.format == "png" else pixels(figure)
+                tracker.image(f"figures/{name}", picture)
+    near_N = duplicate_groups(results)
+    report, table = (config.feature_dir / name for name in (artifacts.REPORT, artifacts.IMAGES))
+    write_report(report, results, records, near_N, xy_N2, TITLES[method])
+    write_images(table, results, near_N, xy_N2)
+
+    print(f"wrote {len(files)} figures to {folder} in {time.monotonic() - started:.0f} s")
+    print(f"wrote {table}, a row for each image")
+    print(f"open {report} in a browser ({report.stat().st_size / 2**20:.1f} MB)")
+
+
+def duplicate_groups(results: Results) -> np.ndarray:
+    """int64 (N,), the group of near-duplicates of each image, -1 for none; a note where groups lie
+    across splits."""
+    if results.dataset is None:
+        return np.full(len(results.clusters), -1)
+    groups = near_duplicates({split: part.images for split, part in results.dataset.splits.items()})
+    if across := crossing(groups):
+        print(f"note: near-duplicates across splits: {across:,} groups; see the report")
+    return np.concatenate([groups[split] for split in results.split_names])
+
+
+def training_records(directory: Path | None, extraction: ExtractionRecord) -> list[Record]:
+    """The log of the training in `directory`, by default the one behind the features."""
+    if directory is None:
+        if extraction["checkpoint"] is None:
+            print("note: the features were imported: no training curves")
+            return []
+        directory = Path(extraction["checkpoint"]["file"]).parent
+    records = read_metrics(directory / checkpoint.METRICS_LOG)
+    if not records:
+        print(f"note: no training is logged in {directory}: no training curves")
+    return records
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """The figure as uint8 (height, width, 3): Weights & Biases takes no PDF."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return np.asarray(Image.open(png).convert("RGB"))
+
+
+def draw(
+    results: Results, records: list[Record], xy_N2: np.ndarray, method: str
+) -> Iterator[tuple[str, Figure]]:
+    """The name and figure of everything that the run has data for."""
+    names, metrics = results.cluster_names, results.metrics
+    if records:
+        yield "training", figures.training_curves(records)
+    yield "pca_variance", figures.pca_variance(results.variance_ratio)
+    yield "map", projection_map(results, xy_N2, method)
+    labeled = {split: part for split, part in used_splits(metrics).items() if "confusion" in part}
+    if not labeled:
+        print("note: no image has a label: no confusion matrix, no classes in the map")
+    for split, scores in labeled.items():
+        title = f"{split}, % of each class (accuracy {scores['hungarian_accuracy']:.1%})"
+        counts = np.array(scores["confusion"])
+        yield f"confusion_{split}", figures.confusion_matrix(counts, results.class_names, title)
+    if (figure := silhouettes(results, results.clustering["fit_on"])) is not None:
+        yield "silhouette", figure
+    sizes = {
+        split: np.bincount(results.clusters[results.rows(split)], minlength=len(names))
+        for split in results.split_names
+    }
+    yield "cluster_sizes", figures.cluster_sizes(sizes, names)
+    if results.dataset is not None:
+        yield "clusters", picture_rows(results)
+    if "scan" in metrics:
+        yield "cluster_scan", figures.cluster_scan(metrics["scan"])
+
+
+def silhouettes(results: Results, split: str) -> Figure | None:
+    rows = results.rows(split)
+    rows = rows[np.linspace(0, len(rows) - 1, min(SILHOUETTES, len(rows))).astype(int)]
+    clusters = results.clusters[rows]
+    if not 1 < len(np.unique(clusters)) < len(clusters):
+        print(f"note: no silhouette: {split} needs two clusters and more images than clusters")
+        return None
+    scores = silhouette_samples(results.x_NP[rows], clusters)
+    return figures.silhouette_profile(
+        scores, clusters, results.cluster_names, results.cluster_colors
+    )
+
+
+def picture_rows(results: Results) -> Figure:
+    """The pictures nearest to each centroid, and those nearest to the border of the cluster."""
+    names = results.cluster_names
+    sizes = np.bincount(results.clusters, minlength=len(names))
+    largest = np.sort(np.argsort(-sizes, kind="stable")[: figures.CLUSTER_ROWS])
+    if len(largest) < len(sizes):
+        print(f"note: pictures of the {len(largest)} largest of {len(sizes)} clusters only")
+    rows = []
+    for k in largest[sizes[largest] > 0]:
+        own = np.flatnonzero(results.clusters == k)
+        nearest = own[np.argsort(results.distance[own], kind="stable")[:PICTURES]]
+        unsure = own[np.argsort(results.certainty[own], kind="stable")[:PICTURES]]
+        rows.append((names[k], results.pictures(nearest), results.pictures(unsure)))
+    return figures.cluster_pictures(rows, ("Nearest to the centroid", "Least certain"))
