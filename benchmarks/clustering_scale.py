@@ -27,7 +27,7 @@ from src.clusters.pca import fit_pca, l2_normalized
 from src.evaluation import neighbors
 from src.evaluation.neighbors import nearest_neighbors
 from src.evaluation.silhouette import silhouette_samples
-from src.runtime.cli import read_flags, run_script
+from src.runtime.cli import run_script
 from src.storage import artifacts
 
 CLASSES = [f"class {c}" for c in range(10)]
@@ -185,4 +185,4 @@ def pca(config: BenchmarkConfig) -> bool:
 
 
 if __name__ == "__main__":
-    run_script(main, read_flags(BenchmarkConfig, __name__))
+    run_script(main, BenchmarkConfig)

@@ -20,7 +20,7 @@ from loky import cpu_count
 from dataset.folder import Pictures, find_pictures
 from dataset.load_dataset import load_dataset
 from dataset.picture_cache import load_pictures
-from src.runtime.cli import read_flags, run_script
+from src.runtime.cli import run_script
 
 
 @dataclass(frozen=True)
@@ -74,4 +74,4 @@ def peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    run_script(main, read_flags(DecodeConfig, __name__))
+    run_script(main, DecodeConfig)

@@ -24,7 +24,7 @@ from src.models.batch_norm import calibrate_batch_norm, fold_batch_norm
 from src.models.encoder import encode_into
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD
 from src.models.simclr import Backbone
-from src.runtime.cli import read_flags, run_script
+from src.runtime.cli import run_script
 from src.runtime.device import select_device, select_precision
 from src.runtime.flag_choices import DeviceName
 
@@ -93,4 +93,4 @@ def main(config: BenchmarkConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, read_flags(BenchmarkConfig, __name__))
+    run_script(main, BenchmarkConfig)

@@ -23,7 +23,7 @@ from src.clusters.confidence import confidence, gaussian_scale
 from src.clusters.head import LinearHead
 from src.prediction.onnx_export import onnx_clusters, to_onnx
 from src.prediction.predictor import Predictor
-from src.runtime.cli import read_flags, run_script
+from src.runtime.cli import run_script
 from src.storage import artifacts
 
 
@@ -101,4 +101,4 @@ def calibration_error(confidence_N: np.ndarray, right_N: np.ndarray, bins: int =
 
 
 if __name__ == "__main__":
-    run_script(main, read_flags(CheckConfig, __name__))
+    run_script(main, CheckConfig)

@@ -28,7 +28,7 @@ from src.models.encoder import encode_all
 from src.prediction.onnx_export import onnx_clusters, to_onnx
 from src.prediction.picture_stream import find
 from src.prediction.predictor import Predictor
-from src.runtime.cli import UserError, read_flags, run_script
+from src.runtime.cli import UserError, run_script
 
 
 @dataclass(frozen=True)
@@ -104,4 +104,4 @@ def onnx_session(predictor: Predictor) -> onnxruntime.InferenceSession:
 
 
 if __name__ == "__main__":
-    run_script(main, read_flags(ThroughputConfig, __name__))
+    run_script(main, ThroughputConfig)

@@ -40,7 +40,7 @@ from benchmarks.compare import SIDE, Pictures, noise, per_second, report, take_t
 from src.models.batch_norm import freeze_batch_norm
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD
 from src.models.simclr import SimCLR, nt_xent
-from src.runtime.cli import read_flags, run_script
+from src.runtime.cli import run_script
 from src.runtime.device import select_device, select_precision
 from src.runtime.flag_choices import DeviceName
 from src.runtime.prefetch import prefetch
@@ -229,4 +229,4 @@ def main(config: BenchmarkConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, read_flags(BenchmarkConfig, __name__))
+    run_script(main, BenchmarkConfig)

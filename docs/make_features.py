@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dataset.load_dataset import load_dataset
 from src.models.preprocessing import preprocess
-from src.runtime.cli import progress, read_flags, run_script
+from src.runtime.cli import progress, run_script
 
 LITE = "efficientnet-lite0"
 
@@ -82,4 +82,4 @@ def main(config: FeaturesConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, read_flags(FeaturesConfig, __name__))
+    run_script(main, FeaturesConfig)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from src.runtime.cli import UserError, read_flags, run_script
+from src.runtime.cli import UserError, run_script
 from src.storage import artifacts
 
 FIGURES = ("map", "clusters")
@@ -125,4 +125,4 @@ def write(picture: Path | io.BytesIO, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, read_flags(PicturesConfig, __name__))
+    run_script(main, PicturesConfig)
