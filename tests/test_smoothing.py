@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
@@ -13,9 +14,8 @@ from test_clustering import blobs, metrics, write
 from src.clusters.head import fit_head
 from src.clusters.protocol import Protocol
 from src.clusters.smoothing import smooth
-from src.evaluation import neighbors
 from src.evaluation.metrics import hungarian_accuracy
-from src.evaluation.neighbors import nearest_neighbors
+from src.evaluation.neighbors import lifted, nearest, unit
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
 
@@ -35,7 +35,8 @@ def test_neighbors_are_those_of_scikit_learn(bank: int, queries: int | None, k: 
     rng = np.random.default_rng(0)
     bank_ND = rng.normal(size=(bank, 6))
     asked = bank_ND if queries is None else rng.normal(size=(queries, 6))
-    similarity, rows = nearest_neighbors(bank_ND, asked, k, leave_one_out=queries is None)
+    own = torch.arange(bank) if queries is None else None
+    similarity, rows = nearest(unit(bank_ND), unit(asked), k, own)
     k = min(k, bank - (queries is None))
     assert rows.shape == similarity.shape == (len(asked), k)
     if not k:
@@ -46,30 +47,29 @@ def test_neighbors_are_those_of_scikit_learn(bank: int, queries: int | None, k: 
     assert np.mean(rows.numpy() == expected) > 0.999  # but for the order of equal ones
 
 
-def test_above_the_limit_nearly_all_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(20, 16))[rng.integers(20, size=4000)] + rng.normal(size=(4000, 16))
-    asked = (x, x, 10, True), (x, x[:50] + 0.1, 10, False)
-    exact = [nearest_neighbors(*arguments)[1].numpy() for arguments in asked]
-    monkeypatch.setattr(neighbors, "EXACT_LIMIT", 3999)
-    for arguments, expected in zip(asked, exact, strict=True):
-        similarity, near = (found.numpy() for found in nearest_neighbors(*arguments))
-        assert (similarity[:, :-1] >= similarity[:, 1:]).all()
-        same = [len(set(a) & set(b)) for a, b in zip(near, expected, strict=True)]
-        assert np.mean(same) > 9
-        if len(near) == len(x):
-            assert (near != np.arange(len(x))[:, None]).all()
-    monkeypatch.setattr(neighbors, "find_spec", lambda _: None)
-    assert (nearest_neighbors(*asked[0])[1].numpy() == exact[0]).all()
-
-
 def test_equal_rows_are_each_others_neighbors() -> None:
     x = np.eye(50, 60).repeat(40, axis=0)  # 40 columns of similarity 1, more than k
-    _, rows = nearest_neighbors(x, x, 10, leave_one_out=True)
+    _, rows = nearest(unit(x), unit(x), 10, torch.arange(len(x)))
     each = np.arange(len(x))[:, None]
     assert (rows.numpy() // 40 == each // 40).all()
     assert (rows.numpy() != each).all()
     assert all(len(set(row)) == 10 for row in rows.tolist())
+
+
+@pytest.mark.parametrize(("step", "k"), [(1, 5), (3, 5), (60, 3)])
+def test_the_nearest_by_distance_among_some_rows(step: int, k: int) -> None:
+    x = np.random.default_rng(0).normal(size=(240, 20)).astype(np.float32)
+    x[120:150] = x[0]  # more copies than neighbors: a point may not be among its own nearest
+    candidates = np.arange(0, 240, step)
+    own = torch.full((240,), -1)
+    own[candidates] = torch.arange(len(candidates))
+    _, neighbors = nearest(*lifted(x[candidates], x), 5, own)
+    assert neighbors.shape == (240, k)
+    for row, places in enumerate(neighbors.numpy()):
+        distances = np.linalg.norm(np.float64(x[candidates]) - x[row], axis=1)
+        distances[candidates == row] = np.inf
+        assert len(set(places)) == len(places)
+        np.testing.assert_allclose(distances[places], np.sort(distances)[: len(places)], atol=1e-6)
 
 
 def test_smoothing_is_the_formula() -> None:

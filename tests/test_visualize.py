@@ -27,7 +27,6 @@ from src.visualization.images_table import write_images
 from src.visualization.map_figure import projection_map
 from src.visualization.palette import BASE, cluster_colors, colors
 from src.visualization.projection import project
-from src.visualization.report import nearest_neighbors
 from src.visualization.report_sections import training_image
 from src.visualization.results import load_results
 from src.visualization.stage import silhouettes
@@ -140,20 +139,6 @@ def test_tiny_maps(count: int, dim: int) -> None:
     xy = project(x, "tsne" if enough else "pca", 0)
     assert xy.shape == (count, 2)
     assert np.isfinite(xy).all()
-
-
-@pytest.mark.parametrize(("step", "k"), [(1, 5), (3, 5), (60, 3)])
-def test_the_nearest_neighbors_are_exact(step: int, k: int) -> None:
-    x = np.random.default_rng(0).normal(size=(240, 20)).astype(np.float32)
-    x[120:150] = x[0]  # more copies than neighbors: a point may not be among its own nearest
-    candidates = np.arange(0, 240, step)
-    neighbors = nearest_neighbors(x, candidates, 5)
-    assert neighbors.shape == (240, k)
-    for row, places in enumerate(neighbors):
-        distances = np.linalg.norm(np.float64(x[candidates]) - x[row], axis=1)
-        distances[candidates == row] = np.inf
-        assert len(set(places)) == len(places)
-        np.testing.assert_allclose(distances[places], np.sort(distances)[: len(places)], atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [150, 72])  # all, and a sample

@@ -12,9 +12,10 @@ Adaptive Graph Convolution", use it in front of a clustering.
 """
 
 import numpy as np
+import torch
 
 from src.clusters.pca import l2_normalized
-from src.evaluation.neighbors import nearest_neighbors
+from src.evaluation.neighbors import nearest, unit
 
 
 def smooth(x_NP: np.ndarray, hops: int, neighbors: int) -> np.ndarray:
@@ -25,7 +26,8 @@ def smooth(x_NP: np.ndarray, hops: int, neighbors: int) -> np.ndarray:
     """
     rows_NP = l2_normalized(x_NP)
     for _ in range(hops):
-        _, near_Nk = nearest_neighbors(rows_NP, rows_NP, neighbors, leave_one_out=True)
+        unit_NP = unit(rows_NP)
+        _, near_Nk = nearest(unit_NP, unit_NP, neighbors, own_M=torch.arange(len(rows_NP)))
         total_NP = np.zeros_like(rows_NP)
         for near_N in near_Nk.numpy().T:  # one by one, for little memory
             total_NP += rows_NP[near_N]

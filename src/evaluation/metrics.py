@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, davies_bouldin_score, normalized_mutual_info_score
 
-from src.evaluation.neighbors import nearest_neighbors
+from src.evaluation.neighbors import nearest, unit
 from src.evaluation.silhouette import silhouette_samples
 
 
@@ -71,11 +71,11 @@ def knn_accuracy(
     Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance
     Discrimination", section 3.4.
     """
-
-    similarity, nearest = nearest_neighbors(bank_ND, queries_MD, k, leave_one_out)
+    own = torch.arange(len(queries_MD)) if leave_one_out else None
+    similarity, near_Mk = nearest(unit(bank_ND), unit(queries_MD), k, own)
     classes_N = torch.as_tensor(bank_labels)
-    ballots = torch.zeros(len(nearest), int(classes_N.max()) + 1)
-    ballots.scatter_add_(1, classes_N[nearest], (similarity / temperature).exp())
+    ballots = torch.zeros(len(near_Mk), int(classes_N.max()) + 1)
+    ballots.scatter_add_(1, classes_N[near_Mk], (similarity / temperature).exp())
     return float((ballots.argmax(dim=1) == torch.as_tensor(labels)).float().mean())
 
 

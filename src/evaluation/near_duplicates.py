@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from src.evaluation.neighbors import nearest_neighbors
+from src.evaluation.neighbors import nearest
 
 SIDE, COARSE = 32, 8
 NEIGHBORS = 5
@@ -97,11 +97,12 @@ def _candidates(gray_NSS: Tensor) -> tuple[Tensor, Tensor]:
     """Pairs of different rows, int64 (2, B), and whether the second row is mirrored, bool (B,)."""
     coarse = F.avg_pool2d(gray_NSS.float(), SIDE // COARSE)
     coarse -= coarse.mean((1, 2), keepdim=True)
-    bank = coarse.flatten(1).numpy()
+    bank = F.normalize(coarse.flatten(1))
     found = []
     for mirrored in (False, True):
-        queries = coarse.flip(2).flatten(1).numpy() if mirrored else bank
-        cosine, near = nearest_neighbors(bank, queries, NEIGHBORS, leave_one_out=not mirrored)
+        queries = F.normalize(coarse.flip(2).flatten(1)) if mirrored else bank
+        own = None if mirrored else torch.arange(len(bank))
+        cosine, near = nearest(bank, queries, NEIGHBORS, own)
         row, column = (cosine > CANDIDATE).nonzero().T
         pair = torch.stack([row, near[row, column]]).sort(dim=0).values
         pair = torch.cat([pair, torch.full((1, len(row)), int(mirrored))])

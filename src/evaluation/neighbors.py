@@ -1,10 +1,7 @@
-"""Nearest neighbors by cosine similarity, on every core: exact ones, in blocks, up to half a
-million rows; above, approximate ones where FAISS is installed.
+"""Exact nearest neighbors, by cosine similarity or by distance.
 
 Shape letters: N rows of the bank, M queries, D features, k neighbors.
 """
-
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -13,90 +10,44 @@ from torch import Tensor
 
 from src.runtime.cli import progress
 
-PARTS = 32
-"""Of a row of similarities, see `_largest`."""
-EXACT_LIMIT = 500_000
-"""Rows; the time of exact neighbors grows with the square, here to 12 minutes on one core."""
-
 
 @torch.no_grad()
-def nearest_neighbors(
-    bank_ND: np.ndarray,
-    queries_MD: np.ndarray,
-    k: int,
-    leave_one_out: bool = False,
-    block: int = 256,
+def nearest(
+    bank_ND: Tensor, queries_MD: Tensor, k: int, own_M: Tensor | None = None, block: int = 256
 ) -> tuple[Tensor, Tensor]:
-    """The k rows of the bank most similar to each query, most similar first.
+    """The k rows of the bank with the largest inner products with each query, largest first.
 
-    Memory for `block` x N similarities is all it takes beside the rows, whatever M is.
+    These are the most similar rows by cosine if all rows are `unit`, and the nearest ones by
+    Euclidean distance if all are `lifted`. Takes memory for `block` x N inner products.
 
     Args:
-        bank_ND: numbers of any real dtype, as the queries.
         k: cut to the number of rows that may be neighbors.
-        leave_one_out: the queries are the bank, and no row is its own neighbor.
+        own_M: the row of the bank that is the query itself, which is not its own neighbor; -1 if
+            the query is not in the bank.
 
     Returns:
-        Cosine similarities, float32 (M, k), and rows of the bank, int64 (M, k).
+        Inner products (M, k), and rows of the bank, int64 (M, k).
     """
-    bank = _unit(bank_ND)
-    k = min(k, len(bank) - leave_one_out)
-    if len(bank) > EXACT_LIMIT:
-        if find_spec("faiss"):
-            return _approximate(bank, queries_MD, k, leave_one_out)
-        print(f"note: exact neighbors of {len(bank):,} rows; faster with: pip install faiss-cpu")
-    width = -(-len(bank) // PARTS) * PARTS
-    similarity = torch.full((block, width), -torch.inf)  # what fills up the last part is never near
-    similarities, rows = torch.empty(len(queries_MD), k), torch.empty(len(queries_MD), k).long()
-    starts = range(0, len(queries_MD), block)
-    for start in progress(starts, desc="neighbors", leave=False, delay=2):
-        queries = _unit(queries_MD[start : start + block])
-        part = similarity[: len(queries)]
-        torch.mm(queries, bank.T, out=part[:, : len(bank)])
-        if leave_one_out:
-            part.diagonal(start).fill_(-torch.inf)
-        stop = start + len(queries)
-        similarities[start:stop], rows[start:stop] = _largest(part, k)
-    return similarities, rows
+    k = min(k, len(bank_ND) - (own_M is not None))
+    values, rows = queries_MD.new_empty(len(queries_MD), k), torch.empty(len(queries_MD), k).long()
+    for start in progress(range(0, len(values), block), desc="neighbors", leave=False, delay=2):
+        part = slice(start, start + block)
+        product = queries_MD[part] @ bank_ND.T
+        if own_M is not None:
+            is_in_bank = own_M[part] >= 0
+            product[is_in_bank, own_M[part][is_in_bank]] = -torch.inf
+        values[part], rows[part] = product.topk(k)
+    return values, rows
 
 
-def _approximate(
-    bank: Tensor, queries_MD: np.ndarray, k: int, leave_one_out: bool
-) -> tuple[Tensor, Tensor]:
-    """The same from an inverted file (Sivic & Zisserman 2003): rows in 4 sqrt(N) cells, of which
-    the 64 nearest to a query are searched."""
-    import faiss
-
-    rows, cells = bank.numpy(), int(4 * len(bank) ** 0.5)
-    index = faiss.IndexIVFFlat(
-        faiss.IndexFlatIP(bank.shape[1]), bank.shape[1], cells, faiss.METRIC_INNER_PRODUCT
-    )
-    index.train(rows[:: max(1, len(rows) // (40 * cells))])  # pyright: ignore[reportCallIssue]
-    index.add(rows)  # pyright: ignore[reportCallIssue]
-    index.nprobe = 64
-    queries = rows if leave_one_out else _unit(queries_MD).numpy()
-    similarity, found = index.search(queries, k + leave_one_out)  # pyright: ignore[reportCallIssue]
-    if leave_one_out:
-        others = found != np.arange(len(found))[:, None]
-        others[others.all(axis=1), -1] = False  # the row itself was not found: drop the farthest
-        similarity, found = (a[others].reshape(len(a), k) for a in (similarity, found))
-    return torch.from_numpy(similarity), torch.from_numpy(found)
-
-
-def _unit(rows_ND: np.ndarray) -> Tensor:
+def unit(rows_ND: np.ndarray) -> Tensor:
+    """Rows of length 1, float32."""
     return F.normalize(torch.tensor(np.asarray(rows_ND, np.float32)), dim=1)
 
 
-def _largest(x_MN: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`x_MN.topk(k)`, several times faster where N is far above k.
-
-    Columns N / PARTS apart form a group. The k largest numbers lie in the k groups with the largest
-    maxima: any other group has k numbers above its own.
-    """
-    groups_MG = x_MN.view(len(x_MN), PARTS, -1)
-    if groups_MG.shape[2] <= 4 * k:
-        return x_MN.topk(k)
-    best_Mk = groups_MG.amax(dim=1).topk(k).indices
-    candidates = groups_MG.gather(2, best_Mk[:, None].expand(-1, PARTS, -1)).flatten(1)
-    values, places = candidates.topk(k)
-    return values, places // k * groups_MG.shape[2] + best_Mk.gather(1, places % k)
+def lifted(bank_ND: np.ndarray, queries_MD: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Bank and queries, float64, with one more dimension: their inner products are q·b - |b|²/2,
+    which is largest where |q - b| is smallest."""
+    bank, queries = torch.tensor(bank_ND).double(), torch.tensor(queries_MD).double()
+    half = bank.square().sum(1, keepdim=True) / 2
+    return torch.cat([bank, -half], 1), torch.cat([queries, torch.ones(len(queries), 1)], 1)

@@ -4,8 +4,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
 
+from src.evaluation.neighbors import lifted, nearest
 from src.runtime.cli import UserError, progress
 from src.runtime.flag_choices import ProjectionName
 
@@ -41,8 +41,8 @@ def project(x_NP: np.ndarray, method: ProjectionName, seed: int) -> np.ndarray:
         xy[fitted] = arrange(x[fitted], seed)
         others = np.setdiff1d(np.arange(len(x)), fitted)
         if len(others):
-            near = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(x[fitted])
-            xy[others] = np.median(xy[fitted][near.kneighbors(x[others])[1]], axis=1)
+            _, near = nearest(*lifted(x[fitted], x[others]), 5)
+            xy[others] = np.median(xy[fitted][near], axis=1)
     return (xy - np.median(xy, axis=0)).astype(np.float32)
 
 

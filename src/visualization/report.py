@@ -9,8 +9,9 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
+import torch
 
+from src.evaluation.neighbors import lifted, nearest
 from src.storage.files import replacing
 from src.storage.metrics_log import Record
 from src.visualization.palette import UNKNOWN, colors
@@ -44,7 +45,9 @@ def write_report(
         sheets = make_sheets(results.pictures, count, results.dataset.image_size)
     if len(sheets.rows) < count:
         print(f"note: the report carries the pictures of {len(sheets.rows):,} of {count:,} images")
-    nearest = nearest_neighbors(results.x_NP, sheets.rows, NEIGHBORS)
+    own_N = torch.full((count,), -1)
+    own_N[sheets.rows] = torch.arange(len(sheets.rows))
+    _, near_Nk = nearest(*lifted(results.x_NP[sheets.rows], results.x_NP), NEIGHBORS, own_N)
     arrays = {
         "xy": xy_N2.astype("<f4"),
         "cluster": results.clusters.astype("<u2"),
@@ -55,7 +58,7 @@ def write_report(
         "near": near_N.astype("<i4"),
         "unusual": results.unusual.astype("u1"),
         "pictured": sheets.rows.astype("<u4"),
-        "nearest": nearest.astype("<u2" if len(sheets.rows) < 2**16 else "<u4"),
+        "nearest": near_Nk.numpy().astype("<u2" if len(sheets.rows) < 2**16 else "<u4"),
     }
     blobs = [_blob(name, array.tobytes(), array.dtype.str[1:]) for name, array in arrays.items()]
     blobs += [_blob(f"sheet-{i}", sheet) for i, sheet in enumerate(sheets.webp)]
@@ -73,20 +76,6 @@ def write_report(
     text = re.sub(r"@@(\w+)@@", lambda match: slots[match[1]], template)
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")  # names need not be UTF-8
-
-
-def nearest_neighbors(x_NP: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:
-    """The k nearest other points of every point, Euclidean, nearest first, exact.
-
-    Only the M points `candidates` may be neighbors, and k is cut to M - 1. Returns int64 (N, k),
-    indices into `candidates`.
-    """
-    k = min(k, len(candidates) - 1)
-    model = NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(x_NP[candidates])
-    nearest = model.kneighbors(x_NP, return_distance=False)
-    keep = candidates[nearest] != np.arange(len(x_NP))[:, None]
-    keep[keep.all(axis=1), -1] = False  # the point itself is not among them: drop the farthest
-    return nearest[keep].reshape(len(x_NP), k)
 
 
 def page_data(results: Results, sheets: Sheets, directory: Path) -> dict[str, Any]:
