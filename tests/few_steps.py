@@ -14,15 +14,14 @@ from src.runtime import distributed
 from src.runtime.prefetch import prefetch
 from src.training.flags import TrainConfig
 from src.training.loop import train_step
-from src.training.state import end_low_resolution, end_warmup, prepare, restore_or_initialize
+from src.training.state import end_warmup, prepare, restore_or_initialize
 from tests.small_network import SMALL
 
 STEPS = 5
 
 
 def five_steps(bn: str, dtype: torch.dtype, output: Path) -> None:
-    """With batch norm in training for the first two steps, or frozen from the start, and with
-    views of half the side for the first three.
+    """With batch norm in training for the first two steps, or frozen from the start.
 
     In float32, GELU replaces ReLU: rounding may push a ReLU over its kink, which changes a
     gradient by percents.
@@ -32,8 +31,7 @@ def five_steps(bn: str, dtype: torch.dtype, output: Path) -> None:
     ARCHITECTURES["small"] = SMALL
     config = TrainConfig.for_dataset(
         "digits", arch="small", bn=bn, batch_size=6, accumulate=2, precision="fp32", device="cpu",
-        warmup_epochs=0, low_resolution=16, low_resolution_epochs=3 / 119,
-        checkpoint_dir=output.parent,
+        warmup_epochs=0, checkpoint_dir=output.parent,
     )  # fmt: skip
     setup = prepare(config)
     state = restore_or_initialize(setup)
@@ -52,8 +50,6 @@ def five_steps(bn: str, dtype: torch.dtype, output: Path) -> None:
         state.step += 1
         if state.step == 2:
             end_warmup(state, setup)
-        elif state.step == setup.batches.low_resolution_steps:
-            end_low_resolution(state, setup)
     if distributed.is_main():
         results = {"losses": torch.stack(losses), "gradients": gradients}
         torch.save({**results, "model": state.model.state_dict()}, output)

@@ -126,7 +126,7 @@ def test_sigterm_to_the_launcher_leaves_a_checkpoint(pictures_dir: Path, tmp_pat
 
 def test_features_are_those_of_one_process(pictures_dir: Path, tmp_path: Path) -> None:
     checkpoints = tmp_path / "checkpoints"
-    finish(*command(pictures_dir, checkpoints), "--epochs", 1, "--low-resolution-epochs", 0)
+    finish(*command(pictures_dir, checkpoints), "--epochs", 1)
     flags = ("--checkpoint-dir", checkpoints, "--untrained", "--batch-size", 16)
     script = small("src/feature_extraction.py")
     finish(*script, *flags, "--feature-dir", tmp_path / "1")

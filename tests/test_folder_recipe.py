@@ -260,7 +260,7 @@ def test_the_minutes_are_estimated_once_from_the_first_steps(
     clock = iter([100.0, 107.0] * 2)
     monkeypatch.setattr(forecast.time, "monotonic", lambda: next(clock))
     for steps, expected in ((130, ["about 2 minutes of training to go"]), (100, [])):
-        timer = forecast.StepTimer(lambda first, stop: stop - first, first=5, steps=steps)
+        timer = forecast.StepTimer(first=5, steps=steps)
         lines = [timer.estimate(step, torch.zeros(())) for step in range(6, 100)]
         assert [line for line in lines if line] == expected
 

@@ -7,22 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from operations import Operations
 from small_network import SMALL
 from torch._dynamo.backends.debugging import aot_eager
 
-from src import train
 from src.models.architectures import ARCHITECTURES
 from src.runtime.cli import RunError, UserError
 from src.runtime.device import DTYPES
 from src.storage import checkpoint
 from src.train import main
-from src.training import health, state
+from src.training import health, loop, state
 from src.training.flags import TrainConfig, ViewSettings
-from src.training.loop import learning_rate, train_step
+from src.training.loop import learning_rate, loss_of, train_step
 from src.training.state import calibrate, make_optimizer, make_scaler, prepare, random_state
 
 ARCHITECTURES["small"] = SMALL
@@ -86,45 +84,6 @@ def test_no_epochs_need_no_full_batch(
         main(replace(config, epochs=1))
 
 
-def test_low_resolution_first(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four steps of nine: batch norm is frozen after three and measured again after four."""
-    sides, watched = [], []
-    make_views, encode_all = train.make_views, health.encode_all
-
-    def noting_views(*arguments: Any) -> torch.Tensor:
-        views = make_views(*arguments)
-        sides.append(views.shape[2:])
-        return views
-
-    def noting_images(backbone: Any, images: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-        watched.append(images.shape[2:])
-        return encode_all(backbone, images, dtype)
-
-    monkeypatch.setattr(train, "make_views", noting_views)
-    monkeypatch.setattr(health, "encode_all", noting_images)
-    config = replace(
-        config, epochs=3, warmup_epochs=1, low_resolution=32, low_resolution_epochs=1.3,
-        checkpoint_every=1,
-    )  # fmt: skip
-    main(config)
-    assert sides == [(32, 32)] * 4 + [(96, 96)] * 5
-    assert watched == [(32, 32), (96, 96), (96, 96)]
-    warm, switched, last = (saved(config, epoch)["model"] for epoch in (1, 2, 3))
-    for name in (name for name in warm if "running" in name):
-        assert not torch.equal(warm[name], switched[name]), name
-        assert torch.equal(switched[name], last[name]), name
-    first = records(config, "epoch")[0]
-    seconds = 3 * 16 / first["images_per_second"]
-    pixels = 1 * 32**2 + 5 * 96**2
-    assert first["seconds_left"] == pytest.approx(seconds * pixels / (3 * 32**2))
-    main(replace(config, epochs=4))
-    assert sides[9:] == [(96, 96)] * 3
-    other = replace(config, low_resolution_epochs=0, checkpoint_dir=config.checkpoint_dir / "full")
-    main(replace(other, epochs=0))
-    untrained, expected = (saved(c, 0)["model"] for c in (config, other))
-    assert all(torch.equal(untrained[name], expected[name]) for name in expected)
-
-
 def test_labels_change_nothing(config: TrainConfig, stl10_dir: Path, tmp_path: Path) -> None:
     other = tmp_path / "relabeled" / "stl10_binary"
     other.mkdir(parents=True)
@@ -148,7 +107,7 @@ def test_first_loss_does_not_depend_on_the_precision(
         setup = prepare(config)
         fresh = random_state(setup)
         calibrate(fresh, setup, images=32)
-        return train.loss_of(fresh.model, setup.batches.load(0)[0], config, setup.dtype).item()
+        return loss_of(fresh.model, setup.batches.load(0)[0], config, setup.dtype).item()
 
     exact = first_loss(config)
     assert 0.5 * math.log(15) < exact < 1.5 * math.log(15)
@@ -178,13 +137,13 @@ def test_the_statistics_count_every_image_once(
 
 
 def plant_nan(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
-    real, calls = train.make_views, iter(range(10**6))
+    real, calls = loop.make_views, iter(range(10**6))
 
     def planted(*arguments: Any) -> torch.Tensor:
         views = real(*arguments)
         return views * float("nan") if next(calls) in at else views
 
-    monkeypatch.setattr(train, "make_views", planted)
+    monkeypatch.setattr(loop, "make_views", planted)
 
 
 def test_a_nan_is_survived(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,10 +218,7 @@ def test_a_step_never_waits_for_the_device(config: TrainConfig) -> None:
 def test_compiled_training_is_the_same(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    own = replace(
-        config, epochs=2, warmup_epochs=1, learning_rate=1e-5, monitor_every=9,
-        low_resolution=32, low_resolution_epochs=1.3,
-    )  # fmt: skip
+    own = replace(config, epochs=2, warmup_epochs=1, learning_rate=1e-5, monitor_every=9)
     main(own)
     counters = torch._dynamo.utils.counters
     counters.clear()
@@ -277,7 +233,7 @@ def test_compiled_training_is_the_same(
     main(other)
     expected, compiled = ([record["loss"] for record in records(c, "step")] for c in (own, other))
     assert len(compiled) == 6
-    assert counters["stats"]["unique_graphs"] >= 3  # before and after freezing, larger views
+    assert counters["stats"]["unique_graphs"] >= 2  # before and after freezing
     assert not counters["graph_break"]
     assert compiled == pytest.approx(expected, abs=1e-4)
 
@@ -304,11 +260,6 @@ def test_resuming_refuses_what_would_make_another_run(
         main(replace(config, temperature=0.5))
     with pytest.raises(UserError, match=r"--precision fp32 \(now bf16\)"):
         main(replace(config, precision="bf16"))
-    older = saved(config, 1)
-    del older["config"]["low_resolution_epochs"]
-    checkpoint.save(config.checkpoint_dir / checkpoint.file_name(1), older)
-    with pytest.raises(UserError, match=r"--low-resolution-epochs 0.0 \(now 0.5\)"):
-        main(replace(config, low_resolution_epochs=0.5))
     assert main(replace(config, epochs=2)) == 0
     assert "3 of 6 steps" in capsys.readouterr().out
     with pytest.raises(UserError, match="saved after 6 steps, but --epochs 1 is only 3"):
@@ -319,6 +270,18 @@ def test_resuming_refuses_what_would_make_another_run(
     assert saved(config, 1)["config"]["temperature"] == 0.5
 
 
+def test_a_flag_that_no_longer_exists_is_refused_if_it_was_used(config: TrainConfig) -> None:
+    main(replace(config, epochs=0))
+    older = saved(config, 0)
+    for value in (0.0, 9.0):
+        older["config"] |= {"low_resolution_epochs": value, "low_resolution": 48}
+        checkpoint.save(config.checkpoint_dir / checkpoint.file_name(0), older)
+        if not value:
+            assert main(replace(config, epochs=0)) == 0
+    with pytest.raises(UserError, match=r"--low-resolution-epochs 9.0 \(a flag that no longer"):
+        main(config)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -326,11 +289,6 @@ def test_resuming_refuses_what_would_make_another_run(
         ({"views": ViewSettings(crop_min=0.0)}, "--crop-min"),
         ({"views": ViewSettings(jitter=-1)}, "--jitter must be 0 or more"),
         ({"warmup_epochs": math.nan}, "--warmup-epochs must be 0 or more"),
-        ({"low_resolution_epochs": 1.0}, "--low-resolution-epochs 1 must be below --epochs 1"),
-        (
-            {"low_resolution_epochs": 0.5, "low_resolution": 96},
-            "--low-resolution 96 must be from 2 to 95",
-        ),
         ({"seed": 2**32}, "--seed 4294967296: it must be from 0 to 4294967295"),
         ({"train_on": ("nowhere",)}, "--train-on"),
     ],

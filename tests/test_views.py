@@ -34,9 +34,9 @@ def images() -> Tensor:
     return torch.stack(pieces)
 
 
-def views(images: Tensor, parameters: ViewParameters, view_side: int | None = None) -> Tensor:
+def views(images: Tensor, parameters: ViewParameters) -> Tensor:
     """With values from 0 to 255."""
-    return pixels(make_views(images, parameters, view_side))
+    return pixels(make_views(images, parameters))
 
 
 def test_nothing_drawn_is_the_evaluation_preprocessing(images: Tensor) -> None:
@@ -87,16 +87,15 @@ def test_settings_are_found_among_the_flags_of_a_training() -> None:
 # --- geometry ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("view_side", [SIDE, 48, 30])
-def test_crop_and_flip(images: Tensor, view_side: int) -> None:
+def test_crop_and_flip(images: Tensor) -> None:
     """Within 1/255 on average, and nowhere off by more than rounding: also at the crop's edges."""
-    parameters = draw(replace(STILL, crop_min=0.08, flip=0.5), len(images), SIDE, rng(1), view_side)
-    ours = views(images, parameters, view_side)
+    parameters = draw(replace(STILL, crop_min=0.08, flip=0.5), len(images), SIDE, rng(1))
+    ours = views(images, parameters)
     assert 10 < parameters.flip_N.sum() < 30
     for view, image, box, flip in zip(
         ours, images, parameters.box_N4.int().tolist(), parameters.flip_N, strict=True
     ):
-        expected = tv.resized_crop(image, *box, [view_side, view_side], antialias=True)
+        expected = tv.resized_crop(image, *box, [SIDE, SIDE], antialias=True)
         error = (view - (tv.hflip(expected) if flip else expected)).abs()
         assert error.mean() < 0.5
         assert error.max() < 1.5
@@ -179,10 +178,6 @@ def test_blur(images: Tensor) -> None:
     sigma = sigma_of(views(dots, parameters)).clamp_min(0.1).tolist()
     for view, image, s in zip(views(images, parameters), images, sigma, strict=True):
         expected = tv.gaussian_blur(image.float(), [9, 9], [s, s])
-        torch.testing.assert_close(view, expected, rtol=0, atol=0.1)
-    small = views(images, draw(replace(STILL, blur=1), n, SIDE, rng(6), 48), 48)
-    for view, image, s in zip(small, images, sigma, strict=True):
-        expected = tv.gaussian_blur(tv.resize(image.float(), [48, 48]), [5, 5], [s, s])
         torch.testing.assert_close(view, expected, rtol=0, atol=0.1)
 
 

@@ -16,8 +16,7 @@ def command(data: Path, directory: Path, slowly: bool = False) -> list[str]:
     flags = {
         "dataset": "folder", "data-dir": data, "image-size": 48, "checkpoint-dir": directory,
         "arch": "resnet18", "epochs": EPOCHS, "batch-size": 16, "checkpoint-every": 1,
-        "log-every": 1, "monitor-every": 2,
-        "warmup-epochs": 1, "low-resolution": 32, "low-resolution-epochs": 2.5,
+        "log-every": 1, "monitor-every": 2, "warmup-epochs": 1,
         "wandb": "disabled", "device": "cpu",
     }  # fmt: skip
     pairs = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]

@@ -44,7 +44,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 class FrozenBatchNorm2d(SyncedBatchNorm2d):
     """Batch norm that is frozen after a warm-up: scale and shift keep training, the running
-    statistics change again only where the views change size, see `carry_over_batch_norm`.
+    statistics do not change.
 
     As the weights change, frozen statistics no longer describe the activations. The weights of the
     preceding convolution are therefore standardized in the forward pass (Qiao et al. 2019, "Weight
@@ -137,28 +137,3 @@ def calibrate_batch_norm(backbone: nn.Module, batches: Iterable[Tensor]) -> None
     for bn in batch_norms(backbone):
         bn.momentum, bn.synced = 0.1, True
     backbone.train(was_training)
-
-
-@torch.no_grad()
-def carry_over_batch_norm(
-    backbone: nn.Module, before: Iterable[Tensor], after: Iterable[Tensor]
-) -> None:
-    """Fit frozen statistics to other views: from those of `before` to those of `after`.
-
-    The activations have long left the frozen statistics behind, by a factor of 1.5 to 4 (LOG.md).
-    Measured anew, these would change what the network computes; so only the change from `before`
-    to `after` is applied. Every channel keeps the mean and deviation that it had after batch norm.
-    """
-    norms = batch_norms(backbone)
-
-    def statistics() -> list[tuple[Tensor, Tensor]]:
-        return [(bn.running_mean.clone(), bn.running_var.clone()) for bn in norms]
-
-    frozen = statistics()
-    calibrate_batch_norm(backbone, before)
-    earlier = statistics()
-    calibrate_batch_norm(backbone, after)
-    for bn, (mean, var), (earlier_mean, earlier_var) in zip(norms, frozen, earlier, strict=True):
-        ratio = (bn.running_var + bn.eps) / (earlier_var + bn.eps)
-        bn.running_mean -= (earlier_mean - mean) * ratio.sqrt()
-        bn.running_var.copy_(var * ratio)

@@ -24,7 +24,7 @@ class ImageStore:
         placement: "device" copies all images there once, "stream" reads them batch by batch,
             "auto" copies them if they fill less than a third of the device's free memory.
 
-    Shape letters: S side of an image and V of a view in pixels.
+    Shape letter: S side of an image in pixels.
     """
 
     def __init__(self, arrays: list[np.ndarray], device: torch.device, placement: Placement):
@@ -58,12 +58,10 @@ class ImageStore:
             batch.numpy()[rows] = array[indices.numpy()[rows] - self.starts[number]]
         return batch.to(self.device, non_blocking=True)
 
-    def views(
-        self, indices: Tensor, settings: ViewSettings, view_side: int, rng: torch.Generator
-    ) -> Tensor:
-        """One random view of each image, normalized, (B, 3, V, V) on the device."""
-        parameters = draw(settings, len(indices), self.side, rng, view_side)
-        return make_views(self.gather(indices), _to_device(parameters, self.device), view_side)
+    def views(self, indices: Tensor, settings: ViewSettings, rng: torch.Generator) -> Tensor:
+        """One random view of each image, normalized, (B, 3, S, S) on the device."""
+        parameters = draw(settings, len(indices), self.side, rng)
+        return make_views(self.gather(indices), _to_device(parameters, self.device))
 
     def _copy_all(self, block: int = 4096) -> Tensor:
         shape = (len(self), *self.arrays[0].shape[1:])
@@ -85,7 +83,7 @@ def paired_views(
     """
     store, rng = ImageStore([images_NCSS], device, "stream"), random_stream(0, PAIRS)
     for rows_B in torch.randperm(len(store), generator=rng)[:count].split(32):
-        yield store.views(rows_B.repeat(2), settings, store.side, rng)
+        yield store.views(rows_B.repeat(2), settings, rng)
 
 
 class Batch(NamedTuple):
@@ -94,7 +92,6 @@ class Batch(NamedTuple):
 
     images_BCSS: Tensor
     parameters: ViewParameters
-    view_side: int
 
 
 class TrainingBatches:
@@ -102,51 +99,35 @@ class TrainingBatches:
 
     A step takes `accumulate` batches of `batch_size` images. The order of an epoch depends only on
     (seed, epoch) and the views only on (seed, step), so training can be resumed after any step.
-    The last, incomplete step of an epoch is dropped; every epoch has another order. Through the
-    first `low_resolution_epochs` the views have `low_resolution` pixels a side, then as many as
-    the images.
+    The last, incomplete step of an epoch is dropped; each epoch is reshuffled.
     """
 
     def __init__(self, store: ImageStore, config: TrainConfig):
         self.store, self.config = store, config
         # At least one: with --epochs 0, the images need not fill a step.
         self.per_epoch = max(1, len(store) // config.images_per_step)
-        self.low_resolution_steps = round(config.low_resolution_epochs * self.per_epoch)
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def _shuffled(self, epoch: int) -> Tensor:
         rng = random_stream(self.config.seed, EPOCH_ORDER, epoch)
         return torch.randperm(len(self.store), generator=rng)
 
-    def view_side(self, step: int) -> int:
-        """Side in pixels of the views of a step."""
-        is_low = step < self.low_resolution_steps
-        return self.config.low_resolution if is_low else self.store.side
-
-    def pixels(self, first: int, stop: int) -> int:
-        """Pixels of one view of every step from `first` to before `stop`: what they cost."""
-        low = len(range(first, min(stop, self.low_resolution_steps)))
-        return low * self.config.low_resolution**2 + (stop - first - low) * self.store.side**2
-
     def load(self, step: int) -> list[Batch]:
         """The batches of a step; steps are counted from 0 over all epochs."""
         epoch, i = divmod(step, self.per_epoch)
         indices = self._order(epoch).split(self.config.batch_size)
-        rng, view_side = random_stream(self.config.seed, VIEWS, step), self.view_side(step)
+        rng = random_stream(self.config.seed, VIEWS, step)
         count = self.config.accumulate
-        return [
-            self._batch(batch, view_side, rng) for batch in indices[i * count : (i + 1) * count]
-        ]
+        return [self._batch(batch, rng) for batch in indices[i * count : (i + 1) * count]]
 
-    def _batch(self, indices: Tensor, view_side: int, rng: torch.Generator) -> Batch:
+    def _batch(self, indices: Tensor, rng: torch.Generator) -> Batch:
         """Views are drawn for the whole batch, of which this process then takes its part."""
-        parameters = draw(self.config.views, 2 * len(indices), self.store.side, rng, view_side)
+        parameters = draw(self.config.views, 2 * len(indices), self.store.side, rng)
         if distributed.size() > 1:
             rows = distributed.own_rows(2 * len(indices))
             parameters = ViewParameters(*(p[rows] if len(p) else p for p in parameters))
             indices = indices[distributed.own_part(len(indices))]
-        images = self.store.gather(indices)
-        return Batch(images, _to_device(parameters, self.store.device), view_side)
+        return Batch(self.store.gather(indices), _to_device(parameters, self.store.device))
 
 
 def _to_device(parameters: ViewParameters, device: torch.device) -> ViewParameters:

@@ -91,12 +91,6 @@ class TrainConfig:
     views: tyro.conf.OmitArgPrefixes[ViewSettings] = field(default_factory=ViewSettings)
     """How far the two views of an image may differ."""
 
-    low_resolution_epochs: float = 0.0
-    """Epochs, from the first, that train on views of --low-resolution, which cost less; the others
-    train on views of the images' size."""
-    low_resolution: int = 48
-    """Side in pixels of the views in those epochs."""
-
     temperature: float = 0.2
     """NT-Xent's tau."""
     epochs: Chosen[int] = 24
@@ -201,7 +195,7 @@ def check(config: TrainConfig) -> None:
             raise UserError(f"--{name} is a probability: 0 to 1")
     flags = flag_values(config)
     for name in ("jitter", "rotation", "shear", "shift", "zoom", "weight_decay", "warmup_epochs",
-                 "low_resolution_epochs", "epochs"):  # fmt: skip
+                 "epochs"):  # fmt: skip
         if not 0 <= flags[name] < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must be 0 or more")
     check_seed(config.seed)
@@ -209,11 +203,6 @@ def check(config: TrainConfig) -> None:
         raise UserError("--crop-min must be above 0 and at most 1")
     if config.keep is not None and config.keep < 1:
         raise UserError("--keep must be at least 1")
-    if 0 < config.epochs <= config.low_resolution_epochs:
-        raise UserError(
-            f"--low-resolution-epochs {config.low_resolution_epochs:g} must be below --epochs "
-            f"{config.epochs}: the last epochs train on views of the images' size"
-        )
     if config.batch_size < 2:
         raise UserError("--batch-size must be at least 2: NT-Xent needs negatives")
 

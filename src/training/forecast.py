@@ -3,7 +3,6 @@
 import shutil
 import sys
 import time
-from collections.abc import Callable
 
 from torch import Tensor
 
@@ -52,15 +51,14 @@ class StepTimer:
     """Estimates the length of the training from its first steps.
 
     Args:
-        work: what the steps from one to before another cost, in some unit.
         first, steps: the step that training begins with, and their number in all.
     """
 
     FROM, TO = 3, 10
     """The steps that are timed: the very first ones take longer."""
 
-    def __init__(self, work: Callable[[int, int], int], first: int, steps: int):
-        self.work, self.first, self.steps = work, first, steps
+    def __init__(self, first: int, steps: int):
+        self.first, self.steps = first, steps
         self.started = 0.0
 
     def estimate(self, step: int, loss: Tensor) -> str | None:
@@ -72,6 +70,6 @@ class StepTimer:
         if done == self.FROM:
             self.started = time.monotonic()
             return None
-        timed = self.work(self.first + self.FROM, step)
-        minutes = (time.monotonic() - self.started) / 60 * self.work(step, self.steps) / timed
+        a_step = (time.monotonic() - self.started) / (self.TO - self.FROM)
+        minutes = a_step * (self.steps - step) / 60
         return f"about {minutes:,.0f} minutes of training to go" if minutes >= 1.5 else None

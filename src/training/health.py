@@ -1,9 +1,8 @@
 """Signs of a healthy or failing training, measured at the end of an epoch on fixed images.
 
-They depend on the weights alone, so a resumed training reports the same numbers.
+They depend on the weights alone, so a resumed run reports the same numbers.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -85,35 +84,23 @@ def labeled_sample(dataset: Dataset, size: int, seed: int) -> Split | None:
 
 def make_observer(
     store: ImageStore, dataset: Dataset, config: TrainConfig, dtype: torch.dtype
-) -> Callable[[SimCLR, int, int, bool], dict[str, float]]:
-    """A function of model, epoch, the side of the views that the model is trained on, and whether
-    the epoch is the last: `probe` on views of 256 images, and every `--monitor-every` epochs
-    `accuracies` on `WATCHED` labeled images, all of that side."""
+) -> Callable[[SimCLR, int, bool], dict[str, float]]:
+    """A function of model, epoch, and whether the epoch is the last: `probe` on views of 256
+    images, and every `--monitor-every` epochs `accuracies` on `WATCHED` labeled images."""
     labeled = labeled_sample(dataset, WATCHED, config.seed)
+    rng = random_stream(config.seed, PROBE)
+    sample = torch.randperm(len(store), generator=rng)[:256]
+    views_NCSS = store.views(sample, config.views, rng)
 
-    @functools.cache
-    def views_NCVV(view_side: int) -> Tensor:
-        rng = random_stream(config.seed, PROBE)
-        sample = torch.randperm(len(store), generator=rng)[:256]
-        return store.views(sample, config.views, view_side, rng)
-
-    def observe(model: SimCLR, epoch: int, view_side: int, is_last: bool) -> dict[str, float]:
-        measured = probe(model, views_NCVV(view_side), dtype)
+    def observe(model: SimCLR, epoch: int, is_last: bool) -> dict[str, float]:
+        measured = probe(model, views_NCSS, dtype)
         monitored = is_last or epoch % config.monitor_every == 0
         if labeled and labeled.labels is not None and monitored:
-            features = encode_all(model.backbone, shrunk(labeled.images, view_side), dtype)
+            features = encode_all(model.backbone, labeled.images, dtype)
             measured |= accuracies(features, labeled.labels, config.seed)
         return measured
 
     return observe
-
-
-def shrunk(images_NCSS: np.ndarray, side: int) -> np.ndarray:
-    """uint8 images with `side` pixels a side, antialiased; themselves if they have as many."""
-    if images_NCSS.shape[-1] == side:
-        return images_NCSS
-    small = F.interpolate(torch.from_numpy(images_NCSS), side, mode="bilinear", antialias=True)
-    return small.numpy()
 
 
 class Totals:
@@ -153,7 +140,7 @@ class Totals:
 
 
 def collapse(record: dict[str, Any], batch_size: int, projection_dim: int) -> str | None:
-    """A line saying that the training has collapsed and what to change; None if it has not."""
+    """A line saying that training has collapsed and what to change; None if it has not."""
     chance = math.log(2 * batch_size - 1)
     if record["loss"] is not None and abs(record["loss"] - chance) < 0.01 * chance:
         symptom = f"the loss is still ln(2B - 1) = {chance:.2f}, that of random guesses"
@@ -163,6 +150,6 @@ def collapse(record: dict[str, Any], batch_size: int, projection_dim: int) -> st
     else:
         return None
     return (
-        f"the training has collapsed: {symptom}. Lower --learning-rate, raise --warmup-epochs, or "
+        f"training has collapsed: {symptom}. Lower --learning-rate, raise --warmup-epochs, or "
         "try --bn train, and start over with --fresh"
     )

@@ -26,7 +26,6 @@ from src.training.flags import TrainConfig, flag_values
 from src.training.state import (
     Setup,
     TrainState,
-    end_low_resolution,
     end_warmup,
     prepare,
     restore_or_initialize,
@@ -49,7 +48,7 @@ def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> floa
 
 def loss_of(model: SimCLR, batch: Batch, config: TrainConfig, dtype: torch.dtype) -> Tensor:
     """NT-Xent of two views of every image in the batch."""
-    views = make_views(batch.images_BCSS.repeat(2, 1, 1, 1), batch.parameters, batch.view_side)
+    views = make_views(batch.images_BCSS.repeat(2, 1, 1, 1), batch.parameters)
     with autocast(views.device, dtype):
         projections_2Bd = model(views)
     return nt_xent(projections_2Bd, config.temperature)
@@ -87,18 +86,14 @@ def train(
     on_cuda = setup.device.type == "cuda"
     network: Any = distributed.wrap_ddp(state.model, setup.device)
     if config.compile == "on" or (config.compile == "auto" and on_cuda and can_compile()):
-        network = torch.compile(network, dynamic=False)  # a graph for each size of views
+        network = torch.compile(network, dynamic=False)
     observe = None
     if distributed.is_main():
         observe = health.make_observer(setup.batches.store, setup.dataset, config, setup.dtype)
-    pixels = setup.batches.pixels  # the time that steps take, in some unit
-    bar = progress(
-        total=pixels(0, steps), initial=pixels(0, state.step), desc="training",
-        bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}",
-    )  # fmt: skip
+    bar = progress(total=steps, initial=state.step, desc="training", unit="step")
     epoch_started = printed = time.monotonic()
     first_step = state.step
-    timer = forecast.StepTimer(pixels, state.step, steps)
+    timer = forecast.StepTimer(state.step, steps)
 
     for batches in prefetch(setup.batches.load, range(state.step, steps)):
         rate = learning_rate(state.step, steps, setup.warmup_steps, peak)
@@ -109,14 +104,12 @@ def train(
         )
         state.totals.add(loss, norm)
         state.step += 1
-        bar.update(pixels(state.step - 1, state.step))
+        bar.update()
         if observe and (line := timer.estimate(state.step, loss)):
             with bar.external_write_mode():
                 print(line, flush=True)
         if state.step == setup.warmup_steps:
             end_warmup(state, setup)
-        elif state.step == setup.batches.low_resolution_steps:
-            end_low_resolution(state, setup)
 
         epoch, into_epoch = divmod(state.step, per_epoch)
         position = {"step": state.step, "learning_rate": rate, "progress": state.step / steps}
@@ -124,19 +117,17 @@ def train(
             state.totals.check()
             measured = {"loss": loss.item(), "gpu_utilization": gpu_utilization(setup.device)}
             log({"kind": "step", "epoch": state.step / per_epoch, **position, **measured})
-            bar.set_postfix(step=f"{state.step}/{steps}", loss=f"{loss.item():.3f}")
+            bar.set_postfix(loss=f"{loss.item():.3f}")
         if into_epoch == 0:
             state.totals.check()
             means = state.totals.means()
             if observe:
                 seconds, done = time.monotonic() - epoch_started, state.step - first_step
-                left = pixels(state.step, steps) / pixels(first_step, state.step)
                 speed = {
                     "images_per_second": config.images_per_step * done / seconds,
-                    "seconds_left": seconds * left,
+                    "seconds_left": seconds * (steps - state.step) / done,
                 }
-                view_side = setup.batches.view_side(state.step)
-                measured = observe(state.model, epoch, view_side, state.step == steps)
+                measured = observe(state.model, epoch, state.step == steps)
                 record = {"kind": "epoch", "epoch": epoch, **position, **means, **measured, **speed}
                 log(record)
                 with bar.external_write_mode():

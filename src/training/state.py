@@ -15,7 +15,7 @@ from dataset.folder import LeftOut, walk
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.stl10 import stl10_folder, stl10_splits
 from dataset.stl10_archive import get_stl10
-from src.models.batch_norm import calibrate_batch_norm, carry_over_batch_norm, freeze_batch_norm
+from src.models.batch_norm import calibrate_batch_norm, freeze_batch_norm
 from src.models.simclr import SimCLR
 from src.models.weights import load_weights
 from src.runtime import distributed
@@ -99,11 +99,6 @@ def prepare(config: TrainConfig) -> Setup:
             f"--batch-size {config.batch_size} must be a multiple of the "
             f"{distributed.size()} processes"
         )
-    if config.low_resolution_epochs and not 1 < config.low_resolution < store.side:
-        raise UserError(
-            f"--low-resolution {config.low_resolution} must be from 2 to {store.side - 1}: "
-            f"the images have {store.side} pixels a side"
-        )
     batches = TrainingBatches(store, config)
     placement = "held in its memory" if store.placement == "device" else "read batch by batch"
     processes = f"{distributed.size()} processes, the first on " if distributed.size() > 1 else ""
@@ -111,11 +106,6 @@ def prepare(config: TrainConfig) -> Setup:
         f"{config.arch} on {processes}{device} in {config.precision}, "
         f"{store.bytes / 1e6:,.0f} MB of images, {placement}"
     )
-    if batches.low_resolution_steps:
-        print(
-            f"views of {config.low_resolution} px for {batches.low_resolution_steps:,} steps, "
-            f"then of {store.side} px"
-        )
     return Setup(config, dataset, batches, device, dtype)
 
 
@@ -216,23 +206,19 @@ def frozen_at(step: int, setup: Setup) -> bool:
 
 
 def calibrate(state: TrainState, setup: Setup, images: int = 2048) -> None:
-    """Set the batch-norm statistics to those of views as in the next step or, if that does not use
-    them, of views of the images' size: the untrained network is compared at that size."""
-    used = frozen_at(state.step, setup)
-    view_side = setup.batches.view_side(state.step) if used else setup.batches.store.side
+    """Set the batch-norm statistics to those of views of the images."""
     with autocast(setup.device, setup.dtype):
-        views = calibration_views(setup, view_side, images)
-        calibrate_batch_norm(state.model.backbone, views)
+        calibrate_batch_norm(state.model.backbone, calibration_views(setup, images))
     distributed.copy_from_main(state.model.backbone)
 
 
-def calibration_views(setup: Setup, view_side: int, images: int = 2048) -> Iterator[Tensor]:
+def calibration_views(setup: Setup, images: int) -> Iterator[Tensor]:
     """Views of a random sample of the images, always the same, in parts."""
     store, rng = setup.batches.store, random_stream(setup.config.seed, CALIBRATION)
     sample = torch.randperm(len(store), generator=rng)[:images]
     parts = sample.tensor_split(-(-len(sample) // 256))  # of equal size: they weigh the same
     for indices in progress(parts, desc="calibrating batch norm", unit="batch", leave=False):
-        yield store.views(indices, setup.config.views, view_side, rng)
+        yield store.views(indices, setup.config.views, rng)
 
 
 def end_warmup(state: TrainState, setup: Setup) -> None:
@@ -240,16 +226,6 @@ def end_warmup(state: TrainState, setup: Setup) -> None:
     if setup.config.bn == "frozen" and not setup.config.pretrained:
         calibrate(state, setup)
         freeze_batch_norm(state.model.backbone)
-
-
-def end_low_resolution(state: TrainState, setup: Setup) -> None:
-    """Fit batch-norm statistics that are frozen already to the views of the next step."""
-    if setup.config.bn == "frozen" and frozen_at(state.step, setup):
-        sides = (setup.batches.view_side(step) for step in (state.step - 1, state.step))
-        with autocast(setup.device, setup.dtype):
-            before, after = (calibration_views(setup, side) for side in sides)
-            carry_over_batch_norm(state.model.backbone, before, after)
-        distributed.copy_from_main(state.model.backbone)
 
 
 def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) -> None:
@@ -288,14 +264,17 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
 def refuse_changes(
     file: Path, saved: dict[str, Any], config: TrainConfig, same_images: bool = True
 ) -> None:
-    """Raise UserError if the flags `saved` in `file`, or the images, are those of another training
-    than `config`."""
+    """Raise UserError if the flags `saved` in `file`, or the images, are those of another run than
+    `config`."""
     before = flag_values(TrainConfig()) | saved  # which may lack flags newer than it
     different = [
         f"--{name.replace('_', '-')} {before[name]} (now {value})"
         for name, value in flag_values(config).items()
         if name not in FREE_TO_CHANGE and before[name] != value
     ]
+    if before.get("low_resolution_epochs"):
+        epochs = before["low_resolution_epochs"]
+        different.append(f"--low-resolution-epochs {epochs} (a flag that no longer exists)")
     if not different and not same_images:
         different = [f"other images than those now in {config.data_dir}"]
     if different:

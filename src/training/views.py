@@ -3,7 +3,7 @@
 Every view has random parameters of its own, drawn on the CPU from an explicit generator, so all
 devices make the same views. Making them takes a few batched matrix products on any device.
 
-Shape letters: N views, S side of an image and V of a view in pixels, C = 3 color channels.
+Shape letters: N views, S side of an image and of its view in pixels, C = 3 color channels.
 
 The views follow torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter,
 RandomGrayscale and GaussianBlur (Chen et al. 2020, appendix A), with three deliberate
@@ -45,50 +45,39 @@ class ViewParameters(NamedTuple):
     shift and zoom."""
 
 
-def draw(
-    settings: ViewSettings,
-    views: int,
-    side: int,
-    rng: torch.Generator,
-    view_side: int | None = None,
-) -> ViewParameters:
-    """Random parameters for `views` views of images with `side` pixels a side, on the CPU; the
-    views have `view_side` pixels a side, by default as many."""
+def draw(settings: ViewSettings, views: int, side: int, rng: torch.Generator) -> ViewParameters:
+    """Random parameters for `views` views of images with `side` pixels a side, on the CPU."""
     pixel, mean = _draw_color(settings, views, rng)
     return ViewParameters(
         box_N4=_draw_box(views, side, settings.crop_min, rng),
         flip_N=(torch.rand(views, generator=rng) < settings.flip).float(),
-        kernel_NT=_draw_blur(views, view_side or side, settings.blur, rng),
+        kernel_NT=_draw_blur(views, side, settings.blur, rng),
         pixel_N33=pixel,
         mean_N33=mean,
         affine_N23=_draw_affine(settings, views, rng),
     )
 
 
-def make_views(
-    images_NCSS: Tensor, parameters: ViewParameters, view_side: int | None = None
-) -> Tensor:
-    """One view of each uint8 image (N, 3, S, S): (N, 3, V, V), normalized, float32, channels last.
+def make_views(images_NCSS: Tensor, parameters: ViewParameters) -> Tensor:
+    """One view of each uint8 image (N, 3, S, S), normalized, float32, channels last.
 
-    `parameters` holds a row for every image and lies on its device. V is `view_side`, at most S
-    and by default S.
+    `parameters` holds a row for every image and lies on its device.
     """
     side = images_NCSS.shape[-1]
-    view_side = view_side or side
     top, left, height, width = parameters.box_N4.unbind(1)
     x = images_NCSS.float()
     if len(parameters.affine_N23):
         grid = F.affine_grid(parameters.affine_N23, list(x.shape), align_corners=False)
         x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    rows = _crop_matrix(top, height, side, view_side)  # (N, V, S)
-    columns = _crop_matrix(left, width, side, view_side)
+    rows = _crop_matrix(top, height, side)  # (N, S out, S in)
+    columns = _crop_matrix(left, width, side)
     columns = torch.where(parameters.flip_N[:, None, None] > 0, columns.flip(1), columns)
     if parameters.kernel_NT.shape[1] > 1:
-        blur = _blur_matrix(parameters.kernel_NT, view_side)
+        blur = _blur_matrix(parameters.kernel_NT, side)
         rows, columns = blur @ rows, blur @ columns
     n = len(x)
     x = torch.bmm(x.reshape(n, 3 * side, side), columns.transpose(1, 2))
-    x = torch.matmul(rows[:, None], x.reshape(n, 3, side, view_side))
+    x = torch.matmul(rows[:, None], x.reshape(n, 3, side, side))
     return _recolor(x, parameters.pixel_N33, parameters.mean_N33)
 
 
@@ -112,23 +101,16 @@ def _draw_box(views: int, side: int, crop_min: float, rng: torch.Generator) -> T
     return torch.stack([top, left, height, width], 1)
 
 
-def _crop_matrix(start_N: Tensor, length_N: Tensor, side: int, view_side: int) -> Tensor:
-    """Bilinear resampling of [start, start + length) to V pixels, as matrices (N, V, S).
+def _crop_matrix(start_N: Tensor, length_N: Tensor, side: int) -> Tensor:
+    """Bilinear resampling of [start, start + length) to S pixels, as matrices (N, S, S).
 
     Half-pixel centers; pixels outside the crop have no weight, as if the crop were cut out first.
-    A crop that is shrunk is antialiased: the bilinear weights reach over `scale` pixels.
     """
     pixels = torch.arange(side, device=start_N.device, dtype=torch.float32)
     start, length = start_N[:, None], length_N[:, None]
-    scale = length / view_side
-    source = (pixels[:view_side] + 0.5) * scale - 0.5  # (N, V) relative to the crop
+    source = (pixels + 0.5) * (length / side) - 0.5  # (N, S) relative to the crop
     source = torch.minimum(source.clamp_min(0), length - 1) + start
-    distance = (source[:, :, None] - pixels).abs()
-    if view_side == side:  # no crop is longer than its view: none is shrunk
-        return (1 - distance).clamp_min_(0)
-    inside = (pixels >= start) & (pixels < start + length)  # (N, S)
-    weights = (1 - distance / scale.clamp_min(1)[:, :, None]).clamp_min_(0) * inside[:, None]
-    return weights / weights.sum(2, keepdim=True)
+    return (1 - (source[:, :, None] - pixels).abs()).clamp_min_(0)
 
 
 def _draw_blur(views: int, side: int, probability: float, rng: torch.Generator) -> Tensor:
