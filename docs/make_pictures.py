@@ -37,7 +37,12 @@ FLAGS = (
     "--disable-sync",
 )
 # Not wait_for_function: under load that falls back on eval, which the page forbids.
-READY = "new Promise(done => { const f = () => report.ready() ? done() : setTimeout(f, 50); f(); })"
+READY = (
+    "new Promise(done => { const f = () => "
+    "document.querySelector('#map').getAttribute('aria-busy') === 'false' "
+    "? done() : setTimeout(f, 50); f(); })"
+)
+"""Waits until the map is drawn with its pictures."""
 
 
 @dataclass(frozen=True)

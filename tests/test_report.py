@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -33,6 +35,13 @@ from visualize_features import VisualizeConfig, main
 
 PHONE = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
 WIDTHS = pytest.mark.parametrize("context", [{}, PHONE], ids=["wide", "phone"])
+WRITTEN = """
+window.written = [];
+const canvas = CanvasRenderingContext2D.prototype, { putImageData, fillText } = canvas;
+canvas.putImageData = function (...all) { written = []; return putImageData.apply(this, all); };
+canvas.fillText = function (...all) { written.push(all[0]); return fillText.apply(this, all); };
+"""
+"""Collects the names that the map shows since it was last drawn."""
 HOSTILE = ("<img src=x onerror=hacked=1>", "<script>hacked=1<", "a&amp;b'c\"@@data@@ $x^{")
 
 
@@ -116,6 +125,8 @@ class Report:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.urls: list[str] = []
         self.page.on("request", lambda request: self.urls.append(request.url))
+        self.page.add_init_script(WRITTEN)
+        self.directory = directory
         self.page.goto((directory / artifacts.REPORT).as_uri(), timeout=60_000)
         self.js(READY)
 
@@ -153,19 +164,50 @@ class Report:
             self.page.click(button)
         return Path(download.value.path()).read_bytes()
 
-    def selected(self) -> int:
-        return int(self.page.get_attribute("#detail", "data-image") or -1)
+    def shown(self) -> int:
+        """The number of images that pass the filters, as the page says."""
+        return int(self.page.inner_text("#shown-count").split()[0].replace(",", ""))
 
-    def point(self, image: int) -> tuple[float, float]:
-        """The position of an image in the window."""
-        box, place = self.page.locator("#map").bounding_box(), self.js(f"report.place({image})")
-        return box["x"] + place["x"], box["y"] + place["y"]
+    def selected(self) -> int:
+        return self.names.index(self.page.inner_text("#portrait dd >> nth=0"))
+
+    def select(self, image: int) -> None:
+        """Search its name, select it in the map, and empty the search again."""
+        self.page.fill("#search", re.split("[\udc80-\udcff]", self.names[image])[0])
+        self.page.focus("#map")
+        self.page.keyboard.press("Enter")
+        self.page.fill("#search", "")
+
+    def hovers_over(self, image: int, x: float, y: float) -> bool:
+        """Whether the mouse at a place of the window shows this image."""
+        self.page.mouse.move(x - 1, y)
+        self.page.mouse.move(x, y)
+        return self.page.inner_text("#tip").split("\n")[0] == self.names[image]
+
+    @cached_property
+    def table(self) -> list[dict[str, str]]:
+        return read_table((self.directory / artifacts.IMAGES).read_bytes())
+
+    @property
+    def names(self) -> list[str]:
+        return [row["path"] for row in self.table]
+
+    @cached_property
+    def xy(self) -> np.ndarray:
+        """float64 (N, 2), the places on the map with y downward and the middle at 0."""
+        xy = np.array([[float(row["x"]), -float(row["y"])] for row in self.table])
+        return xy - (xy.min(0) + xy.max(0)) / 2
+
+    def point(self, image: int, zoom: float = 1) -> tuple[float, float]:
+        """The position of an image in the window, when all fit into the map or after a zoom."""
+        left, top, *size = self.page.locator("#map").bounding_box().values()
+        scale = zoom * ((np.array(size) - 60) / np.ptp(self.xy, axis=0)).min()
+        x, y = self.xy[image] * scale + np.array(size) / 2 + (left, top)
+        return float(x), float(y)
 
     def isolated_images(self, count: int) -> list[int]:
         """The images with the most room around them on the map."""
-        places = self.js("Array.from({length: report.data.count}, (_, i) => report.place(i))")
-        xy = np.array([[place["x"], place["y"]] for place in places])
-        return np.argsort(-KDTree(xy).query(xy, 2)[0][:, 1])[:count].tolist()
+        return np.argsort(-KDTree(self.xy).query(self.xy, 2)[0][:, 1])[:count].tolist()
 
     def pixels(self, selector: str) -> np.ndarray:
         """uint8 (height, width, 3): a canvas, after it is drawn again."""
@@ -173,6 +215,17 @@ class Report:
         url = self.js(f"document.querySelector('{selector}').toDataURL()")
         with urlopen(url) as png:
             return np.asarray(Image.open(io.BytesIO(png.read())).convert("RGB"))
+
+    def until_map_is_not(self, before: np.ndarray) -> None:
+        """Wait until the map is drawn in another way."""
+        end = time.monotonic() + 20
+        while np.array_equal(self.pixels("#map"), before):
+            assert time.monotonic() < end
+
+
+def read_table(content: bytes) -> list[dict[str, str]]:
+    text = content.decode("utf-8", "surrogateescape")
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 @pytest.fixture
@@ -230,7 +283,6 @@ def test_the_example_is_the_page_with_smaller_pictures(
 
 def test_it_shows_every_point(report: Report) -> None:
     for shown in (1797, 0):
-        assert report.js("report.visibleCount()") == shown
         assert report.page.inner_text("#shown-count") == f"{shown:,} of 1,797 images"
         pixels = report.pixels("#map")
         drawn = (pixels != pixels[0, 0]).any(axis=2).sum()
@@ -244,12 +296,9 @@ def test_hovering_shows_a_picture_and_a_click_more(report: Report, arrays: Array
     images = np.concatenate([split.images for split in splits.values()]).transpose(0, 2, 3, 1)
     images = np.stack([Image.fromarray(image).resize((32, 32)) for image in images])  # as tiles
     for image in report.isolated_images(5):
-        report.page.mouse.move(*report.point(image))
-        report.page.wait_for_selector(f"#tip[data-image='{image}']:not([hidden])")
+        assert report.hovers_over(image, *report.point(image))
         differences = images.astype(int) - report.pixels("#tip canvas")
         assert np.abs(differences).mean(axis=(1, 2, 3)).argmin() == image
-        name = f"train[{image}]" if image < 1438 else f"test[{image - 1438}]"
-        assert report.page.inner_text("#tip").startswith(name)
         report.page.mouse.click(*report.point(image))
         distance = np.linalg.norm(arrays.x - arrays.x[image], axis=1)
         distance[image] = np.inf
@@ -274,7 +323,7 @@ def test_filters_keep_what_they_name(report: Report, arrays: Arrays) -> None:
         keep &= rule
         if box in ("#wrong", "#split-1"):  # the table is where the others are chosen
             table &= rule
-        assert report.js("report.visibleCount()") == keep.sum()
+        assert report.shown() == keep.sum()
 
     cells = report.js(
         "[...document.querySelectorAll('#crossing tbody tr')]"
@@ -303,13 +352,15 @@ def test_the_gallery_is_in_order(report: Report, arrays: Arrays) -> None:
 
 
 def test_it_works_with_the_keyboard(report: Report, arrays: Arrays) -> None:
-    press, before = report.page.keyboard.press, report.js("report.view()")
+    press, before = report.page.keyboard.press, report.pixels("#map")
     report.page.focus("#map")
     press("+")
     press("ArrowRight")
-    after = report.js("report.view()")
-    assert after["scale"] == pytest.approx(1.4 * before["scale"])
-    assert after["x"] > before["x"]
+    box = report.page.locator("#map").bounding_box()
+    for image in report.isolated_images(30):
+        x, y = report.point(image, zoom=1.4)
+        if 100 < x - box["x"] < box["width"] and 0 < y - box["y"] < box["height"]:
+            assert report.hovers_over(image, x - 60, y)
     press("Enter")
     first = report.selected()
     press("n")
@@ -323,7 +374,7 @@ def test_it_works_with_the_keyboard(report: Report, arrays: Arrays) -> None:
     for _ in range(14):  # until the points are pictures
         press("+")
     press("0")
-    assert report.js("report.view()") == before
+    np.testing.assert_array_equal(report.pixels("#map"), before)
 
     report.page.focus("#theme")
     inside = "document.activeElement.closest('#gallery-grid') !== null"
@@ -342,12 +393,14 @@ def test_dragging_and_the_wheel_move_the_map(report: Report) -> None:
     (x, y), mouse = report.point(image), report.page.mouse
     mouse.move(x, y)
     report.page.focus("#map")
+    before = report.pixels("#map")
     mouse.wheel(0, -500)
-    assert report.point(image) == pytest.approx((x, y), abs=1.5)  # it stays under the pointer
+    report.until_map_is_not(before)
+    assert report.hovers_over(image, x, y)  # it stays under the pointer
     mouse.down()
     mouse.move(x + 30, y - 20, steps=3)
     mouse.up()
-    assert report.point(image) == pytest.approx((x + 30, y - 20), abs=1.5)
+    assert report.hovers_over(image, x + 30, y - 20)
     assert report.page.is_hidden("#detail")  # a drag is not a click
 
 
@@ -400,10 +453,14 @@ def test_a_sample_of_the_pictures_is_called_one(
         draw_report(tmp_path)
     report = open_report(tmp_path)
     assert "random sample of 300 images" in report.page.inner_text("#summary")
-    assert report.js("report.visibleCount()") == 1797
-    pictured = report.js("Array.from(pictured)")
+    assert report.shown() == 1797
+    report.page.select_option("#gallery-cluster", "all")
+    while report.page.is_visible("#more"):
+        report.page.click("#more")
+    pictured = report.images("#gallery-grid")
+    assert len(pictured) == 300
     image = next(i for i in range(1797) if i not in pictured)
-    report.js(f"select({image})")
+    report.select(image)
     distance = np.linalg.norm(arrays.x - arrays.x[image], axis=1)
     nearest = np.sort(distance[pictured])[:12]
     np.testing.assert_allclose(distance[report.images("#neighbors")], nearest, rtol=1e-5)
@@ -418,7 +475,7 @@ def test_what_answers_a_click_is_in_view(
     page, wide = report.page, not context
     place = "cluster " * wide
     names = [f"{place}{k} → {c}" for k, c in enumerate(arrays.class_of_cluster)]
-    assert sorted(report.js("report.names()")) == names
+    assert sorted(report.js("written")) == names
     assert page.inner_text("#gallery-title").startswith(f"Cluster {names[0].removeprefix(place)}:")
 
     page.locator("#gallery-grid .thumb >> nth=40").click()
@@ -426,7 +483,7 @@ def test_what_answers_a_click_is_in_view(
     assert report.in_view("#portrait")
     assert report.js("[...document.querySelectorAll('[aria-current=true]')].length") >= 1
     (other,) = arrays.clusters[[report.isolated_images(1)[0]]]
-    report.js(f"select({report.isolated_images(1)[0]})")
+    report.select(report.isolated_images(1)[0])
     assert page.input_value("#gallery-cluster") == str(other)
     page.click("#deselect")
 
@@ -434,37 +491,37 @@ def test_what_answers_a_click_is_in_view(
     before = report.js(numbers)
     cell = page.locator("#crossing button:enabled >> nth=1")
     cell.click()
-    assert report.js("report.visibleCount()") == int(cell.text_content() or 0)
+    assert report.shown() == int(cell.text_content() or 0)
     assert report.js(numbers) == before
     assert all(map(report.in_view, ("#gallery-title", "#shown-count", "#show-all")))
-    assert len(report.js("report.names()")) == 1  # clusters without a point have no name
+    assert len(report.js("written")) == 1  # clusters without a point have no name
     page.click("#show-all")
-    assert report.js("report.visibleCount()") == 1797
+    assert report.shown() == 1797
 
     report.open_filters()
     page.click("#cluster-3 ~ button.link")
-    assert report.js("report.visibleCount()") == (arrays.clusters == 3).sum()
+    assert report.shown() == (arrays.clusters == 3).sum()
     assert all(map(report.in_view, ("#shown-count", "#show-all")))
     page.click("text=Cluster >> xpath=../button[2]")
     assert page.is_visible("text=No image passes the filters.")
 
 
 def test_the_wheel_is_the_pages_until_a_click(report: Report) -> None:
-    page, before = report.page, report.js("report.view()")
-    x, y = report.point(0)
-
+    page, box = report.page, report.page.locator("#map").bounding_box()
+    x, y = box["x"] + 5, box["y"] + box["height"] / 2  # no point is near
     page.mouse.move(x, y)
+    before = report.pixels("#map")
     page.mouse.wheel(0, 100)
     report.until("scrollY === 100 && !document.querySelector('#wheel-hint').hidden")
-    assert report.js("report.view()") == before
+    np.testing.assert_array_equal(report.pixels("#map"), before)
     page.keyboard.down("Control")
     page.mouse.wheel(0, -50)
     page.keyboard.up("Control")
-    report.until(f"report.view().scale > {before['scale']}")
-    zoomed = report.js("report.view().scale")
+    report.until_map_is_not(before)
+    zoomed = report.pixels("#map")
     page.mouse.click(x, y)
     page.mouse.wheel(0, -50)
-    report.until(f"report.view().scale > {zoomed}")
+    report.until_map_is_not(zoomed)
     assert report.js("scrollY") == 100
 
 
@@ -472,20 +529,20 @@ def test_one_finger_scrolls_and_two_zoom(
     open_report: Callable[..., Report], pictures: Path
 ) -> None:
     report = open_report(pictures, **PHONE)
-    before = report.js("report.view()")
+    before = report.pixels("#map")
     box = report.page.locator("#map").bounding_box()
     middle = {"x": 200, "y": int(box["y"] + box["height"] / 2)}
     devtools = report.page.context.new_cdp_session(report.page)
     pinch = {"scaleFactor": 2, "gestureSourceType": "touch", **middle}
     devtools.send("Input.synthesizePinchGesture", pinch)
-    assert report.js("report.view()")["scale"] > 1.4 * before["scale"]
+    report.until_map_is_not(before)
     assert report.js("visualViewport.scale") == 1
-    before = report.js("report.view()")
+    before = report.pixels("#map")
     for kind, moved in [("Start", 0), *(("Move", 20 * i) for i in range(1, 11)), ("End", None)]:
         at = [] if moved is None else [{"x": 200, "y": middle["y"] - moved}]
         devtools.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": at})
     report.until("scrollY > 100")
-    assert report.js("report.view()") == before
+    np.testing.assert_array_equal(report.pixels("#map"), before)
 
 
 @WIDTHS
@@ -495,10 +552,6 @@ def test_pictures_without_labels(
     report = open_report(pictures, **context)
     page, results = report.page, load_results(pictures)
     count = results.clustering["clusters"]
-    with (pictures / artifacts.IMAGES).open(
-        encoding="utf-8", errors="surrogateescape", newline=""
-    ) as file:
-        table = list(csv.DictReader(file))
 
     # Nothing that does not exist; every number that does.
     report.open_filters()
@@ -520,9 +573,10 @@ def test_pictures_without_labels(
 
     # Pictures on the map, by their pixels.
     (image,) = report.isolated_images(1)
-    side = int(report.js("pictureSize(60)")) - 6
-    place = report.js(f"report.place({image})")
-    left, top = int(place["x"] - side / 2), int(place["y"] - side / 2)
+    box = page.locator("#map").bounding_box()
+    side = int(min(64, 0.55 * (box["width"] * box["height"] / 60) ** 0.5)) - 6
+    x, y = report.point(image)
+    left, top = int(x - box["x"] - side / 2), int(y - box["y"] - side / 2)
     drawn = report.pixels("#map")[top : top + side, left : left + side, 0]
     tiles = [Image.fromarray(x).resize((side, side)) for x in results.pictures(np.arange(60))]
     red = np.stack([np.asarray(tile)[..., 0].ravel() for tile in tiles])
@@ -531,15 +585,15 @@ def test_pictures_without_labels(
     # Search, unusual ones, the original picture.
     names = results.file_names or []
     page.fill("#search", "DIGIT1")
-    assert report.js("report.visibleCount()") == sum("digit1" in name for name in names) == 10
+    assert report.shown() == sum("digit1" in name for name in names) == 10
     page.fill("#search", "")
     page.check("#unusual-only")
-    assert report.js("report.visibleCount()") == 9
+    assert report.shown() == 9
     assert page.inner_text("label:has(#unusual-only) .count") == "9"
     page.click("#show-all")
     for image, name in ODD_NAMES.items():
         row = names.index(f"sub/{name}")
-        report.js(f"select({row})")
+        report.select(row)
         link = page.locator("#portrait a").evaluate("a => a.href")
         target = os.fsdecode(unquote_to_bytes(link.removeprefix("file://")))
         assert Path(target) == pictures.parent / "my pictures/sub" / name, image
@@ -560,17 +614,16 @@ def test_pictures_without_labels(
     page.mouse.up()
     inside = [i for i, (x, y) in enumerate(places) if x <= right and y <= bottom]
     assert 0 < len(inside) < 60
-    assert report.js("report.visibleCount()") == len(inside)
+    assert report.shown() == len(inside)
     assert set(report.images("#gallery-grid")) == set(inside)
-    content = report.downloaded("#save-csv").decode("utf-8", "surrogateescape")
-    rows = list(csv.DictReader(io.StringIO(content, newline="")))
+    rows = read_table(report.downloaded("#save-csv"))
     assert len(rows) == len(inside)
     for row, i in zip(rows, inside, strict=True):
         for column in ("margin", "distance", "x", "y"):
-            assert float(row.pop(column)) == pytest.approx(float(table[i][column]), rel=1e-5)
-        assert row == {key: table[i][key] for key in row}
+            assert float(row.pop(column)) == pytest.approx(float(report.table[i][column]), rel=1e-5)
+        assert row == {key: report.table[i][key] for key in row}
     page.click("#frame")
-    assert report.js("report.visibleCount()") == 60
+    assert report.shown() == 60
 
     # Names: two clusters with one name are one.
     for k in (0, 1):
@@ -580,7 +633,7 @@ def test_pictures_without_labels(
     page.select_option("#gallery-cluster", index=1)
     assert page.inner_text("#gallery-title").startswith("Clusters 0 + 1 → sparrow: ")
     page.click("#cluster-0 ~ button.link")
-    assert report.js("report.visibleCount()") == (results.clusters < 2).sum()
+    assert report.shown() == (results.clusters < 2).sum()
     saved = json.loads(report.downloaded("#save-names"))
     assert saved == {"clusters": results.clusters_id, "names": {"0": "sparrow", "1": "sparrow"}}
     (pictures / artifacts.NAMES).write_text(json.dumps(saved))
@@ -633,7 +686,8 @@ def test_typed_names_outlive_the_tab(
 
     def names() -> list[str]:
         shown = [page.input_value(f"[aria-label='name of cluster {k}']") for k in range(count)]
-        assert report.js("[...report.data.givenNames.keys()].map(nameOfCluster)") == shown
+        titles = [f"cluster {k}" + (f" → {name}" if name else "") for k, name in enumerate(shown)]
+        assert page.locator("#gallery-cluster option").all_text_contents()[1:] == titles
         return shown[:3]
 
     def open_page(directory: Path) -> list[str]:
@@ -647,7 +701,6 @@ def test_typed_names_outlive_the_tab(
     page.keyboard.press("Tab")
     type_name(0, "cafe\u0301 ")  # and the page is closed in the middle of typing
     assert open_page(pictures) == ["caf\u00e9", "<b>wren", ""]
-    assert page.locator("#gallery-cluster option").all_text_contents()[1] == "cluster 0 → caf\u00e9"
     saved = json.loads(report.downloaded("#save-names"))["names"]
     assert saved == {"0": "caf\u00e9", "1": "<b>wren"}
 
@@ -677,7 +730,7 @@ def test_names_work_in_a_browser_without_storage(
     assert page.is_hidden("#stored")
     page.fill("[aria-label='name of cluster 0']", "wren")
     page.keyboard.press("Tab")
-    assert report.js("report.data.givenNames[0]") == "wren"
+    assert "wren" in page.inner_text("#gallery-cluster")
     assert json.loads(report.downloaded("#save-names"))["names"] == {"0": "wren"}
     page.reload()
     report.js(READY)

@@ -39,7 +39,6 @@ function zoomAt(x, y, factor) { // x and y stay under the pointer
 const zoom = (factor) => zoomAt(wide / 2, high / 2, factor);
 function pan(x, y) { view.x -= x / view.scale; view.y += y / view.scale; request(); }
 
-let drawnNames = []; // for the tests
 let asked = false;
 let reach = 14; // how far from a point the pointer still picks it, in device pixels
 function request() {
@@ -70,7 +69,7 @@ const pictureSize = (points) => (hasPictures && !sheetsLeft && points <= 1500 ? 
 
 // Points are written straight into the pixels: ten times faster than one path each, and the same on any machine.
 function draw() {
-  drawnNames = [];
+  map.setAttribute("aria-busy", sheetsLeft > 0);
   const { of, list, unknown } = inks(), zoomed = view.scale / fitScale();
   const back = hex(getComputedStyle(document.documentElement).getPropertyValue("--stage").trim());
   const radius = Math.min(9, Math.max(0.7, Math.min(3.2, 210 / Math.sqrt(count))) * zoomed ** 0.35) * pixel;
@@ -136,7 +135,6 @@ function drawNames(of, list) {
     const covers = ([px, py, other]) => Math.abs(px - at[0]) < half + other && Math.abs(py - at[1]) < 19 * pixel;
     while (placed.some(covers)) at[1] += 2 * pixel;
     placed.push([...at, half]);
-    drawnNames.push(name);
     context.globalAlpha = 0.8;
     context.fillStyle = back;
     context.fillRect(at[0] - half - 4 * pixel, at[1] - 9 * pixel, 2 * half + 8 * pixel, 18 * pixel);

@@ -5,7 +5,6 @@ function hover(i, x = 0, y = 0) {
   const tip = $("#tip");
   tip.hidden = i < 0;
   if (i < 0) return;
-  tip.dataset.image = i;
   portrait(tip.firstElementChild, i);
   const lines = [nameOf(i), title(cluster[i])];
   if (label[i] >= 0) lines.push(`class ${data.classes[label[i]]}${isWrong(i) ? " (wrong)" : ""}`);
@@ -26,7 +25,6 @@ function select(i, show = false) {
   for (const button of document.querySelectorAll(".thumb")) button.setAttribute("aria-current", Number(button.dataset.image) === i);
   request();
   if (i < 0) return;
-  $("#detail").dataset.image = i;
   portrait($("#portrait canvas"), i);
   $("#portrait dl").replaceChildren(...facts(i).flatMap(([k, v]) => [make("dt", { textContent: k }), make("dd", {}, v)]));
   const k = nearest.length / count, places = Array.from(nearest.subarray(i * k, (i + 1) * k)), row = $("#neighbors");

@@ -50,8 +50,3 @@ requestAnimationFrame(() => setTimeout(() => { // after the first draw
   fillDuplicates();
   loadSheets();
 }));
-// For tests and the browser console.
-window.report = {
-  data, ready: () => !sheetsLeft, visibleCount: () => visibleCount, view: () => ({ ...view }), names: () => [...drawnNames],
-  place: (i) => ({ x: screenX(i) / pixel, y: screenY(i) / pixel }),
-};
