@@ -107,7 +107,7 @@ def test_loss(train: Train, copy: Path, pictures_dir: Path) -> None:
 
 @pytest.mark.parametrize("train", ["Another augmentation"], indirect=True)
 def test_augmentation(train: Train, copy: Path, pictures_dir: Path) -> None:
-    settings = load(copy / "src/training/recipe.py").ViewSettings
+    settings = load(copy / "src/training/flags.py").ViewSettings
     views = load(copy / "src/training/views.py")
     images = torch.randint(0, 256, (400, 3, 20, 20), dtype=torch.uint8)
     plain, cut = (

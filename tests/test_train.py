@@ -13,6 +13,8 @@ from operations import Operations
 from small_network import SMALL
 from torch._dynamo.backends.debugging import aot_eager
 
+from src.feature_extraction import main as extract
+from src.features.flags import ExtractionConfig
 from src.models.architectures import ARCHITECTURES
 from src.runtime.cli import RunError, UserError
 from src.runtime.device import DTYPES
@@ -268,6 +270,23 @@ def test_resuming_refuses_what_would_make_another_run(
     (aside,) = (p for p in config.checkpoint_dir.iterdir() if p.is_dir())
     assert {p.name for p in aside.iterdir()} > {checkpoint.METRICS_LOG, checkpoint.file_name(2)}
     assert saved(config, 1)["config"]["temperature"] == 0.5
+
+
+def test_a_checkpoint_without_newer_flags_has_their_defaults(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    main(config)
+    older = saved(config, 1)
+    before = older["config"].copy()
+    for name in ("bn", "shear", "clip_norm"):
+        del older["config"][name]
+    checkpoint.save(config.checkpoint_dir / checkpoint.file_name(1), older)
+    assert saved(config, 1)["config"] == before
+    extract(ExtractionConfig(checkpoint_dir=config.checkpoint_dir, feature_dir=tmp_path / "f"))
+    assert '"shear": 0.0' in (tmp_path / "f" / "manifest.json").read_text()
+    with pytest.raises(UserError, match=r"--shear 0.0 \(now 5.0\)"):
+        main(replace(config, views=ViewSettings(shear=5.0)))
+    assert main(replace(config, epochs=2)) == 0
 
 
 def test_a_flag_that_no_longer_exists_is_refused_if_it_was_used(config: TrainConfig) -> None:

@@ -18,12 +18,13 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 import torch
 from pydantic import Field, InstanceOf, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from src.runtime.cli import RunError, UserError, reason_of
 from src.runtime.flag_choices import DatasetName
 from src.storage.artifacts import Tracking
 from src.storage.files import digest, locked, misfit, open_regular, replacing, temporary_path
+from src.training.flags import TrainConfig, flag_values
 
 FORMAT = "simclr checkpoint, version 1"
 METRICS_LOG = "metrics.jsonl"
@@ -40,25 +41,26 @@ class TrainedOn(TypedDict):
 
 
 class Flags(TypedDict):
-    """The flags of the training that later stages need; the others are there as well."""
+    """The flags of the run that later stages need; the others are there as well. Those that need
+    not be in the file are newer than the first checkpoints."""
 
     arch: str
-    bn: Literal["frozen", "train"]
+    bn: NotRequired[Literal["frozen", "train"]]
     weights: str
     dataset: DatasetName
     data_dir: str
     cache_dir: str | None
 
     # `ViewSettings`
-    crop_min: float
-    flip: float
-    jitter: float
-    gray: float
-    blur: float
-    rotation: float
-    shear: float
-    shift: float
-    zoom: float
+    crop_min: NotRequired[float]
+    flip: NotRequired[float]
+    jitter: NotRequired[float]
+    gray: NotRequired[float]
+    blur: NotRequired[float]
+    rotation: NotRequired[float]
+    shear: NotRequired[float]
+    shift: NotRequired[float]
+    zoom: NotRequired[float]
 
 
 class SavedState(TypedDict):
@@ -127,7 +129,8 @@ def save(file: Path, state: dict[str, Any]) -> None:
 
 
 def load(file: Path) -> dict[str, Any]:
-    """The state that `save` wrote, on the CPU, and the `digest` of the file.
+    """The state that `save` wrote, on the CPU, and the `digest` of the file. Flags that are newer
+    than the checkpoint have their defaults.
 
     Raises:
         BadCheckpoint: the file is missing, truncated, damaged, of another kind, or holds more
@@ -140,7 +143,8 @@ def load(file: Path) -> dict[str, Any]:
             if problem := misfit(state, SavedState) or misfit(state["config"], flags):
                 raise BadCheckpoint(f"{file} is damaged, or of another version: {problem}")
             stream.seek(0)
-            return state | {"digest": digest(stream)}
+            complete = flag_values(TrainConfig()) | state["config"]
+            return state | {"config": complete, "digest": digest(stream)}
     except PermissionError:
         raise
     except FileNotFoundError:

@@ -266,14 +266,12 @@ def refuse_changes(
 ) -> None:
     """Raise UserError if the flags `saved` in `file`, or the images, are those of another run than
     `config`."""
-    before = flag_values(TrainConfig()) | saved  # which may lack flags newer than it
     different = [
-        f"--{name.replace('_', '-')} {before[name]} (now {value})"
+        f"--{name.replace('_', '-')} {saved[name]} (now {value})"
         for name, value in flag_values(config).items()
-        if name not in FREE_TO_CHANGE and before[name] != value
+        if name not in FREE_TO_CHANGE and saved[name] != value
     ]
-    if before.get("low_resolution_epochs"):
-        epochs = before["low_resolution_epochs"]
+    if epochs := saved.get("low_resolution_epochs"):
         different.append(f"--low-resolution-epochs {epochs} (a flag that no longer exists)")
     if not different and not same_images:
         different = [f"other images than those now in {config.data_dir}"]
