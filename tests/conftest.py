@@ -1,14 +1,6 @@
 """A small dataset in STL-10's own format, and scripts run as a user runs them."""
 
-import atexit
-import functools
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +8,10 @@ import pytest
 from PIL import Image
 
 from dataset.load_dataset import load_dataset
-from src.storage import checkpoint
-from tests.fake_wandb_server import FakeServer
-from tests.script_server import ScriptProcess, ScriptServer
-from tests.tracked_run import KEY, clean_environment
-
-ROOT = Path(__file__).parents[1]
-Script = Callable[..., subprocess.CompletedProcess[str]]
-Process = ScriptProcess | subprocess.Popen[str]
+from tests.helpers import HELPERS, ROOT
+from tests.helpers.fake_wandb_server import FakeServer
+from tests.helpers.processes import Script, run_python
+from tests.helpers.tracked_run import KEY, clean_environment
 
 
 def write_stl10(folder: Path, split: str, count: int, labeled: bool) -> None:
@@ -67,75 +55,6 @@ def pictures_dir(stl10_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return directory
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """For scripts: one thread, as rounding depends on their number, and no Weights & Biases unless
-    a flag asks for it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    return {
-        **kept, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "error::DeprecationWarning:__main__", **changes,
-    }  # fmt: skip
-
-
-@functools.cache
-def script_server() -> ScriptServer:
-    server = ScriptServer(environment())
-    atexit.register(server.close)
-    return server
-
-
-def start_python(*arguments: object, cwd: Path = ROOT, **changes: str) -> Process:
-    """A script and its flags, or other arguments of Python; `changes` are environment variables."""
-    first, *others = map(str, arguments)
-    if first.endswith(".py"):
-        return script_server().start(first, others, cwd, environment(**changes))
-    return subprocess.Popen(
-        [sys.executable, first, *others], cwd=cwd, env=environment(**changes), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def run_python(
-    *arguments: object, cwd: Path = ROOT, **changes: str
-) -> subprocess.CompletedProcess[str]:
-    """The same until it ends."""
-    process = start_python(*arguments, cwd=cwd, **changes)
-    outputs = process.communicate(timeout=240)
-    return subprocess.CompletedProcess(arguments, process.wait(), *outputs)
-
-
-def assert_refused(run: subprocess.CompletedProcess[str], code: int, message: str) -> None:
-    """It ended with this code and one line of standard error."""
-    assert run.returncode == code, run.stderr
-    assert message in run.stderr
-    assert len(run.stderr.strip().splitlines()) == 1
-
-
-def start_tracked(env: dict[str, str], script: str, *arguments: str, cwd: Path) -> ScriptProcess:
-    """A script in exactly the environment `env`."""
-    return script_server().start(str(ROOT / script), [*arguments], cwd, env)
-
-
-def track(directory: Path, env: dict[str, str], **options: object) -> tuple[str, str]:
-    """Run `tracked_run.py`; returns its standard output and standard error."""
-    arguments = (str(directory), json.dumps(options))
-    process = start_tracked(env, "tests/tracked_run.py", *arguments, cwd=directory)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == (-signal.SIGKILL if "kill_after" in options else 0), errors
-    return out, errors
-
-
-def wait_for_steps(directory: Path, steps: int, process: Process) -> None:
-    """Wait until a training has logged this many steps in `directory`."""
-    log = directory / checkpoint.METRICS_LOG
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and log.read_text().count('"kind": "step"') >= steps:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no {steps} steps: {process.communicate()[1]}")
-
-
 @pytest.fixture
 def script(tmp_path: Path) -> Script:
     """Run `script("src/train.py", "--epochs", 1)` in an empty directory, with its own outputs."""
@@ -145,7 +64,7 @@ def script(tmp_path: Path) -> Script:
 @pytest.fixture
 def small_script(script: Script) -> Script:
     """The same, with a small network in place of ResNet-18."""
-    return lambda name, *arguments: script("tests/small_network.py", ROOT / name, *arguments)
+    return lambda name, *arguments: script(HELPERS / "small_network.py", ROOT / name, *arguments)
 
 
 @pytest.fixture(name="environment")

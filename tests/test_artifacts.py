@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_refused, run_python, start_python
-from pixel_run import extraction_part, pixel_run
 
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
 from src.storage.artifacts import CENTROIDS, CLUSTERING, EXTRACTION, FEATURES, LABELS, Manifest
 from src.storage.files import open_regular, write_json
+from tests.helpers import ROOT
+from tests.helpers.pixel_run import extraction_part, pixel_run
+from tests.helpers.processes import assert_refused, run_python, start_python
 
 HOLD = """
 import sys, time

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finished_run import digits_run
 from PIL import Image
 
 from benchmarks import inference_check, inference_throughput
 from benchmarks.inference_check import CheckConfig, calibration_error
 from benchmarks.inference_throughput import ThroughputConfig
+from tests.helpers.finished_run import digits_run
 
 
 @pytest.fixture(scope="module")

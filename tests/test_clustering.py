@@ -4,14 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Script
-from pixel_run import extraction_part
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 from dataset.load_dataset import load_dataset
-from src.clustering import ClusteringConfig, main
+from src.clustering import main
 from src.clusters.choose_k import candidates, ranked, scan, scan_table, stability
 from src.clusters.confidence import fit_scale
 from src.clusters.head import LinearHead
@@ -19,33 +17,8 @@ from src.clusters.protocol import Protocol
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import EXTRACTION, LABELS, Manifest
-
-NAMES = ["ant", "bee", "cat"]
-
-
-def blobs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features of three directions far apart, and the direction of each."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 3
-    centers = np.eye(3, 20)[labels] * rng.uniform(1, 9, (count, 1))
-    return centers + 0.05 * rng.normal(size=(count, 20)), labels
-
-
-def write(directory: Path, names: list[str] = NAMES, **splits: tuple) -> ClusteringConfig:
-    """A directory as the extraction leaves it, and a quick configuration for it."""
-    with artifacts.writing(directory, EXTRACTION) as stage:
-        for split, (x, labels) in splits.items():
-            stage.save(artifacts.FEATURES, x, split)
-            if labels is not None:
-                stage.save(artifacts.LABELS, labels, split)
-        sizes = {split: len(x) for split, (x, _) in splits.items()}
-        stage.record(extraction_part("abc", class_names=names, splits=sizes))
-    return ClusteringConfig(feature_dir=directory, components=5, restarts=2, wandb="disabled")
-
-
-def metrics(config: ClusteringConfig) -> dict:
-    main(config)
-    return Manifest(config.feature_dir).metrics()
+from tests.helpers.blobs import blobs, metrics, write
+from tests.helpers.processes import Script
 
 
 def test_three_splits_give_every_file_and_metric(tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from operations import Operations
 from torch import nn
 
 from src.models.convolution import convolve
+from tests.helpers.operations import Operations
 
 
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])

@@ -10,12 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Process, start_python, wait_for_steps
 from torch.distributed import run
-from training_process import EPOCHS, assert_whole, command, finish, small, wait_for_writing
 
 from src.runtime.prefetch import prefetch
 from src.storage import checkpoint
+from tests.helpers import HELPERS
+from tests.helpers.processes import Process, start_python, wait_for_steps
+from tests.helpers.training_process import (
+    EPOCHS,
+    assert_whole,
+    command,
+    finish,
+    small,
+    wait_for_writing,
+)
 
 
 def torchrun(processes: int, *script: object, **more: object) -> list[str]:
@@ -55,7 +63,7 @@ def test_losses_gradients_and_weights_do_not_depend_on_the_number_of_processes(
     for processes in (1, 2, 3):
         output = tmp_path / str(processes) / "results.pt"
         output.parent.mkdir()
-        script = (ROOT / "tests/few_steps.py", bn, dtype, output)
+        script = (HELPERS / "few_steps.py", bn, dtype, output)
         for done in together(processes, *script):
             assert done.returncode == 0, done.stderr
         results.append(torch.load(output))

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from documentation import DOCUMENTS, blocks, code, python_examples
 from PIL import Image
 
 from src.runtime import cli
-from tests.finished_run import digits_run
+from tests.helpers import ROOT
+from tests.helpers.documentation import DOCUMENTS, blocks, code, python_examples
+from tests.helpers.finished_run import digits_run
 
 SCRIPTS = {
     str(file.relative_to(ROOT)): match[1]

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Script
 
 from dataset.load_dataset import load_dataset
 from dataset.stl10_archive import Archive, get_stl10
 from dataset.transfer import DownloadError, RetryPolicy, fetch
 from src.runtime.cli import UserError
+from tests.helpers.processes import Script
 
 IMAGE = 3 * 96 * 96
 Answer = Callable[[BaseHTTPRequestHandler], object]

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finished_run import write_checkpoint
 
 from src.feature_extraction import ExtractionConfig, main
 from src.models.batch_norm import batch_norms, calibrate_batch_norm, fold_batch_norm
@@ -13,6 +12,7 @@ from src.models.encoder import TrainedBackbone, encode, encode_into
 from src.models.simclr import Backbone
 from src.runtime.cli import UserError
 from src.storage.checkpoint import file_name
+from tests.helpers.finished_run import write_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import ROOT, Script, run_python
-from documentation import python_examples
-from finished_run import cluster as run_clustering
-from finished_run import digits_run, write_checkpoint
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -29,6 +25,11 @@ from src.prediction.predictor import Predictor
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
+from tests.helpers import ROOT
+from tests.helpers.documentation import python_examples
+from tests.helpers.finished_run import cluster as run_clustering
+from tests.helpers.finished_run import digits_run, write_checkpoint
+from tests.helpers.processes import Script, run_python
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, environment
-from script_server import PRELOADED, ScriptServer
+
+from tests.helpers import HELPERS, ROOT
+from tests.helpers.processes import environment
+from tests.helpers.script_server import PRELOADED, ScriptServer
 
 SECTIONS = (ROOT / "docs/extending.md").read_text().split("\n## ")[1:]
 EXAMPLES = {section.splitlines()[0]: section for section in SECTIONS}
@@ -54,7 +56,7 @@ def train(
     def run(*flags: object) -> str:
         script, *arguments = shlex.split(f"{command} {QUICK}")
         arguments = [str(copy / script), *arguments, *map(str, flags)]
-        process = server.start(str(ROOT / "tests/small_network.py"), arguments, tmp_path, env(copy))
+        process = server.start(str(HELPERS / "small_network.py"), arguments, tmp_path, env(copy))
         out, errors = process.communicate()
         assert process.returncode == 0, errors
         assert "trained for 1 epochs: checkpoints/" in out

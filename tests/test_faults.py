@@ -12,10 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, assert_refused, run_python, start_python, wait_for_steps
-from training_process import EPOCHS, assert_whole, command, finish, small, wait_for_writing
 
 from src.storage import checkpoint
+from tests.helpers import HELPERS
+from tests.helpers.processes import assert_refused, run_python, start_python, wait_for_steps
+from tests.helpers.training_process import (
+    EPOCHS,
+    assert_whole,
+    command,
+    finish,
+    small,
+    wait_for_writing,
+)
 
 TIMINGS = ("images_per_second", "seconds_left")
 
@@ -108,7 +116,7 @@ def test_killed_while_a_checkpoint_is_written(
 
 def test_a_disk_that_fills_up(pictures_dir: Path, tmp_path: Path, undisturbed: Path) -> None:
     """In training and in extraction: one line, exit code 1, and earlier files are intact."""
-    limited = ROOT / "tests/full_disk.py"
+    limited = HELPERS / "full_disk.py"
     run = run_python(limited, 300_000, *command(pictures_dir, tmp_path / "checkpoints"))
     assert_refused(run, 1, "could not be written")
     assert not list((tmp_path / "checkpoints").glob("*.pt*"))

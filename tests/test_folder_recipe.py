@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Script
-from pixel_run import pixel_run
 
 from src.clustering import ClusteringConfig
 from src.clusters.choose_k import fewer
@@ -26,6 +24,9 @@ from src.training import forecast
 from src.training.flags import CHOSEN, TrainConfig, check
 from src.training.recipe import CPU_VIEWS, choose, folder_recipe, survey
 from src.training.state import prepare, random_state
+from tests.helpers import ROOT
+from tests.helpers.pixel_run import pixel_run
+from tests.helpers.processes import Script
 
 
 @pytest.mark.parametrize(

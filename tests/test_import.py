@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finished_run import cluster, rows_of, write_checkpoint
 
 import visualize_features
 from docs import make_features
@@ -20,6 +19,7 @@ from src.inference import InferenceConfig
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import FEATURES, LABELS, Manifest
+from tests.helpers.finished_run import cluster, rows_of, write_checkpoint
 from visualize_features import VisualizeConfig
 
 SPLITS = {"unlabeled": 20, "train": 40, "test": 20}

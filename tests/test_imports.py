@@ -4,7 +4,8 @@ import ast
 import re
 from pathlib import Path
 
-from conftest import ROOT, run_python
+from tests.helpers import ROOT
+from tests.helpers.processes import run_python
 
 SOURCES = [*ROOT.glob("dataset/*.py"), *ROOT.glob("src/**/*.py"), ROOT / "visualize_features.py"]
 

@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finished_run import cluster, digits_run, rows_of
 from PIL import Image
-from pixel_run import load_arrays, pixel_run
 
 from dataset.load_dataset import load_dataset
 from dataset.pictures import BadPicture, load_picture
@@ -29,6 +27,8 @@ from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, Manifest
 from src.storage.output_folder import MARK, mark
+from tests.helpers.finished_run import cluster, digits_run, rows_of
+from tests.helpers.pixel_run import load_arrays, pixel_run
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
-from test_clustering import blobs, metrics, write
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from src.clusters.head import fit_head
 from src.evaluation.linear_probe import STRENGTHS, linear_probe
+from tests.helpers.blobs import blobs, metrics, write
 
 
 def noisy(count: int, seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:

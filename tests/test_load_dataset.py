@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_python
 from PIL import Image
 
 from dataset import picture_cache
@@ -24,6 +23,8 @@ from dataset.picture_cache import CACHE_FOLDER, load_pictures
 from src.prediction.picture_stream import find
 from src.runtime.cli import RunError, UserError
 from src.storage.output_folder import mark
+from tests.helpers import ROOT
+from tests.helpers.processes import run_python
 
 IMAGE = 3 * 96 * 96
 SIZE = 16

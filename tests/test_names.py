@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finished_run import cluster, digits_run, rows_of
 from PIL import Image
 
 from dataset.load_dataset import load_dataset
@@ -21,6 +20,7 @@ from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
 from src.visualization.results import load_results
+from tests.helpers.finished_run import cluster, digits_run, rows_of
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import run_python
 from PIL import Image
 
 from dataset.pictures import MAX_PIXELS, BadPicture, load_picture
+from tests.helpers.processes import run_python
 
 SIZE = 24
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, Script, run_python
 from PIL import Image
 
 from dataset.load_dataset import load_dataset
+from tests.helpers import HELPERS, ROOT
+from tests.helpers.processes import Script, run_python
 
 EXTERNAL = {"hungarian_accuracy", "nmi", "ari", "knn_accuracy"}
 INTERNAL = {"silhouette", "davies_bouldin"}
@@ -112,7 +113,7 @@ def test_odd_names_from_pictures_to_the_report(tmp_path: Path) -> None:
 
     def run(name: str, *flags: object) -> str:
         env = {"PYTHONIOENCODING": "ascii", "WANDB_MODE": "offline"}
-        script = (ROOT / "tests/small_network.py", ROOT / name)
+        script = (HELPERS / "small_network.py", ROOT / name)
         done = run_python(*script, *flags, cwd=tmp_path, **env)
         assert done.returncode == (3 if "inference" in name else 0), done.stderr
         for stream in (done.stderr, "" if "inference" in name else done.stdout):

@@ -18,9 +18,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from conftest import Script
 from PIL import Image
-from pixel_run import Arrays, load_arrays, pixel_run
 from scipy.spatial import KDTree
 
 from dataset.load_dataset import load_dataset
@@ -31,6 +29,8 @@ from src.visualization import thumbnails
 from src.visualization.images_table import write_images
 from src.visualization.report import write_report
 from src.visualization.results import load_results
+from tests.helpers.pixel_run import Arrays, load_arrays, pixel_run
+from tests.helpers.processes import Script
 from visualize_features import VisualizeConfig, main
 
 PHONE = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}

@@ -9,7 +9,6 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
-from test_clustering import blobs, metrics, write
 
 from src.clusters.head import fit_head
 from src.clusters.protocol import Protocol
@@ -18,6 +17,7 @@ from src.evaluation.metrics import hungarian_accuracy
 from src.evaluation.neighbors import lifted, nearest, unit
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
+from tests.helpers.blobs import blobs, metrics, write
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import start_tracked, track
 
-from tests.fake_wandb_server import FakeServer
-from tests.tracked_run import distinct, expected_rows, own, segments
+from tests.helpers.fake_wandb_server import FakeServer
+from tests.helpers.processes import start_tracked, track
+from tests.helpers.tracked_run import distinct, expected_rows, own, segments
 
 
 def sync(directory: Path, env: dict[str, str], *arguments: str) -> tuple[int, list[str], str]:

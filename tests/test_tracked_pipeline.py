@@ -11,15 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import start_tracked, wait_for_steps
 from PIL import Image
 
 from dataset.load_dataset import load_dataset
 from src.storage import artifacts, checkpoint
 from src.storage.metrics_log import read_metrics
 from src.storage.provenance import git_commit
-from tests.script_server import ScriptProcess
-from tests.tracked_run import clean_environment, distinct, history, inspect, row_of, segments
+from tests.helpers.processes import start_tracked, wait_for_steps
+from tests.helpers.script_server import ScriptProcess
+from tests.helpers.tracked_run import (
+    clean_environment,
+    distinct,
+    history,
+    inspect,
+    row_of,
+    segments,
+)
 
 pytestmark = pytest.mark.timeout(600)  # all stages in one fixture
 

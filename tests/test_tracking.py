@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import start_tracked, track
 
 from src.storage.metrics_log import MetricsLog
-from tests.fake_wandb_server import FakeServer
-from tests.tracked_run import (
+from tests.helpers import HELPERS
+from tests.helpers.fake_wandb_server import FakeServer
+from tests.helpers.processes import start_tracked, track
+from tests.helpers.tracked_run import (
     KEY,
-    ROOT,
     assert_trained,
     distinct,
     expected_rows,
@@ -103,7 +103,12 @@ def test_offline_where_online_cannot_be(
 
 def test_no_key_on_a_terminal_asks_nothing(tmp_path: Path, environment: dict[str, str]) -> None:
     person, terminal = pty.openpty()
-    program = [sys.executable, ROOT / "tests/tracked_run.py", tmp_path, '{"mode": "online"}']
+    program = [
+        sys.executable,
+        HELPERS / "tracked_run.py",
+        tmp_path,
+        '{"mode": "online"}',
+    ]
     run = subprocess.Popen(
         program, env=environment, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
@@ -160,7 +165,7 @@ def test_a_server_that_dies_in_the_middle(
     tmp_path: Path, online: dict[str, str], server: FakeServer
 ) -> None:
     arguments = (str(tmp_path), '{"epochs": 8, "pause": 0.2}')
-    process = start_tracked(online, "tests/tracked_run.py", *arguments, cwd=tmp_path)
+    process = start_tracked(online, "tests/helpers/tracked_run.py", *arguments, cwd=tmp_path)
     deadline = time.monotonic() + 20
     while not server.rows and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from operations import Operations
-from small_network import SMALL
 from torch._dynamo.backends.debugging import aot_eager
 
 from src.feature_extraction import main as extract
@@ -24,6 +22,8 @@ from src.training import health, loop, state
 from src.training.flags import TrainConfig, ViewSettings
 from src.training.loop import learning_rate, loss_of, train_step
 from src.training.state import calibrate, make_optimizer, make_scaler, prepare, random_state
+from tests.helpers.operations import Operations
+from tests.helpers.small_network import SMALL
 
 ARCHITECTURES["small"] = SMALL
 

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finished_run import cluster, digits_run
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, cohen_kappa_score
 
@@ -27,6 +26,7 @@ from src.storage import artifacts
 from src.storage.artifacts import Manifest
 from src.training.batches import paired_views
 from src.training.views import ViewSettings
+from tests.helpers.finished_run import cluster, digits_run
 
 
 def protocol(hops: int = 0, **labels: np.ndarray) -> Protocol:

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Script, run_python
 from matplotlib.colors import to_rgb
 from PIL import Image
-from pixel_run import load_arrays, pixel_run
 from scipy.spatial.distance import pdist
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
@@ -30,6 +28,9 @@ from src.visualization.projection import project
 from src.visualization.report_sections import training_image
 from src.visualization.results import load_results
 from src.visualization.stage import silhouettes
+from tests.helpers import ROOT
+from tests.helpers.pixel_run import load_arrays, pixel_run
+from tests.helpers.processes import Script, run_python
 
 RECORDS = [
     {"kind": "step", "step": 1, "epoch": 0.5, "loss": 5.0, "learning_rate": 0.1},

@@ -13,7 +13,6 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
-from finished_run import write_checkpoint
 from torch import Tensor, nn
 
 from dataset.load_dataset import load_dataset
@@ -24,6 +23,7 @@ from src.models.weights import load_weights
 from src.runtime.cli import UserError
 from src.storage import checkpoint
 from src.training.flags import TrainConfig
+from tests.helpers.finished_run import write_checkpoint
 
 State = dict[str, Tensor]
 

@@ -1,7 +1,7 @@
 """A training that rests after every record in its log and while it writes a checkpoint, so that a
 test can interrupt it there. The rests take none of the processor's time.
 
-python tests/slow_training.py src/train.py FLAGS
+python tests/helpers/slow_training.py src/train.py FLAGS
 """
 
 import functools

@@ -1,6 +1,6 @@
 """A script of this project in which ResNet-18 is a small network, in seconds less.
 
-python tests/small_network.py src/train.py --arch resnet18
+python tests/helpers/small_network.py src/train.py --arch resnet18
 """
 
 import runpy

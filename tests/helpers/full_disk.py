@@ -1,6 +1,6 @@
 """A script that cannot write files above a size, as on a disk that is almost full.
 
-python tests/full_disk.py BYTES SCRIPT FLAGS
+python tests/helpers/full_disk.py BYTES SCRIPT FLAGS
 """
 
 import resource

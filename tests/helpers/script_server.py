@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import warnings
@@ -168,18 +167,24 @@ def _become(script: str) -> int:
     except BaseException:
         traceback.print_exc()
         code = 1
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
     return code
 
 
+def _end() -> None:
+    """After all that a script does at its end, without the second that Python takes to clear its
+    memory."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            if stream:
+                stream.flush()
+    os._exit(exit_code)
+
+
 if __name__ == "__main__":
+    exit_code = 0
+    atexit.register(_end)  # the first to be registered is the last to run
     for name in sys.argv[2:]:
         __import__(name)
     gc.freeze()
     for _ in _calls(sys.argv[1]):
-        code = _become(sys.argv[0])
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)  # without the second that Python takes to clear its memory
+        exit_code = _become(sys.argv[0])

@@ -1,6 +1,6 @@
 """Five training steps, alone or under torchrun; the main process saves their results.
 
-python tests/few_steps.py frozen float32 OUTPUT
+python tests/helpers/few_steps.py frozen float32 OUTPUT
 """
 
 import sys
@@ -15,7 +15,7 @@ from src.runtime.prefetch import prefetch
 from src.training.flags import TrainConfig
 from src.training.loop import train_step
 from src.training.state import end_warmup, prepare, restore_or_initialize
-from tests.small_network import SMALL
+from tests.helpers.small_network import SMALL
 
 STEPS = 5
 

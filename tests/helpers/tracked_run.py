@@ -18,8 +18,8 @@ from PIL import Image
 from src.storage.metrics_log import MetricsLog, read_metrics
 from src.tracking import wandb_run
 from src.tracking.tracker import PREFIXES, Tracker
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef0123456789abcdef01234567"
 DEFAULTS = {
     "mode": "auto", "epochs": 3, "from_epoch": 0, "pause": 0.0, "kill_after": None,

@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-from conftest import ROOT, Process, run_python, wait_for_steps
-
 from src.storage import checkpoint, files
+from tests.helpers import HELPERS, ROOT
+from tests.helpers.processes import Process, run_python, wait_for_steps
 
 EPOCHS = 4
 
@@ -20,13 +20,13 @@ def command(data: Path, directory: Path, slowly: bool = False) -> list[str]:
         "wandb": "disabled", "device": "cpu",
     }  # fmt: skip
     pairs = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    scripts = ("tests/slow_training.py", "src/train.py") if slowly else ("src/train.py",)
+    scripts = ("tests/helpers/slow_training.py", "src/train.py") if slowly else ("src/train.py",)
     return [*small(*scripts), *pairs]
 
 
 def small(*scripts: str) -> list[str]:
     """The command of a script that is to find the small network."""
-    return [str(ROOT / script) for script in ("tests/small_network.py", *scripts)]
+    return [str(HELPERS / "small_network.py"), *(str(ROOT / script) for script in scripts)]
 
 
 def finish(*arguments: object) -> str:

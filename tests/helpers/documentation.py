@@ -2,7 +2,7 @@
 
 import re
 
-from conftest import ROOT
+from tests.helpers import ROOT
 
 # The commands in extending.md need its patches: its own test applies them.
 DOCUMENTS = [

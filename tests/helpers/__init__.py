@@ -1,0 +1,6 @@
+"""What the tests share: finished runs, data, and scripts that run as processes."""
+
+from pathlib import Path
+
+HELPERS = Path(__file__).parent
+ROOT = HELPERS.parents[1]
