@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
+import src.evaluation.near_duplicates as copies_of_pictures
 from dataset.load_dataset import load_dataset
 from src.evaluation.near_duplicates import crossing, near_duplicates
 
@@ -41,14 +42,17 @@ def arrays(pictures: list[Image.Image], side: int = 96) -> np.ndarray:
 
 
 @pytest.mark.parametrize("side", [96, 45])
-def test_altered_copies_are_found_and_nothing_else(side: int) -> None:
+def test_altered_copies_are_found_and_nothing_else(
+    side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies_of_pictures, "BLOCK", 64)
     rng = np.random.default_rng(1)
     originals = textures(150, seed=0)
     copies = [altered(originals[i], rng, mirrored=i % 2 == 0) for i in range(20)]
     copies += [altered(originals[0], rng, mirrored=True)]  # a group of three
     splits = {"unlabeled": arrays(originals[:100], side), "train": arrays(originals[100:], side)}
     splits["test"] = arrays(copies, side)
-    groups = near_duplicates(splits, block=64)
+    groups = near_duplicates(splits)
     assert {split: len(x) for split, x in groups.items()} == {s: len(x) for s, x in splits.items()}
     first, copied = groups["unlabeled"], groups["test"]
     found = copied >= 0

@@ -20,17 +20,19 @@ from torch import Tensor
 from src.evaluation.neighbors import nearest
 
 SIDE, COARSE = 32, 8
+BLOCK = 512
+"""Images, or pairs, in memory at a time."""
 NEIGHBORS = 5
 CANDIDATE = 0.87
-"""Least cosine of 8 x 8 centered gray values; 1 % of altered copies have less than 0.89."""
+"""Lowest cosine of 8 x 8 centered gray values; 1% of altered copies are below 0.89."""
 SAME = 0.87
-"""Least correlation of the details; LOG.md has what it finds and what it misses."""
+"""Lowest correlation of the details; LOG.md has what it finds and misses."""
 COLORS, COLOR, COLOR_SHARE = 4, 3.5, 0.2
-"""Largest mean difference of colors, red and blue less green from 0 to 255, on 4 x 4 patches; and
-how much more where colors vary, as a share of their mean deviation."""
+"""Largest mean difference of colors (red and blue minus green, 0 to 255) on 4 x 4 patches, plus a
+share of their mean deviation."""
 STRICT = 0.98
-"""The same where more than `MANY` of the images correlate by `ALIKE` with `NEIGHBORS` others: they
-are so alike, as digits are, that copies do not stand out."""
+"""SAME if more than `MANY` of the images correlate by `ALIKE` with `NEIGHBORS` others: such images,
+like digits, are so similar that copies do not stand out."""
 ALIKE, MANY = 0.7, 0.25
 STEPS = 3
 LIMIT = 0.12
@@ -38,7 +40,7 @@ LIMIT = 0.12
 
 
 @torch.no_grad()
-def near_duplicates(images: dict[str, np.ndarray], block: int = 512) -> dict[str, np.ndarray]:
+def near_duplicates(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The number of each image's group of copies, across splits, -1 for an image without copies.
 
     Pictures of a single color have no details, so they are in no group.
@@ -49,13 +51,13 @@ def near_duplicates(images: dict[str, np.ndarray], block: int = 512) -> dict[str
     Returns:
         For every split int64 (N,); groups count from 0.
     """
-    starts = [(split, i) for split, x in images.items() for i in range(0, len(x), block)]
-    reduced = [_gray_and_color(images[split][i : i + block]) for split, i in starts]
+    starts = [(split, i) for split, x in images.items() for i in range(0, len(x), BLOCK)]
+    reduced = [_gray_and_color(images[split][i : i + BLOCK]) for split, i in starts]
     gray_NSS, color_N = map(torch.cat, zip(*reduced, strict=True))
     pairs, is_mirrored = _candidates(gray_NSS)
     similarity = torch.zeros(len(is_mirrored))
-    for start in range(0, len(is_mirrored), block):
-        part = slice(start, start + block)
+    for start in range(0, len(is_mirrored), BLOCK):
+        part = slice(start, start + BLOCK)
         one, other = pairs[:, part]
         first, second = gray_NSS[one].float(), gray_NSS[other].float()
         brighter = (first.mean((1, 2)) / second.mean((1, 2)).clamp_min(1)).clamp(0.8, 1.25)
@@ -84,8 +86,8 @@ def crossing(groups: dict[str, np.ndarray]) -> int:
 
 
 def _gray_and_color(images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """uint8 (B, 3, ., .) to gray values (B, S, S), float16, which keeps a hundred thousand of them
-    small; and to red and blue less green (B, 2, 4, 4)."""
+    """uint8 (B, 3, ., .) to gray values (B, S, S), in float16 to save memory, and to red and blue
+    minus green (B, 2, 4, 4)."""
     rgb = F.interpolate(
         torch.tensor(np.ascontiguousarray(images)).float(), size=(SIDE, SIDE), mode="area"
     )
@@ -106,7 +108,7 @@ def _candidates(gray_NSS: Tensor) -> tuple[Tensor, Tensor]:
         row, column = (cosine > CANDIDATE).nonzero().T
         pair = torch.stack([row, near[row, column]]).sort(dim=0).values
         pair = torch.cat([pair, torch.full((1, len(row)), int(mirrored))])
-        found.append(pair[:, pair[0] < pair[1]].unique(dim=1))  # each of both found the other
+        found.append(pair[:, pair[0] < pair[1]].unique(dim=1))  # each found the other
     pairs = torch.cat(found, 1)
     return pairs[:2], pairs[2].bool()
 
@@ -150,7 +152,7 @@ def _warp(pictures: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _details(pictures: Tensor) -> Tensor:
-    """The picture less a blurred one: a Gaussian of 2 pixels."""
+    """The picture minus itself blurred by a Gaussian of 2 pixels."""
     weights = torch.exp(-torch.arange(-6.0, 7).square() / 8)
     weights = (weights / weights.sum())[None, None, None]
     blurred = F.pad(pictures[:, None], (6, 6, 6, 6), mode="reflect")

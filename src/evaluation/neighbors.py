@@ -10,15 +10,18 @@ from torch import Tensor
 
 from src.runtime.cli import progress
 
+BLOCK = 256
+"""Queries at a time: memory for BLOCK x N inner products."""
+
 
 @torch.no_grad()
 def nearest(
-    bank_ND: Tensor, queries_MD: Tensor, k: int, own_M: Tensor | None = None, block: int = 256
+    bank_ND: Tensor, queries_MD: Tensor, k: int, own_M: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The k rows of the bank with the largest inner products with each query, largest first.
 
     These are the most similar rows by cosine if all rows are `unit`, and the nearest ones by
-    Euclidean distance if all are `lifted`. Takes memory for `block` x N inner products.
+    Euclidean distance if all are `lifted`.
 
     Args:
         k: cut to the number of rows that may be neighbors.
@@ -30,8 +33,8 @@ def nearest(
     """
     k = min(k, len(bank_ND) - (own_M is not None))
     values, rows = queries_MD.new_empty(len(queries_MD), k), torch.empty(len(queries_MD), k).long()
-    for start in progress(range(0, len(values), block), desc="neighbors", leave=False, delay=2):
-        part = slice(start, start + block)
+    for start in progress(range(0, len(values), BLOCK), desc="neighbors", leave=False, delay=2):
+        part = slice(start, start + BLOCK)
         product = queries_MD[part] @ bank_ND.T
         if own_M is not None:
             is_in_bank = own_M[part] >= 0

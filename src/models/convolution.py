@@ -1,8 +1,8 @@
 """Convolutions of small maps as matrix products, while training on a CPU.
 
-oneDNN is slow where few pixels meet many channels, above all in the gradient by the weights: 512
-channels on 3 x 3 pixels take twice as long as a product with AVX2, seven times with AMX. On one
-pixel it multiplies the eight taps that meet padding too. Figures are in LOG.md.
+oneDNN is slow for few pixels and many channels, above all in the gradient of the weights: with 512
+channels on 3 x 3 pixels it takes twice as long as a product with AVX2, seven times with AMX. On one
+pixel it also multiplies the eight taps that only see padding. Figures are in LOG.md.
 
 Shape letters: N images, C and O channels in and out, H x W pixels, K kernel.
 """
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 MAX_SIDE_1X1 = 12
-"""Input pixels up to which 1x1 convolutions gain; those that skip pixels always do."""
+"""Largest side at which a 1x1 convolution is faster as a product; strided ones always are."""
 MAX_SIDE, CHANNELS_PER_SIDE = 3, 64
-"""Output pixels up to which 3x3 convolutions gain, and the input channels that each side needs."""
+"""Largest output side at which a 3x3 convolution is faster, and the input channels it needs per
+pixel of that side."""
 Part = tuple[slice, slice, slice]
 
 
@@ -51,7 +52,7 @@ class PixelConvolution(torch.autograd.Function):
         ctx: Any, x_NCHW: Tensor, weight_OC11: Tensor, bias_O: Tensor | None, stride: int
     ) -> Tensor:
         ctx.save_for_backward(x_NCHW, weight_OC11)
-        ctx.stride, ctx.has_bias = stride, bias_O is not None
+        ctx.stride = stride
         x = _pixels(x_NCHW)[:, ::stride, ::stride]
         out, rows = _new_map(x, len(weight_OC11)), x.flatten(0, 2)
         written, matrix_CO = _pixels(out).view(len(rows), -1), weight_OC11.flatten(1).T
@@ -72,20 +73,20 @@ class PixelConvolution(torch.autograd.Function):
             _pixels(by_x)[:, ::stride, ::stride] = by_rows
         rows = _pixels(x_NCHW)[:, ::stride, ::stride].flatten(0, 2)
         by_weight = gradient.flatten(0, 2).T @ rows
-        by_bias = gradient.sum((0, 1, 2)) if ctx.has_bias else None
+        by_bias = gradient.sum((0, 1, 2)) if ctx.needs_input_grad[2] else None
         return by_x, by_weight.as_strided(weight_OC11.shape, weight_OC11.stride()), by_bias, None
 
 
 class SmallConvolution(torch.autograd.Function):
-    """A 3x3 convolution with padding 1 whose gradient by the weights is, for each of the nine taps,
-    a product of the pixels that it meets within the map; all of it, in float32 without AVX-512."""
+    """A 3x3 convolution with padding 1. The gradient of the weights is one product for each of the
+    nine taps; in float32 without AVX-512, so are the output and the gradient of the input."""
 
     @staticmethod
     def forward(
         ctx: Any, x_NCHW: Tensor, weight_OC33: Tensor, bias_O: Tensor | None, stride: int
     ) -> Tensor:
         ctx.save_for_backward(x_NCHW, weight_OC33)
-        ctx.stride, ctx.has_bias = stride, bias_O is not None
+        ctx.stride = stride
         if not _all_gains(x_NCHW):
             return F.conv2d(x_NCHW, weight_OC33, bias_O, stride, 1)
         x, taps_33CO = _pixels(x_NCHW), weight_OC33.permute(2, 3, 1, 0).contiguous()
@@ -111,7 +112,7 @@ class SmallConvolution(torch.autograd.Function):
             by_taps[tap] = gradient[written].flatten(0, 2).T @ x[read].flatten(0, 2)
             if all_gains:
                 _pixels(by_x)[read] += _product(gradient[written], taps_33OC[tap])
-        by_bias = gradient.sum((0, 1, 2)) if ctx.has_bias else None
+        by_bias = gradient.sum((0, 1, 2)) if ctx.needs_input_grad[2] else None
         by_weight = torch.empty_like(weight_OC33).copy_(by_taps.permute(2, 3, 0, 1))
         return by_x, by_weight, by_bias, None
 
@@ -135,12 +136,12 @@ def _all_gains(x: Tensor) -> bool:
 
 
 def _product(x_NHWC: Tensor, matrix: Tensor) -> Tensor:
-    """`x @ matrix` as one product: of rows that lie apart, `@` makes one for each image."""
+    """`x @ matrix` as one product; on strided rows, `@` would make one for each image."""
     return (x_NHWC.flatten(0, 2) @ matrix).view(*x_NHWC.shape[:3], -1)
 
 
 def _taps(height: int, width: int, stride: int) -> Iterator[tuple[tuple[int, int], Part, Part]]:
-    """Each tap with the pixels that it reads and those that it writes, if there are any."""
+    """Each tap with the pixels that it reads and writes, if any."""
 
     def within(tap: int, side: int) -> tuple[slice, slice] | None:
         first, last = int(tap == 0), (side - max(tap, 1)) // stride

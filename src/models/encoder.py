@@ -1,4 +1,4 @@
-"""From images to the backbone's features, which every stage after training works on."""
+"""From images to the backbone's features, the input of every stage after training."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def encode_into(
     features need to fit in memory.
 
     Args:
-        features_ND: None in all processes but the main one.
+        features_ND: None in every process except the main one.
         shared: under torchrun, the processes take turns with the batches and the main one collects
             the features. The batches are the same, so the features are bit-identical.
     """
@@ -85,7 +85,7 @@ def encode_all(backbone: Backbone, images_NCSS: np.ndarray, dtype: torch.dtype) 
 
 @dataclass(frozen=True)
 class TrainedBackbone:
-    """A frozen backbone, and what its checkpoint says about the training."""
+    """A frozen backbone and what its checkpoint records about the run."""
 
     file: Path
     backbone: Backbone
@@ -103,7 +103,7 @@ class TrainedBackbone:
 
     @classmethod
     def load(cls, file: Path | None, directory: Path, device: torch.device) -> "TrainedBackbone":
-        """From the checkpoint `file`, or from the newest whole one in `directory`.
+        """From the checkpoint `file`, or from the newest intact one in `directory`.
 
         Raises:
             UserError: there is none, or it cannot be used.

@@ -1,4 +1,4 @@
-"""The preprocessing that all stages share: uint8 pixels to normalized float32."""
+"""Preprocessing, the same in all stages: uint8 pixels to normalized float32."""
 
 import torch
 from torch import Tensor

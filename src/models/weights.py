@@ -1,4 +1,4 @@
-"""Weights from elsewhere for a backbone: torchvision's for ImageNet, or any published file."""
+"""Pretrained weights for a backbone: torchvision's for ImageNet, or any published file."""
 
 import argparse
 import hashlib
@@ -30,16 +30,16 @@ and some implementations of BYOL save."""
 
 PREFERRED = re.compile(r"teacher|(\b|_)ema(\b|_)")
 PASSED_OVER = re.compile("student|encoder_k|momentum|target")
-"""Which of several networks in a file is meant, by the names around it: that which the authors
-evaluate. In DINO and timm it is the average over the training, in MoCo, BYOL and solo-learn not."""
+"""Which network to load if a file holds several: the one its authors evaluate. In DINO and timm it
+is the moving average, in MoCo, BYOL and solo-learn it is not."""
 
 
 def load_weights(backbone: Backbone, arch: Architecture, weights: str | Path) -> None:
     """Load weights and batch-norm statistics into the backbone.
 
     Args:
-        weights: `imagenet`, or a file of PyTorch or safetensors that holds a state dict, whatever
-            is around and beside it; a checkpoint of this project is one.
+        weights: `imagenet`, or a PyTorch or safetensors file that contains a state dict, such as a
+            checkpoint of this project.
 
     Raises:
         UserError: the file cannot be used, or holds no backbone of this architecture.
@@ -110,9 +110,9 @@ def read(file: Path) -> Tensors:
             with zipfile.ZipFile(file) as archive:  # torch.load ignores the checksums
                 if archive.testzip():
                     raise zipfile.BadZipFile
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the flags of a training
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the flags of a run
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever it stumbles over
+    except Exception as error:  # torch.load may raise anything
         reason = "is damaged or truncated, or neither PyTorch's nor safetensors"
         if code := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
             reason = f"holds more than tensors ({code[1]}), which could run code: save only "
@@ -147,7 +147,7 @@ def networks(tensors: Tensors) -> dict[str, Tensors]:
 def misfits(own: Tensors, wanted: Tensors) -> list[str]:
     """Why `own` is not the state of a backbone whose state is `wanted`, key by key.
 
-    What lies beside its layers, such as a classifier, is no reason; one more block in a layer is.
+    Other modules, such as a classifier, are ignored; an extra block in a layer is not.
     """
     reasons = []
     for name, value in wanted.items():

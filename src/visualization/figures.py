@@ -99,8 +99,8 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def curve(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    """The epochs and values of a quantity, from the records of steps where these have it, else
-    from those of epochs; "epoch loss" is the mean loss of each epoch."""
+    """The epochs and values of a quantity, from the records of steps if they have it, otherwise
+    of epochs; "epoch loss" is the mean loss of each epoch."""
     kinds = ("epoch",) if name == "epoch loss" else ("step", "epoch")
     field = name.removeprefix("epoch ")
     by_kind = (
@@ -152,7 +152,7 @@ def _percent(value: float, _: float) -> str:
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
     """Rows are classes, columns the classes that clusters are named after, in percent of the row.
 
-    A last column holds the images of clusters without a class, where `counts` has it.
+    If `counts` has one more column, it holds the images of clusters without a class.
     """
     columns = shortened([*class_names, "no class"][: counts.shape[1]])
     side = 0.7 + 0.065 * max(map(len, columns)) + float(np.clip(0.36 * len(columns), 1.8, 10))

@@ -12,9 +12,9 @@ from src.visualization.results import Results
 
 def write_images(file: Path, results: Results, near_N: np.ndarray, xy_N2: np.ndarray) -> None:
     """Write split, path, cluster, name, certainty, distance, unusual, near-duplicates and place on
-    the map of every image; a cell is empty where there is nothing to say.
+    the map of every image; cells without a value are empty.
 
-    The column of the certainty has its name. The path of an image without a file is
+    The certainty's column is named after its kind. The path of an image without a file is
     `split[index]`.
 
     Args:
@@ -36,7 +36,7 @@ def write_images(file: Path, results: Results, near_N: np.ndarray, xy_N2: np.nda
     }
     with (
         replacing(file) as temporary,
-        # Names of files need not be UTF-8: they keep their bytes.
+        # File names need not be UTF-8: their bytes are kept.
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as out,
     ):
         rows = csv.writer(out)

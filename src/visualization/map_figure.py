@@ -15,7 +15,7 @@ from src.visualization.results import Results
 TITLE, LINE = 0.35, 0.18
 """Inches: the space above a map, and a line of the legend below it."""
 LEGEND_NAMES = 20
-"""With more names there is no legend: nobody could tell so many colors apart."""
+"""More names get no legend: so many colors cannot be told apart."""
 
 
 def projection_map(results: Results, xy_N2: np.ndarray, method: str) -> Figure:
@@ -41,7 +41,7 @@ def projection_map(results: Results, xy_N2: np.ndarray, method: str) -> Figure:
     shape = float(np.clip(y_span / x_span, 0.4, 1.4))  # a wide map is not half blank
     height = TITLE + shape * side + legend + 0.1
     figure = Figure(figsize=(side * len(maps), height))
-    figure.set_layout_engine("none")  # so that every map has the same size whatever its legend
+    figure.set_layout_engine("none")  # so that all maps have the same size
     center = (xy_N2.min(axis=0) + xy_N2.max(axis=0)) / 2
     reach = 0.52 * max(x_span, y_span / shape) * np.array([1, shape])
     for number, (kind, groups, inks, entries) in enumerate(maps):
@@ -82,7 +82,7 @@ def _scatter(ax: Axes, xy_N2: np.ndarray, groups: np.ndarray, inks: Sequence[str
 
 
 def _entries(inks: Sequence[str], names: Sequence[str], unknown: int) -> list[tuple[str, str]]:
-    """Color and name of each group; none where they are too many for a legend."""
+    """Color and name of each group; none if they are too many for a legend."""
     if len(names) > LEGEND_NAMES:
         return []
     entries = [*zip(inks, shortened(names), strict=True)]

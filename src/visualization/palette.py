@@ -23,7 +23,7 @@ _SHADES = (0.0, 0.5, -0.4, 0.25, -0.2)
 def colors(count: int) -> list[str]:
     """`count` colors as #rrggbb: the ten of `BASE`, then their tints and shades.
 
-    More than ten colors cannot be told apart at a glance: write the number beside them too.
+    More than ten colors cannot be told apart at a glance: also write the number.
     """
     palette = []
     for i in range(count):

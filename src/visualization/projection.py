@@ -47,8 +47,8 @@ def project(x_NP: np.ndarray, method: ProjectionName, seed: int) -> np.ndarray:
 
 
 def _tsne(x: np.ndarray, seed: int) -> np.ndarray:
-    """openTSNE (Polička et al. 2024) with FFT-accelerated gradients (Linderman et al. 2019). Where
-    it is not installed, scikit-learn's, which takes about three times as long."""
+    """openTSNE (Polička et al. 2024) with FFT-accelerated gradients (Linderman et al. 2019). If it
+    is not installed, scikit-learn's, about three times as slow."""
     perplexity: Any = min(30, (len(x) - 1) / 3)
     if find_spec("openTSNE") is None:
         from sklearn.manifold import TSNE

@@ -14,16 +14,15 @@ from src.visualization.figures import cluster_scan, styled, training_curves
 from src.visualization.results import Results
 
 VERDICTS = {
-    "clear": "Clear: the clusters are found again under other conditions.",
-    "partial": "Partial: a part of the clusters is found again under other conditions.",
+    "clear": "Clear: other images or views give nearly the same clusters.",
+    "partial": "Partial: other images or views give some of the same clusters.",
     "no better than pixels": "No better than raw pixels: the features tell no more than color and "
-    "layout do. Train longer, or on more pictures.",
+    "layout. Train longer, or on more pictures.",
 }
 """By the verdict in metrics.json."""
 AGREEMENTS = {
     "halves": "Clusters found on halves of the images agree with an adjusted Rand index of",
-    "views": "Two random views of a picture, which SimCLR training makes alike, agree in their "
-    "cluster with a Scott's pi of",
+    "views": "Two random views of a picture agree in their cluster with a Scott's pi of",
 }
 """By their keys in metrics.json."""
 
@@ -46,7 +45,7 @@ def sections(results: Results, records: Sequence[Record]) -> str:
 
 
 def trust(report: dict[str, Any] | None) -> str:
-    """The verdict of the clustering stage, and how well its clusters are found again."""
+    """The verdict of the clustering stage, and the agreements behind it."""
     if report is None:
         return ""
     text = f"<strong>{escape(VERDICTS[report['verdict']])}</strong></p><p>"
@@ -59,7 +58,7 @@ def trust(report: dict[str, Any] | None) -> str:
 
 
 def scan_image(scan: dict[str, Any] | None) -> str:
-    """The scores by number of clusters, where the clustering stage chose one."""
+    """The scores by number of clusters, if the clustering stage chose it."""
     if scan is None:
         return ""
     with styled():

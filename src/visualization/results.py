@@ -1,4 +1,4 @@
-"""The results of a finished run in `features/`, the images of all splits in one array."""
+"""The results of a finished run; arrays hold the images of all splits."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +88,7 @@ class Results:
 def load_results(directory: Path, data_dir: Path | None = None) -> Results:
     """Raises UserError if extraction or clustering has not run, or their files do not match.
 
-    `data_dir` is the new directory of the images, if they were moved.
+    `data_dir` is where the images are now, if they were moved.
     """
     manifest = Manifest(directory)
     extraction, clustering = manifest.extraction, manifest.clustering

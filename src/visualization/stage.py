@@ -27,9 +27,9 @@ from src.visualization.report import write_report
 from src.visualization.results import Results, load_results
 
 SILHOUETTES = 10_000
-"""Images in the silhouette figure; more cost quadratic time and do not change its shape."""
+"""Images in the silhouette figure: the time is quadratic, and more do not change its shape."""
 PICTURES = 8
-"""Pictures of each cluster: so many nearest to the centroid, and so many least certain ones."""
+"""Pictures of each cluster, both nearest to the centroid and least certain."""
 
 
 def run(config: VisualizeConfig) -> None:
@@ -40,7 +40,7 @@ def run(config: VisualizeConfig) -> None:
     method = config.projection if can_arrange(results.x_NP) else "pca"
     print(f"{TITLES[method]} of {len(results.x_NP):,} images")
     if len(results.x_NP) > FIT_POINTS and method != "pca":
-        print(f"note: it arranges {FIT_POINTS:,} of them and places the others among these")
+        print(f"note: {FIT_POINTS:,} are arranged, the others placed among their neighbors")
     xy_N2 = project(results.x_NP, method, config.seed)
 
     folder = config.feature_dir / artifacts.FIGURES
@@ -68,8 +68,8 @@ def run(config: VisualizeConfig) -> None:
 
 
 def duplicate_groups(results: Results) -> np.ndarray:
-    """int64 (N,), the group of near-duplicates of each image, -1 for none; a note where groups lie
-    across splits."""
+    """int64 (N,), the group of near-duplicates of each image, -1 for none. Prints a note if groups
+    span several splits."""
     if results.dataset is None:
         return np.full(len(results.clusters), -1)
     groups = near_duplicates({split: part.images for split, part in results.dataset.splits.items()})
@@ -79,7 +79,7 @@ def duplicate_groups(results: Results) -> np.ndarray:
 
 
 def training_records(directory: Path | None, extraction: ExtractionRecord) -> list[Record]:
-    """The log of the training in `directory`, by default the one behind the features."""
+    """The training log in `directory`, by default that of the features' checkpoint."""
     if directory is None:
         if extraction["checkpoint"] is None:
             print("note: the features were imported: no training curves")
@@ -141,7 +141,7 @@ def silhouettes(results: Results, split: str) -> Figure | None:
 
 
 def picture_rows(results: Results) -> Figure:
-    """The pictures nearest to each centroid, and those nearest to the border of the cluster."""
+    """The pictures nearest to each centroid, and the least certain ones."""
     names = results.cluster_names
     sizes = np.bincount(results.clusters, minlength=len(names))
     largest = np.sort(np.argsort(-sizes, kind="stable")[: figures.CLUSTER_ROWS])

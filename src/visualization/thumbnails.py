@@ -26,8 +26,8 @@ class Sheets:
 
 
 def make_sheets(read: Callable[[np.ndarray], np.ndarray], count: int, size: int) -> Sheets:
-    """The sheets of `count` images: the largest tiles that fit into `PIXELS`, and where even the
-    smallest do not, a random sample of the images, always the same one.
+    """The sheets of `count` images: the largest tiles that fit into `PIXELS`. If even the
+    smallest do not fit, a fixed random sample of the images.
 
     `read` gives uint8 (n, size, size, 3) for int (n,) image numbers.
     """

@@ -50,9 +50,9 @@ const shown = () => [...groups.keys()].filter((g) => groups[g].length); // the g
 const short = (g) => [groups[g].join(" + "), nameOfCluster(g)].filter(Boolean).join(" → ");
 const title = (g) => `cluster${groups[g].length > 1 ? "s" : ""} ${short(g)}`;
 
-// ---- bytes that are no UTF-8 ---------------------------------------------------------------------
+// ---- bytes that are not UTF-8 --------------------------------------------------------------------
 
-// Python passes each of them on as half of a surrogate pair, which names of files may therefore hold.
+// Python turns each into half of a surrogate pair, so file names may contain those.
 const LONE = /([\udc80-\udcff])/u;
 const withBytes = (text, lone, rest) => text.split(LONE).map((part) => (LONE.test(part) ? lone(part.charCodeAt(0) & 255) : rest(part)));
 const linkTo = (i) => data.folder + withBytes(data.names[i], (byte) => `%${byte.toString(16)}`, encodeURIComponent).join("").replaceAll("%2F", "/");

@@ -64,7 +64,7 @@ function disc(radius) { // offsets and coverage of an antialiased disc
   return out;
 }
 
-// How large pictures are drawn in place of so many points, in device pixels; 0 where points are better.
+// How large pictures are drawn in place of so many points, in device pixels; 0 for points.
 const pictureSize = (points) => (hasPictures && !sheetsLeft && points <= 1500 ? Math.min(64 * pixel, Math.max(14 * pixel, 0.55 * Math.sqrt((wide * high) / points))) : 0);
 
 // Points are written straight into the pixels: ten times faster than one path each, and the same on any machine.
@@ -220,7 +220,7 @@ map.onpointerleave = () => hover(-1);
 // Two fingers are for the map, one scrolls the page (touch-action in page.css).
 map.addEventListener("touchmove", (event) => { if (event.touches.length > 1) event.preventDefault(); }, { passive: false });
 let wheelHint = 0;
-map.addEventListener("wheel", (event) => { // it belongs to the page until somebody clicks into the map
+map.addEventListener("wheel", (event) => { // it scrolls the page until the map is clicked
   const zooms = event.ctrlKey || event.metaKey || document.activeElement === map;
   $("#wheel-hint").hidden = zooms;
   clearTimeout(wheelHint);

@@ -91,7 +91,7 @@ function openGallery(g) {
 
 // ---- classes in clusters -------------------------------------------------------------------------
 
-function fillCrossing() { // the filters of cluster and class leave out none of its numbers: it is where they are set
+function fillCrossing() { // its own filters, cluster and class, do not apply to its numbers
   $("#crossing").hidden = !hasLabels;
   if (!hasLabels) return;
   const table = data.classes.map(() => new Array(groups.length).fill(0));
@@ -132,8 +132,8 @@ function fillDuplicates() {
   const across = list.filter(([, members]) => splitsOf(members).length > 1).length;
   $("#duplicates").hidden = !list.length;
   const images = list.reduce((sum, [, members]) => sum + members.length, 0);
-  $("#duplicates .hint").textContent = `${number(images)} images in ${number(list.length)} groups that look almost the same, the largest first. They count several times in every score.${
-    across ? ` ${number(across)} of these groups lie in more than one split: not all that a split is scored on is new.` : ""}`;
+  $("#duplicates .hint").textContent = `${number(images)} images in ${number(list.length)} groups that look almost the same, largest first. Each copy counts in every score.${
+    across ? ` ${number(across)} of these groups lie in more than one split, so splits share pictures.` : ""}`;
   $("#duplicates div").replaceChildren(...list.slice(0, duplicatesLimit).map(([group, members]) => {
     const grid = make("div", { className: "grid roving" });
     fill(grid, members.slice(0, 24));
