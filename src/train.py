@@ -8,10 +8,10 @@ Reads the images, and resumes from the newest checkpoint. Writes checkpoints/sim
 and checkpoints/metrics.jsonl. Stop it at any time: on Ctrl-C or SIGTERM it finishes the step,
 writes a checkpoint and exits; the same command resumes from there.
 
-A line about the epoch is printed every --monitor-every epochs, and every minute in which one ends:
-loss, mean gradient norm before clipping, rank (how many dimensions the projections fill, of 128; a
-few mean collapse), speed, and with labels k-NN and K-means accuracy of up to 5,000 images. The
-file metrics.jsonl has all epochs.
+Prints a line every --monitor-every epochs, otherwise at most one a minute: loss, mean gradient norm
+before clipping, rank (how many dimensions the projections fill, of 128; a few mean collapse),
+speed, and with labels k-NN and K-means accuracy of up to 5,000 images. The file metrics.jsonl has
+all epochs.
 """
 
 import sys

@@ -23,7 +23,8 @@ from src.train import main
 from src.training import forecast
 from src.training.flags import CHOSEN, TrainConfig, check
 from src.training.recipe import CPU_VIEWS, choose, folder_recipe, survey
-from src.training.state import prepare, random_state
+from src.training.setup import prepare
+from src.training.state import random_state
 from tests.helpers import ROOT
 from tests.helpers.pixel_run import pixel_run
 from tests.helpers.processes import Script

@@ -33,7 +33,8 @@ from src.runtime.cli import ENVIRONMENT_ERRORS, UserError
 from src.storage import checkpoint
 from src.storage.metrics_log import read_metrics
 from src.training.flags import TrainConfig
-from src.training.state import prepare, restore_or_initialize
+from src.training.setup import prepare
+from src.training.state import restore_or_initialize
 from src.visualization.figures import training_curves
 from src.visualization.results import load_results
 

@@ -18,10 +18,11 @@ from src.runtime.cli import RunError, UserError
 from src.runtime.device import DTYPES
 from src.storage import checkpoint
 from src.train import main
-from src.training import health, loop, state
+from src.training import health, loop, setup, state
 from src.training.flags import TrainConfig, ViewSettings
 from src.training.loop import learning_rate, loss_of, train_step
-from src.training.state import calibrate, make_optimizer, make_scaler, prepare, random_state
+from src.training.setup import prepare
+from src.training.state import calibrate, make_optimizer, make_scaler, random_state
 from tests.helpers.operations import Operations
 from tests.helpers.small_network import SMALL
 
@@ -101,14 +102,15 @@ def test_labels_change_nothing(config: TrainConfig, stl10_dir: Path, tmp_path: P
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.004)])
 def test_first_loss_does_not_depend_on_the_precision(
-    config: TrainConfig, precision: Any, tolerance: float
+    config: TrainConfig, precision: Any, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(state, "CALIBRATION_IMAGES", 32)
     config = replace(config, dataset="digits", batch_size=8)  # float16 is slow on a CPU
 
     def first_loss(config: TrainConfig) -> float:
         setup = prepare(config)
         fresh = random_state(setup)
-        calibrate(fresh, setup, images=32)
+        calibrate(fresh, setup)
         return loss_of(fresh.model, setup.batches.load(0)[0], config, setup.dtype).item()
 
     exact = first_loss(config)
@@ -323,7 +325,7 @@ def test_stl10_is_downloaded_only_where_nobody_keeps_pictures(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Path] = []
-    monkeypatch.setattr(state, "get_stl10", asked.append)
+    monkeypatch.setattr(setup, "get_stl10", asked.append)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no STL-10 images in dataset"):  # as nothing arrived
         main(replace(config, data_dir=TrainConfig.data_dir))

@@ -1,4 +1,4 @@
-"""The recipe of a training run: every flag of src/train.py, and each dataset's own defaults."""
+"""Every flag of src/train.py, each dataset's own defaults, and the flags' checks."""
 
 import dataclasses
 import math
@@ -54,14 +54,14 @@ class ViewSettings:
 
     @classmethod
     def of(cls, flags: Any) -> "ViewSettings":
-        """Those among the flags of a training; the defaults of settings that are newer than it."""
+        """Those among the flags of a run; the defaults of settings that are newer than it."""
         return cls(**{f.name: flags[f.name] for f in fields(cls) if f.name in flags})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     dataset: DatasetName = "stl10"
-    """Which images; digits has defaults of its own (--dataset digits --help shows them). For a
+    """The dataset; digits has its own defaults (--dataset digits --help shows them). For a
     folder, flags that are None are chosen by the number and size of its pictures."""
     data_dir: Path = Path("dataset")
     """For stl10 the folder that contains stl10_binary/, for folder the folder of pictures. Training
@@ -94,8 +94,8 @@ class TrainConfig:
     temperature: float = 0.2
     """NT-Xent's tau."""
     epochs: Chosen[int] = 24
-    """Passes over the images; 0 only makes the checkpoint that training would begin with. If raised
-    after the end, training continues on the longer schedule."""
+    """Passes over the images; 0 writes the initial checkpoint and stops. Raising it after a
+    finished run continues on the longer schedule."""
     batch_size: Chosen[int] = 256
     """Images whose views are each other's negatives."""
     accumulate: int = 1
@@ -129,7 +129,7 @@ class TrainConfig:
     keep: int | None = None
     """Number of checkpoints to keep, apart from epoch 0; by default all."""
     fresh: bool = False
-    """Start over; the files of an earlier training are moved into a new folder."""
+    """Start over; the files of an earlier run are moved into a new folder."""
     log_every: Chosen[int] = 100
     """Steps between logged training losses."""
     monitor_every: int = 4
@@ -142,8 +142,7 @@ class TrainConfig:
     @classmethod
     def for_dataset(cls, dataset: DatasetName, **changes: Any) -> "TrainConfig":
         """The defaults for a dataset."""
-        own = {"digits": DIGITS, "folder": dict.fromkeys(CHOSEN)}.get(dataset, {})
-        return cls(**{"dataset": dataset, **own, **changes})
+        return cls(**{"dataset": dataset, **DEFAULTS.get(dataset, {}), **changes})
 
     @property
     def pretrained(self) -> bool:
@@ -154,26 +153,30 @@ class TrainConfig:
         return self.batch_size * self.accumulate
 
 
-DIGITS: dict[str, Any] = {
-    "image_size": 20,
-    "arch": "resnet8",
-    "views": ViewSettings(
-        crop_min=1.0, flip=0.0, jitter=0.6, gray=0.0, blur=0.5,
-        rotation=20.0, shear=15.0, shift=0.1, zoom=0.2,
-    ),
-    "temperature": 0.5,
-    "epochs": 20,
-    "batch_size": 128,
-    "warmup_epochs": 4.0,
-    "checkpoint_every": 10,
-    "log_every": 10,
-}  # fmt: skip
-
 CHOSEN = (
     *("arch", "image_size", "batch_size", "epochs", "warmup_epochs", "checkpoint_every"),
     "log_every",
 )
-"""Flags that `src/training/folder_recipe.py` chooses for a folder unless they are given."""
+"""Flags that `src/training/recipe.py` chooses for a folder unless they are given."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {
+        "image_size": 20,
+        "arch": "resnet8",
+        "views": ViewSettings(
+            crop_min=1.0, flip=0.0, jitter=0.6, gray=0.0, blur=0.5,
+            rotation=20.0, shear=15.0, shift=0.1, zoom=0.2,
+        ),
+        "temperature": 0.5,
+        "epochs": 20,
+        "batch_size": 128,
+        "warmup_epochs": 4.0,
+        "checkpoint_every": 10,
+        "log_every": 10,
+    },
+    "folder": dict.fromkeys(CHOSEN),
+}  # fmt: skip
+"""Where a data set's defaults differ from those of `TrainConfig`, which are STL-10's."""
 
 FREE_TO_CHANGE = {
     *("name", "data_dir", "cache_dir", "checkpoint_dir", "wandb", "wandb_dir", "fresh", "keep"),

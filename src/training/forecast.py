@@ -1,4 +1,4 @@
-"""What a training will cost and whether it can be worth it, said before it takes long."""
+"""Cost estimate of a run, printed before it starts, with a note if the run is too short."""
 
 import shutil
 import sys
@@ -7,7 +7,8 @@ import time
 from torch import Tensor
 
 from src.runtime.cli import in_same_place
-from src.training.state import Setup, TrainState
+from src.training.setup import Setup
+from src.training.state import TrainState
 
 FEW_IMAGES, FEW_STEPS = 1_000, 1_000
 """Below either, a note points to features that were learned elsewhere."""
@@ -48,10 +49,10 @@ def announce(setup: Setup, state: TrainState) -> None:
 
 
 class StepTimer:
-    """Estimates the length of the training from its first steps.
+    """Estimates the length of a run from its first steps.
 
     Args:
-        first, steps: the step that training begins with, and their number in all.
+        first, steps: the step that the run begins with, and their number in all.
     """
 
     FROM, TO = 3, 10

@@ -23,19 +23,13 @@ from src.tracking.tracker import PREFIXES, Tracker
 from src.training import forecast, health
 from src.training.batches import Batch
 from src.training.flags import TrainConfig, flag_values
-from src.training.state import (
-    Setup,
-    TrainState,
-    end_warmup,
-    prepare,
-    restore_or_initialize,
-    save_checkpoint,
-)
+from src.training.setup import Setup, prepare
+from src.training.state import TrainState, end_warmup, restore_or_initialize, save_checkpoint
 from src.training.stop_signal import StopSignal
 from src.training.views import make_views
 
 QUIET_SECONDS = 60
-"""Between the printed lines of epochs that are not monitored."""
+"""Minimum seconds between the lines of epochs that are not monitored."""
 
 
 def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
@@ -178,7 +172,7 @@ def train_as_main(setup: Setup, stop: StopSignal) -> int:
     with checkpoint.training_in(directory):
         fresh = config.fresh and not distributed.restarts()
         if fresh and (aside := checkpoint.set_aside(directory)):
-            print(f"the files of the earlier training are now in {aside}")
+            print(f"the files of the earlier run are now in {aside}")
         state = restore_or_initialize(setup)
         is_new = not state.tracking
         group = config.name or f"{config.dataset}-{secrets.token_hex(4)}"

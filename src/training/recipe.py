@@ -1,4 +1,5 @@
-"""The recipe for a folder of pictures: the flags that are None, from their number and size."""
+"""The value of every flag that is None: recorded in a checkpoint, or chosen for a folder by the
+number and size of its pictures."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing_extensions import TypedDict
 from dataset.folder import find_pictures
 from dataset.pictures import BadPicture, shorter_side
 from src.models.architectures import Architecture
+from src.runtime import distributed
+from src.runtime.cli import UserError
+from src.storage import checkpoint
 from src.storage.files import misfit
-from src.training.flags import CHOSEN, TrainConfig
+from src.training.flags import CHOSEN, FREE_TO_CHANGE, TrainConfig, flag_values
 
 LARGE = 5_000
 """From so many pictures on, the recipe is that of STL-10."""
@@ -42,7 +46,7 @@ def folder_recipe(
     batch_size: int | None = None,
     accumulate: int = 1,
 ) -> FolderRecipe:
-    """What suits a folder.
+    """Default settings for a folder of pictures.
 
     Args:
         images: number of pictures to train on.
@@ -81,11 +85,30 @@ def open_flags(config: TrainConfig) -> set[str]:
     return {name for name in CHOSEN if getattr(config, name) is None}
 
 
+def resolve(config: TrainConfig, gpu: bool) -> TrainConfig:
+    """`config` with a value for every flag: the checkpoint's if the run is resumed, otherwise the
+    data set's default or, for a folder, one that suits the pictures.
+
+    Raises:
+        UserError: the flags conflict with the checkpoint (checked before decoding).
+    """
+    if not open_flags(config):
+        return config
+    found = None
+    if distributed.is_main() and (not config.fresh or distributed.restarts()):
+        found = checkpoint.newest_flags(config.checkpoint_dir)
+    found = distributed.from_main(found)
+    config = choose(config, gpu, found[1] if found else {})
+    if found:
+        refuse_changes(*found, config)
+    return config
+
+
 def choose(config: TrainConfig, gpu: bool, recorded: dict[str, Any]) -> TrainConfig:
     """`config` with a value for every flag that is None, and a line that names the new ones.
 
     Args:
-        recorded: the flags of the checkpoint that training resumes from, which count first, so that
+        recorded: the flags of the checkpoint that the run resumes from, which count first, so that
             resuming does not decide again; empty without one.
     """
     if recorded and misfit(recorded, FolderRecipe):
@@ -123,3 +146,24 @@ def survey(data_dir: Path, splits: tuple[str, ...]) -> tuple[int, int]:
         except BadPicture:  # decoding will name it
             continue
     return len(names), int(np.median(sides)) if sides else 0
+
+
+def refuse_changes(
+    file: Path, saved: dict[str, Any], config: TrainConfig, same_images: bool = True
+) -> None:
+    """Raise UserError if the flags `saved` in `file`, or the images, are those of another run than
+    `config`."""
+    different = [
+        f"--{name.replace('_', '-')} {saved[name]} (now {value})"
+        for name, value in flag_values(config).items()
+        if name not in FREE_TO_CHANGE and saved[name] != value
+    ]
+    if epochs := saved.get("low_resolution_epochs"):
+        different.append(f"--low-resolution-epochs {epochs} (a flag that no longer exists)")
+    if not different and not same_images:
+        different = [f"other images than those now in {config.data_dir}"]
+    if different:
+        raise UserError(
+            f"{file} was trained with {', '.join(different)}: use the same settings to resume, "
+            "--fresh to start over (it keeps the old files), or --name for an experiment of its own"
+        )

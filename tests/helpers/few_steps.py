@@ -14,7 +14,8 @@ from src.runtime import distributed
 from src.runtime.prefetch import prefetch
 from src.training.flags import TrainConfig
 from src.training.loop import train_step
-from src.training.state import end_warmup, prepare, restore_or_initialize
+from src.training.setup import prepare
+from src.training.state import end_warmup, restore_or_initialize
 from tests.helpers.small_network import SMALL
 
 STEPS = 5

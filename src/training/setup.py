@@ -1,0 +1,116 @@
+"""What stays the same through a run: its flags, the images, the device and the batches."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dataset.folder import LeftOut, walk
+from dataset.load_dataset import Dataset, load_dataset
+from dataset.stl10 import stl10_folder, stl10_splits
+from dataset.stl10_archive import get_stl10
+from src.runtime import distributed
+from src.runtime.cli import UserError, printable
+from src.runtime.device import DTYPES, select_device, select_precision
+from src.training.batches import ImageStore, TrainingBatches
+from src.training.flags import TrainConfig, check
+from src.training.recipe import resolve
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What stays the same from the first step to the last."""
+
+    config: TrainConfig
+    dataset: Dataset
+    batches: TrainingBatches
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def steps(self) -> int:
+        return self.config.epochs * self.batches.per_epoch
+
+    @property
+    def warmup_steps(self) -> int:
+        return round(self.config.warmup_epochs * self.batches.per_epoch)
+
+
+def prepare(config: TrainConfig) -> Setup:
+    """Check the flags, select device and precision, open the images.
+
+    Raises:
+        UserError: flags, images and processes do not fit together.
+    """
+    device = select_device(config.device)
+    dtype = select_precision(config.precision, device)
+    # Recorded as what `auto` stands for here: resuming elsewhere must not change the precision.
+    names = {value: name for name, value in DTYPES.items()}
+    config = dataclasses.replace(config, precision=names[dtype])
+    batch_size_given = config.batch_size is not None
+    config = resolve(config, gpu=device.type != "cpu")
+    check(config)
+    torch.backends.cudnn.benchmark = not config.deterministic  # shapes hardly change
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
+        torch.use_deterministic_algorithms(True)
+    with distributed.local_main_first():  # downloads and decodes for the others
+        dataset, names = open_dataset(config)
+    store = ImageStore([dataset.splits[name].images for name in names], device, config.images)
+    if not batch_size_given:  # it suits the number of files, of which some may be broken
+        config = dataclasses.replace(config, batch_size=max(2, min(config.batch_size, len(store))))
+    if config.epochs and config.images_per_step > len(store):
+        raise UserError(
+            f"--batch-size {config.batch_size} x --accumulate {config.accumulate} is more than "
+            f"the {len(store):,} images to train on: lower --batch-size"
+        )
+    if config.batch_size % distributed.size():
+        raise UserError(
+            f"--batch-size {config.batch_size} must be a multiple of the "
+            f"{distributed.size()} processes"
+        )
+    batches = TrainingBatches(store, config)
+    placement = "held in its memory" if store.placement == "device" else "read batch by batch"
+    processes = f"{distributed.size()} processes, the first on " if distributed.size() > 1 else ""
+    print(
+        f"{config.arch} on {processes}{device} in {config.precision}, "
+        f"{store.bytes / 1e6:,.0f} MB of images, {placement}"
+    )
+    return Setup(config, dataset, batches, device, dtype)
+
+
+def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
+    """The dataset, and the names of its splits to train on."""
+    if config.dataset == "stl10":
+        _check_download(config.data_dir)
+        get_stl10(config.data_dir)
+    dataset = load_dataset(config.dataset, config.data_dir, config.image_size, config.cache_dir)
+    names = [name for name in dataset.splits if name in config.train_on]
+    if not names:
+        raise UserError(
+            f"none of the splits of --train-on ({', '.join(config.train_on)}) is in "
+            f"{config.data_dir}, which has: {', '.join(dataset.splits)}"
+        )
+    sizes = ", ".join(f"{name} {len(s.images):,}" for name, s in dataset.splits.items())
+    missing = [name for name in config.train_on if name not in dataset.splits]
+    note = f" (there is no {' and no '.join(missing)} split)" if missing else ""
+    use = f"; training on {' and '.join(names)}{note}" if config.epochs else ""
+    print(f"{config.dataset}: {sizes} images{use}")
+    for line in dataset.notes:
+        print(f"note: {printable(line)}")
+    return dataset, names
+
+
+def _check_download(data_dir: Path) -> None:
+    """Raise UserError if STL-10 is missing and downloading was not requested: the directory is not
+    the default one, or it holds pictures."""
+    if stl10_splits(stl10_folder(data_dir)):
+        return
+    if data_dir != TrainConfig.data_dir or next(walk(str(data_dir), LeftOut()), None):
+        raise UserError(
+            f"no STL-10 images in {data_dir}: add --dataset folder to train on your own pictures "
+            "there, or download STL-10 to it with python dataset/download_dataset.py --data-dir "
+            f"{data_dir}"
+        )
