@@ -10,6 +10,7 @@ from PIL import Image
 from dataset.load_dataset import load_dataset
 from tests.helpers import HELPERS, ROOT
 from tests.helpers.fake_wandb_server import FakeServer
+from tests.helpers.finished_run import FinishedRun, finish_digits
 from tests.helpers.processes import Script, run_python
 from tests.helpers.tracked_run import KEY, clean_environment
 
@@ -53,6 +54,12 @@ def pictures_dir(stl10_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i:02d}.png")
     return directory
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """Shared: a test that changes it takes a copy."""
+    return finish_digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture

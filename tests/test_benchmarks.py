@@ -10,12 +10,12 @@ from PIL import Image
 from benchmarks import inference_check, inference_throughput
 from benchmarks.inference_check import CheckConfig, calibration_error
 from benchmarks.inference_throughput import ThroughputConfig
-from tests.helpers.finished_run import digits_run
+from tests.helpers.finished_run import FinishedRun
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits_run(tmp_path_factory.getbasetemp())[0]
+def features(digits_run: FinishedRun) -> Path:
+    return digits_run.features
 
 
 def test_every_image_in_its_cluster(features: Path, capsys: pytest.CaptureFixture) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from src.runtime import cli
 from tests.helpers import ROOT
 from tests.helpers.documentation import DOCUMENTS, blocks, code, python_examples
-from tests.helpers.finished_run import digits_run
+from tests.helpers.finished_run import FinishedRun
 
 SCRIPTS = {
     str(file.relative_to(ROOT)): match[1]
@@ -103,11 +103,10 @@ def test_the_code_map_has_every_file_and_no_other() -> None:
 
 
 def test_every_python_example_runs(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those about exported files run in test_export.py, which compares what they give."""
-    features, _ = digits_run(tmp_path_factory.getbasetemp())
-    (tmp_path / "features").symlink_to(features)
+    (tmp_path / "features").symlink_to(digits_run.features)
     for name in ("a.jpg", "b.png", "photo.jpg"):
         Image.new("RGB", (40, 32), "white").save(tmp_path / name)
     monkeypatch.chdir(tmp_path)

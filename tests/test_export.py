@@ -27,15 +27,15 @@ from src.storage import artifacts
 from src.storage.artifacts import Manifest
 from tests.helpers import ROOT
 from tests.helpers.documentation import python_examples
+from tests.helpers.finished_run import FinishedRun, write_checkpoint
 from tests.helpers.finished_run import cluster as run_clustering
-from tests.helpers.finished_run import digits_run, write_checkpoint
 from tests.helpers.processes import Script, run_python
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def features(digits_run: FinishedRun) -> Path:
     """A finished run and its exported model, as a person makes it."""
-    directory = digits_run(tmp_path_factory.getbasetemp())[0]
+    directory = digits_run.features
     done = run_python("src/export.py", "--feature-dir", directory)
     assert (done.returncode, done.stderr) == (0, "")
     assert "of 256 test images ONNX Runtime puts 256" in done.stdout

@@ -27,13 +27,13 @@ from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, Manifest
 from src.storage.output_folder import MARK, mark
-from tests.helpers.finished_run import cluster, digits_run, rows_of
+from tests.helpers.finished_run import FinishedRun, cluster, rows_of
 from tests.helpers.pixel_run import load_arrays, pixel_run
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits_run(tmp_path_factory.getbasetemp())[0]
+def features(digits_run: FinishedRun) -> Path:
+    return digits_run.features
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,12 @@ from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
 from src.visualization.results import load_results
-from tests.helpers.finished_run import cluster, digits_run, rows_of
+from tests.helpers.finished_run import FinishedRun, cluster, rows_of
 
 
 @pytest.fixture
-def features(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    finished = digits_run(tmp_path_factory.getbasetemp())[0]
-    return shutil.copytree(finished, tmp_path / "features")
+def features(tmp_path: Path, digits_run: FinishedRun) -> Path:
+    return shutil.copytree(digits_run.features, tmp_path / "features")
 
 
 @pytest.fixture

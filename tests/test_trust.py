@@ -26,7 +26,7 @@ from src.storage import artifacts
 from src.storage.artifacts import Manifest
 from src.training.batches import paired_views
 from src.training.views import ViewSettings
-from tests.helpers.finished_run import cluster, digits_run
+from tests.helpers.finished_run import FinishedRun, cluster
 
 
 def protocol(hops: int = 0, **labels: np.ndarray) -> Protocol:
@@ -146,10 +146,8 @@ def test_raw_digits_are_as_good_as_themselves() -> None:
     assert agreements[0] < 0.5 < 0.8 < agreements[1] < 1
 
 
-def test_views_from_the_checkpoint_to_the_metrics(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    features, file = digits_run(tmp_path_factory.getbasetemp())
+def test_views_from_the_checkpoint_to_the_metrics(digits_run: FinishedRun, tmp_path: Path) -> None:
+    features, file = digits_run
     manifest = Manifest(features)
     views_2nD = manifest.load(artifacts.VIEWS, "train")
     assert (views_2nD.shape, views_2nD.dtype) == ((2, 128, 512), np.float32)

@@ -3,7 +3,7 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,15 +40,19 @@ def write_checkpoint(
     return dataset
 
 
-def digits_run(parent: Path) -> tuple[Path, Path]:
-    """A finished run on the digits, made once per test session: its features and checkpoint."""
-    features, file = parent / "digits_features", parent / "digits" / checkpoint.file_name(0)
-    if not features.exists():
-        write_checkpoint(file, "digits", Path())
-        extraction = ExtractionConfig(checkpoint=file, feature_dir=features, device="cpu")
-        feature_extraction.main(extraction)
-        cluster(features)
-    return features, file
+class FinishedRun(NamedTuple):
+    features: Path
+    checkpoint: Path
+
+
+def finish_digits(directory: Path) -> FinishedRun:
+    """On the digits, with an untrained network."""
+    run = FinishedRun(directory / "features", directory / "trained" / checkpoint.file_name(0))
+    write_checkpoint(run.checkpoint, "digits", Path())
+    config = ExtractionConfig(run.checkpoint, feature_dir=run.features, device="cpu")
+    feature_extraction.main(config)
+    cluster(run.features)
+    return run
 
 
 def cluster(directory: Path, **flags: object) -> None:
