@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 
 from dataset.load_dataset import load_dataset
-from src import export
 from src.export import ExportConfig, main
 from src.models.architectures import ARCHITECTURES
 from src.models.encoder import TrainedBackbone, encode
+from src.prediction import onnx_export
 from src.prediction.predictor import Predictor
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
@@ -87,7 +87,7 @@ def test_one_clean_file_with_its_metadata(features: Path, file: Path) -> None:
     assert not [p.name for p in file.parent.iterdir() if "onnx" in p.name and p != file]
     assert str(ROOT).encode() not in file.read_bytes()
     model = onnx.load(file)
-    assert [(o.domain, o.version) for o in model.opset_import] == [("", export.OPSET)]
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", onnx_export.OPSET)]
     kinds = Counter(node.op_type for node in model.graph.node)
     assert kinds["Conv"] == 20  # ResNet-18: 17 in the stem and the blocks, 3 in the shortcuts
     assert kinds["BatchNormalization"] == kinds["Mul"] == 0  # folded into the convolutions
@@ -141,8 +141,8 @@ def test_a_model_that_disagrees_is_not_written(
     before = file.read_bytes()
     predictor = Predictor.load(features, device="cpu", precision="fp32")
     predictor.head.bias += torch.arange(10)  # the exported model is made of these, the other is not
-    wrong = export.to_onnx(predictor)
-    monkeypatch.setattr(export, "to_onnx", lambda _: wrong)
+    wrong = onnx_export.to_onnx(predictor)
+    monkeypatch.setattr(onnx_export, "to_onnx", lambda _: wrong)
     with pytest.raises(RunError, match="no file was written"):
         main(ExportConfig(feature_dir=features))
     assert file.read_bytes() == before
