@@ -16,10 +16,10 @@ from PIL import Image
 
 from dataset.load_dataset import load_dataset
 from dataset.pictures import BadPicture, load_picture
-from src import inference
 from src.clusters.confidence import confidence, fit_scale, gaussian_scale, margin
 from src.clusters.head import LinearHead
 from src.inference import InferenceConfig, main
+from src.prediction import stage
 from src.prediction.output import Montage, NearCluster, Row, cluster_folder, line, sort_into
 from src.prediction.picture_stream import decode, find
 from src.prediction.predictor import Predictor
@@ -312,7 +312,7 @@ def test_demonstration_without_pictures(
         assert np.asarray(grid).std() > 30
 
     unlabeled = replace(digits, splits={"unlabeled": replace(test, labels=None)})
-    monkeypatch.setattr(inference, "reload_dataset", lambda *_: unlabeled)
+    monkeypatch.setattr(stage, "reload_dataset", lambda *_: unlabeled)
     assert infer(**flags) == 0
     assert "own class" not in capsys.readouterr().err
 
