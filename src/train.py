@@ -5,8 +5,8 @@
     python src/train.py --epochs 0 --weights resnet50.pth    # no training, somebody else's network
 
 Reads the images, and resumes from the newest checkpoint. Writes checkpoints/simclr_epoch_NNNN.pt
-and checkpoints/metrics.jsonl. Stop it at any time: on Ctrl-C or SIGTERM it finishes the step,
-writes a checkpoint and exits; the same command resumes from there.
+and checkpoints/metrics.jsonl. Stop it at any time: on Ctrl-C, SIGTERM or a closed terminal
+(SIGHUP) it finishes the step, writes a checkpoint and exits; the same command resumes from there.
 
 Prints a line every --monitor-every epochs, otherwise at most one a minute: loss, mean gradient norm
 before clipping, rank (how many dimensions the projections fill, of 128; a few mean collapse),

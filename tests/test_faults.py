@@ -3,9 +3,15 @@
 The short version runs with the other tests; `make faults` kills twenty times.
 """
 
+import fcntl
 import json
+import os
+import pty
 import random
 import signal
+import subprocess
+import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -48,7 +54,9 @@ def undisturbed(pictures_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return directory
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_in_the_middle_of_an_epoch(
     pictures_dir: Path, tmp_path: Path, undisturbed: Path, number: int, code: int
 ) -> None:
@@ -63,6 +71,40 @@ def test_a_signal_in_the_middle_of_an_epoch(
     finish(*command(pictures_dir, tmp_path))
     assert_same_run(tmp_path, undisturbed)
     assert not [p for p in checkpoint.listed(tmp_path) if "_step_" in p.name]
+
+
+def test_a_closed_terminal_stops_with_a_checkpoint(
+    pictures_dir: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    """Its progress bar cannot be drawn from then on."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, *command(pictures_dir, tmp_path, slowly=True)],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    log = tmp_path / checkpoint.METRICS_LOG
+    while not (log.exists() and log.read_text().count('"kind": "step"') >= 4):
+        os.read(ours, 65536)
+    os.close(ours)
+    assert process.wait(60) == 129
+    assert "_step_" in checkpoint.listed(tmp_path)[-1].name
+    finish(*command(pictures_dir, tmp_path))
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_pipe_that_ends_does_not_stop_a_run(
+    pictures_dir: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    ours, theirs = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, *command(pictures_dir, tmp_path)], stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    os.close(ours)
+    assert process.wait(120) == 0
+    assert_same_run(tmp_path, undisturbed)
 
 
 def kill_and_resume(data: Path, directory: Path, times: int, seed: int) -> None:

@@ -37,7 +37,9 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
-            self.num_batches_tracked += 1
+            # In place: as a new tensor it would be an output of the compiled graph, which the
+            # splitting by DistributedDataParallel confuses with the projections.
+            self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(var + self.eps)
         return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 

@@ -15,6 +15,7 @@ from src.models.simclr import SimCLR, nt_xent
 from src.runtime import distributed
 from src.runtime.cli import progress
 from src.runtime.device import autocast, can_compile, gpu_utilization
+from src.runtime.output import unbreakable_output
 from src.runtime.prefetch import prefetch
 from src.storage import checkpoint
 from src.storage.metrics_log import MetricsLog
@@ -204,7 +205,7 @@ def train_as_main(setup: Setup, stop: StopSignal) -> int:
 
 def run(config: TrainConfig) -> int:
     """Train; returns the exit code."""
-    with distributed.process_group():
+    with unbreakable_output(), distributed.process_group():
         setup = prepare(config)
         with StopSignal() as stop:
             if distributed.is_main():

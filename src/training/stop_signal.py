@@ -1,20 +1,25 @@
-"""Ctrl-C and SIGTERM as a flag that the training loop checks between steps."""
+"""Ctrl-C, SIGTERM and a closed terminal as a flag that training checks between steps."""
 
 import signal
 from types import FrameType
 
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Windows has no SIGHUP."""
+
 
 class StopSignal:
-    """Context manager that turns the first SIGINT or SIGTERM into a flag, `received`.
+    """Context manager that turns the first of `STOPS` into a flag, `received`.
 
-    A second Ctrl-C interrupts at once. The old handlers are restored at the end.
+    A second Ctrl-C interrupts at once. Signals that are ignored stay so, as SIGHUP under nohup. The
+    old handlers are restored at the end.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
 
     def __enter__(self) -> "StopSignal":
-        self._old = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        heard = [s for s in STOPS if signal.getsignal(s) is not signal.SIG_IGN]
+        self._old = {s: signal.signal(s, self._receive) for s in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -28,5 +33,6 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """By convention 128 plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""
+        """By convention 128 plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM, 129 for
+        SIGHUP."""
         return 128 + (self.received or signal.SIGTERM)
