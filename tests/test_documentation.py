@@ -18,7 +18,7 @@ from tests.helpers.finished_run import FinishedRun
 SCRIPTS = {
     str(file.relative_to(ROOT)): match[1]
     for file in (*ROOT.glob("*.py"), *ROOT.glob("src/*.py"), *ROOT.glob("dataset/*.py"))
-    if (match := re.search(r"read_flags\((\w+), __name__\)", file.read_text()))
+    if (match := re.search(r"run_script\(main, (\w+)\)", file.read_text()))
 }
 """The class of the flags of each script."""
 
