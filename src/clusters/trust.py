@@ -102,8 +102,8 @@ def _blind(protocol: Protocol) -> Protocol:
 
 
 def clear_from(images: int) -> float:
-    """The agreement of halves from which accuracy was high in every measurement (LOG.md): 0.53 for
-    400 images, 0.65 from 2,000 on. Halves of fewer images agree less, whatever the features."""
+    """The agreement of halves from which accuracy was high in every measurement (docs/log.md): 0.53
+    for 400 images, 0.65 from 2,000 on. Halves of fewer images agree less, whatever the features."""
     return float(np.clip(0.53 + 0.12 * np.log(images / 400) / np.log(5), 0.45, 0.65))
 
 

@@ -26,7 +26,7 @@ NEIGHBORS = 5
 CANDIDATE = 0.87
 """Lowest cosine of 8 x 8 centered gray values; 1% of altered copies are below 0.89."""
 SAME = 0.87
-"""Lowest correlation of the details; LOG.md has what it finds and misses."""
+"""Lowest correlation of the details; docs/log.md has what it finds and misses."""
 COLORS, COLOR, COLOR_SHARE = 4, 3.5, 0.2
 """Largest mean difference of colors (red and blue minus green, 0 to 255) on 4 x 4 patches, plus a
 share of their mean deviation."""

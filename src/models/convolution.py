@@ -2,7 +2,7 @@
 
 oneDNN is slow for few pixels and many channels, above all in the gradient of the weights: with 512
 channels on 3 x 3 pixels it takes twice as long as a product with AVX2, seven times with AMX. On one
-pixel it also multiplies the eight taps that only see padding. Figures are in LOG.md.
+pixel it also multiplies the eight taps that only see padding. Figures are in docs/log.md.
 
 Shape letters: N images, C and O channels in and out, H x W pixels, K kernel.
 """

@@ -18,7 +18,7 @@ from src.runtime.flag_choices import BatchNorm
 Norm = type[FrozenBatchNorm2d] | type[SyncedBatchNorm2d]
 
 BRANCH_SCALE = 0.2
-"""The last batch-norm scale of a bottleneck's residual branch at initialization (LOG.md)."""
+"""The last batch-norm scale of a bottleneck's residual branch at initialization (docs/log.md)."""
 
 
 def nt_xent(views_2Bd: Tensor, temperature: float) -> Tensor:

@@ -47,8 +47,8 @@ def keep_freed_memory() -> None:
     """Let glibc reuse freed memory instead of returning it to the system.
 
     Activations are tens of megabytes each. malloc would map and unmap them in every operation of
-    every step; the page faults cost up to a fifth of a training step (LOG.md). Does nothing with
-    other C libraries.
+    every step; the page faults cost up to a fifth of a training step (docs/log.md). Does nothing
+    with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -22,7 +22,7 @@ LARGE = 5_000
 """From so many pictures on, the recipe is that of STL-10."""
 CPU_VIEWS = 24_000
 """Views to train on, on a CPU and below `LARGE`, unless 24 epochs take more: some minutes on two
-cores (LOG.md)."""
+cores (docs/log.md)."""
 
 
 class FolderRecipe(TypedDict):
