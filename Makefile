@@ -1,8 +1,8 @@
-# Every target sets itself up: it needs make and Python 3.10 or newer, nothing else.
+# Every target sets itself up; only make and Python 3.10 or newer are required.
 PYTHON ?= python3
 DATASET ?= digits
 FLAGS ?=
-# Only from the command line: the environment may hold variables of these names.
+# From the command line only: the environment may contain variables of these names.
 DATA :=
 NAME := $(filter-out digits,$(DATASET))
 
@@ -14,13 +14,13 @@ TORCHVISION := $(shell sed -n 's/^torchvision==//p' requirements.txt)
 quote = '$(subst ','\'',$(1))'
 ifneq ($(DATA),)
 DATASET := folder
-# Absolute. Some shells leave the ~ of DATA=~/pictures to us.
+# Absolute. Some shells do not expand the ~ of DATA=~/pictures.
 FOLDER := $(shell printf '%s\n' $(call quote,$(DATA)) | sed "s|^~|$$HOME|" | { IFS= read -r d; CDPATH= cd "$$d" && pwd; })
 $(if $(FOLDER),,$(error DATA=$(DATA) is not a folder))
-# The folder's own name, of letters, digits, - _ and . only.
+# The name of the folder, reduced to letters, digits, - _ and .
 NAME := $(shell basename $(call quote,$(FOLDER)) | tr -cs 'A-Za-z0-9_.\n' - | sed 's/^[-.]*//; s/-$$//; s/^$$/pictures/')
 endif
-# digits lands where the scripts look by default; anything else gets folders of its own.
+# digits uses the default folders of the scripts; anything else gets its own.
 NAMED := $(if $(NAME),--name $(call quote,$(NAME)))
 
 .DEFAULT_GOAL := help
@@ -30,7 +30,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "make run DATA=~/pictures        the same stages on your own pictures (NAME=... names the results)"
 	@echo "make run DATASET=stl10          the same stages on STL-10 (downloads 2.6 GB)"
-	@echo "make run FLAGS='--epochs 4'     more flags for the training"
+	@echo "make run FLAGS='--epochs 4'     more flags for src/train.py"
 
 run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten digits, minutes)
 	@$(PY) src/train.py --dataset $(DATASET) $(if $(DATA),--data-dir $(call quote,$(FOLDER))) $(NAMED) $(FLAGS)
@@ -40,10 +40,10 @@ run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten d
 	@$(PY) visualize_features.py $(NAMED)
 	@echo "next: source .venv/bin/activate, then $(strip python src/inference.py $(NAMED) photo.jpg)"
 
-test: $(VENV)/installed-dev  ## the tests: CPU, no network, a few minutes
+test: $(VENV)/installed-dev  ## the tests (CPU, no network, a few minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2
 
-faults: $(VENV)/installed-dev  ## the long fault tests: kill the training again and again, damage every file
+faults: $(VENV)/installed-dev  ## the long fault tests: kill training repeatedly, damage every file
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py -m "faults or not faults"
 
 lint: $(VENV)/installed-dev  ## ruff, format check, type check
@@ -64,20 +64,20 @@ bench: $(VENV)/installed-dev  ## side-by-side speed measurements
 pictures: $(VENV)/installed-dev  ## the README's pictures, from the last run (needs Chromium)
 	$(PY) docs/make_pictures.py --feature-dir features$(if $(NAME),/$(NAME))
 
-sync: $(VENV)/installed  ## send offline Weights & Biases runs to the server
+sync: $(VENV)/installed  ## upload offline Weights & Biases runs
 	$(PY) src/sync_wandb.py
 
 clean:  ## remove the virtual environment
 	rm -rf $(VENV)
 
 $(VENV)/installed: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is required: make PYTHON=python3.12 ...")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV), once; this takes some minutes"
+	@echo "installing into $(VENV) (once, takes a few minutes)"
 	@$(PY) -m pip install --quiet --upgrade pip
 	@if ! nvidia-smi >/dev/null 2>&1 && $(PY) -m pip install --quiet torch==$(TORCH)+cpu torchvision==$(TORCHVISION)+cpu 2>/dev/null; \
-	then echo "no NVIDIA GPU here: installed PyTorch's build for the CPU, 2 GB in all"; \
-	else echo "PyTorch comes with CUDA libraries: 5 GB in all (README: a smaller build)"; fi
+	then echo "no NVIDIA GPU found: installed the CPU build of PyTorch, 2 GB in total"; \
+	else echo "PyTorch includes CUDA libraries: 5 GB in total (for a smaller build, see README)"; fi
 	@$(PY) -m pip install --quiet -r requirements.txt
 	@touch $@
 
