@@ -42,7 +42,9 @@ def main(config: DownloadConfig) -> None:
         f"{folder} holds {', '.join(f'{count:,} {name}' for name, count in counts.items())} images"
     )
     if counts != STL10_IMAGES:
-        print("This is a part of STL-10, ready to use. For all of it, move this folder away first.")
+        print(
+            "This is part of STL-10, ready to use. To get all of it, move this folder away first."
+        )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     <folder>/unlabeled/...          without labels
     <folder>/...                    if none of the three exists: one split "unlabeled"
 
-Upper and lower case do not matter; `unlabelled` is `unlabeled`, and `val`, `valid` or `validation`
+Names are not case-sensitive; `unlabelled` is `unlabeled`, and `val`, `valid` or `validation`
 is `test` if there is no `test`. Pictures next to the splits are left out, and `notes` says which.
 Classes, `unlabeled` and a folder without splits may contain folders of any depth; links are
 followed. Hidden files and folders, folders of thumbnails and files without a picture's suffix are
@@ -35,7 +35,7 @@ SPLIT_OF = {
 """By the name of a folder in lower case. "val" takes the place of a missing test split."""
 
 THUMBNAILS = ("@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "__MACOSX")
-"""Folders in which network drives and systems keep copies that are no pictures of a user."""
+"""Thumbnail folders created by NAS devices and operating systems."""
 
 NAMED_AT_MOST = 10
 """Of the things that cannot be read."""
@@ -72,10 +72,10 @@ def find_pictures(root: Path, notes: list[str] | None = None) -> dict[str, Pictu
 
     Args:
         root: the folder.
-        notes: receives a line about everything that is left out or could be meant otherwise.
+        notes: receives a line for everything that is left out or ambiguous.
 
     Raises:
-        UserError: there is no picture, two folders stand for one split, or a split has pictures
+        UserError: there are no pictures, two folders mean the same split, or a split has pictures
             both in class folders and next to them.
     """
     if not root.is_dir():

@@ -259,4 +259,4 @@ def _report(pictures: Pictures, broken: dict[str, str]) -> None:
         print(printable(f"left out {pictures.root / name}: {reason}"), file=sys.stderr)
     if len(broken) > NAMED_AT_MOST:
         count = f"{len(broken):,} of {len(pictures.files):,}"
-        print(f"left out {count} pictures of {pictures.split} in all", file=sys.stderr)
+        print(f"left out {count} pictures of {pictures.split} in total", file=sys.stderr)

@@ -116,7 +116,7 @@ def _download(archive: Archive, part: Path, policy: RetryPolicy) -> None:
 
 def _verify(file: Path, expected: str | None) -> None:
     if not file.is_file():
-        raise UserError(f"--archive {file}: there is no such file")
+        raise UserError(f"--archive {file}: no such file")
     if expected and (md5 := _md5(file)) != expected:
         raise UserError(
             f"{file} has the MD5 {md5}, expected {expected}: it is damaged or another archive; "

@@ -4,16 +4,16 @@
 
 L2 normalization, exact PCA, K-means++; PCA and K-means are fitted on one split and applied to
 all of them. K-means runs twice: on the principal components, and on rows averaged with their
-nearest neighbors. Later stages use the second clusters; with --no-smooth, the only ones.
+nearest neighbors. Later stages use the clusters of the averaged rows; --no-smooth skips them.
 
 Reads features/{split}_features.npy and _labels.npy. Writes features/{split}_pca.npy, pca_*.npy,
 centroids.npy, head_*.npy, {split}_clusters.npy and _unusual.npy, cluster_to_class.npy,
-metrics.json and its part of manifest.json. Labels are used to name and to score the clusters,
+metrics.json and its part of manifest.json. Labels are used only to name and score the clusters,
 never to find them.
 
-There are two accuracies. `hungarian_accuracy` matches clusters to classes on each split itself, as
-papers report. `transferred_accuracy` names the clusters once, on the split that K-means was fitted
-on, and applies these names to the other splits, as you would without test labels.
+There are two accuracies. `hungarian_accuracy` matches clusters to classes separately on each split,
+as papers report. `transferred_accuracy` matches them once, on the split that K-means was fitted on,
+and scores the other splits with this matching, as you would without test labels.
 """
 
 import sys

@@ -81,7 +81,7 @@ def test_a_reader_never_mixes_two_states(finished: Path) -> None:
     components = kept.copy()
     with artifacts.writing(finished, CLUSTERING) as stage:
         stage.save(CENTROIDS, np.ones((10, 20)))
-        with pytest.raises(UserError, match=r"centroids\.npy is .* replaced while it was read"):
+        with pytest.raises(UserError, match=r"centroids\.npy does .*replaced while being read"):
             before.load(CENTROIDS)
         assert (before.load(artifacts.PCA_MEAN) == mean).all()  # not replaced yet
         with pytest.raises(UserError, match=f"no finished results of {CLUSTERING}"):

@@ -177,7 +177,7 @@ def test_duplicate_points_leave_clusters_empty(
     assert [scores["hungarian_accuracy"], scores["silhouette"]] == pytest.approx([1, 1])
     out = capsys.readouterr().out
     assert "5 clusters of train, 0 to 8 images" in out
-    assert "2 of them without images" in out
+    assert "2 clusters are empty" in out
     assert "span 2 dimensions, fewer than --components 100" in out
 
 

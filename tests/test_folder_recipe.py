@@ -176,7 +176,7 @@ def test_two_experiments_do_not_touch_each_other(small_script: Script, folder: P
     refused = small_script("src/train.py", *own)
     assert refused.returncode == 2
     assert "--dataset digits (now folder)" in refused.stderr
-    assert refused.stderr.endswith("or --name for an experiment of its own\n")
+    assert "--name" in refused.stderr.splitlines()[-1]
     assert "decoding" not in refused.stderr
     place = folder.parent
     before = files(place / "checkpoints")
@@ -189,7 +189,7 @@ def test_two_experiments_do_not_touch_each_other(small_script: Script, folder: P
         run = small_script(stage, "--name", "few", *more)
         assert run.returncode == 0, run.stderr
         if "clustering" in stage:
-            assert "note: 4 clusters instead of 10, as there are only 12 images" in run.stdout
+            assert "4 clusters instead of 10" in run.stdout
     assert {f: t for f, t in files(place / "checkpoints").items() if "few" not in f} == before
     assert [f for f in files(place / "features") if not f.startswith("few/")] == []
     saved = checkpoint.load(place / "checkpoints/few" / checkpoint.file_name(0))
@@ -252,7 +252,7 @@ def test_few_images_get_fewer_clusters(capsys: pytest.CaptureFixture[str]) -> No
     assert [fewer(10, images, False) for images in (1, 2, 3, 12, 29, 30, 999)] == [
         1, 2, 2, 4, 9, 10, 10,
     ]  # fmt: skip
-    assert "9 clusters instead of 10, as there are only 29 images" in capsys.readouterr().out
+    assert "9 clusters instead of 10" in capsys.readouterr().out
     assert [fewer(10, images, True) for images in (9, 10)] == [9, 10]
 
 

@@ -305,7 +305,7 @@ def test_demonstration_without_pictures(
     assert [int(line.split()[2]) for line in lines] == clusters.tolist()
     classes = [predictor.class_of(cluster) for cluster in clusters]
     right = np.sum(np.array(classes) == test.labels[rows].astype(str))
-    assert f"{right} of 25 are in a cluster of their own class" in printed.err
+    assert f"{right} of 25 are in" in printed.err
     assert 0 < right < 25
     with Image.open(montage) as grid:
         assert grid.size == (10 * 104 + 8, 2 * 120 + 32)
@@ -337,7 +337,7 @@ def test_an_unusual_picture_is_marked_in_every_output(
     files = [save(x, tmp_path / name) for x, name in zip(images, ("a.png", "b.png"), strict=True)]
     output, montage = tmp_path / "p.csv", tmp_path / "m.png"
     assert infer(*files, output=output, montage=montage) == 0
-    assert "unusual, far from every cluster: 1" in capsys.readouterr().err
+    assert "outliers: 1" in capsys.readouterr().err
     assert [row["unusual"] for row in rows_of(output)] == ["False", "True"]
     assert infer(*files) == 0
     _, usual, unusual = capsys.readouterr().out.splitlines()
@@ -531,7 +531,7 @@ def test_copies_never_overwrite(tmp_path: Path) -> None:
         ({"montage": Path("m.jpg")}, "PNG"),
         ({"sort_into": Path()}, "needs pictures"),
         ({"output": Path()}, "is a folder"),
-        ({"paths": ("a.png", "")}, "an empty path"),
+        ({"paths": ("a.png", "")}, "empty path"),
         ({"batch_size": 0}, "above 0"),
     ],
 )
@@ -623,7 +623,7 @@ def test_clusters_of_other_features_or_another_pca_are_refused(copied: Path) -> 
     with pytest.raises(UserError, match=r"no finished results of src/clustering\.py"):
         Predictor.load(copied, device="cpu")
     artifacts.record(copied, CLUSTERING, part)
-    with pytest.raises(UserError, match=r"centroids\.npy is .* of another run"):
+    with pytest.raises(UserError, match=r"centroids\.npy does not match"):
         Predictor.load(copied, device="cpu")
     artifacts.record(copied, CLUSTERING, part | {"features": "others"})
     with pytest.raises(UserError, match=r"belong to other features.*clustering\.py"):

@@ -175,5 +175,5 @@ def test_a_server_that_dies_in_the_middle(
     assert_trained(tmp_path, epochs=8)
     (log,) = segments(tmp_path)
     remedy = f"python src/sync_wandb.py wandb/{log.parent.name}"
-    assert errors == f"W&B: not all was uploaded; later: {remedy}\n"
+    assert errors == f"W&B: not everything was uploaded; later: {remedy}\n"
     assert rows(tmp_path, online) == distinct(expected_rows(8))

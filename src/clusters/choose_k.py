@@ -21,7 +21,7 @@ def candidates(flag: str | None, classes: int) -> range:
     """The numbers of clusters that `flag` names; None is one per class, or 10 without classes.
 
     Raises:
-        UserError: `flag` is no number from 1, no range from 2 such as 5:20, and not `auto`.
+        UserError: `flag` is not a number from 1, a range from 2 such as 5:20, or `auto`.
     """
     if flag is None:
         flag = str(classes if classes > 1 else DEFAULT)
@@ -38,12 +38,12 @@ def candidates(flag: str | None, classes: int) -> range:
 
 
 def fewer(count: int, images: int, has_classes: bool) -> int:
-    """`count`, the default, or as many clusters as few images allow: one each if there are classes,
-    else one for every three, but two."""
+    """`count`, the default, capped for small datasets: at N images with classes, otherwise at
+    max(2, N // 3)."""
     most = images if has_classes else min(images, max(2, images // 3))
     if count <= most:
         return count
-    print(f"note: {most} clusters instead of {count}, as there are only {images} images")
+    print(f"note: using {most} clusters instead of {count}, as there are only {images} images")
     return most
 
 
@@ -52,15 +52,16 @@ def scan(
 ) -> dict[str, Any]:
     """Fit K-means with every number of clusters, and pick a number.
 
-    The score is silhouette (the clusters are separated) times stability (the clusters of two halves
-    of the points agree). It is 0 where a half has fewer points than clusters. The pick has the
-    highest, but where that is the lowest number, at a silhouette below `REASONABLE`, the curve
-    merely falls: then it is the best number that scores more than both of its neighbors, if there
-    is one. Treat it as a hint, and look at the runners-up.
+    The score is silhouette (how separated the clusters are) times stability (how well the clusters
+    of two halves of the points agree). It is 0 if a half has fewer points than clusters. The number
+    with the highest score is picked. One exception: if that is the lowest number, and its
+    silhouette is below `REASONABLE`, the score probably just falls with K. Then the best peak, a
+    number that scores more than both of its neighbors, is picked instead, if there is one. Treat
+    the pick as a hint, and look at the runners-up.
 
     Args:
-        x_NP: the points to cluster; where there are more, evenly spaced ones: `images` or, if that
-            is too few, as many as clusters.
+        x_NP: the points to cluster; of more than `images`, evenly spaced ones: `images`, or as many
+            as clusters if that is more.
 
     Returns:
         `picked`, `runners_up` (the next two by score), the number of `images` used, and the curves

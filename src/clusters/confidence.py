@@ -8,10 +8,10 @@ centroid k. T is the confidence scale, one number for all predictions:
 - With labels on the split that named the clusters, T is fitted to them, as in temperature scaling
   (Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2). Certainty is then the
   confidence, from 1/K to 1: the probability that the cluster's name is the picture's class.
-- Without labels nothing tells how often a cluster is right. Certainty is then the margin: 0 on the
-  border between two clusters, towards 1 far from it. The scores of smoothed clusters are those
-  of a logistic regression, T = 1; nearest centroids are the posterior of two Gaussians with equal
-  spherical covariance, T = 2 s^2.
+- Without labels there is no way to know how often a cluster is right. Certainty is then the margin:
+  0 on the border between two clusters, close to 1 far from it. The scores of smoothed clusters are
+  those of a logistic regression, T = 1. The scores of nearest centroids are the posterior of two
+  Gaussians with equal spherical covariance, T = 2 s^2 (`gaussian_scale`).
 
 Shape letters: N images, P principal components, K clusters.
 """

@@ -18,20 +18,20 @@ class ClusteringConfig:
     l2_normalize: bool = True
     """Scale every feature vector to length 1 first."""
     components: int = 100
-    """Principal components to keep; fewer where the features have fewer dimensions."""
+    """Principal components to keep; fewer if the features have fewer dimensions."""
     clusters: str | None = None
     """A number, a range such as 5:20 to pick from, or auto (2:20); None is one per class, or 10."""
     restarts: int = 20
     """K-means starts; the best one is kept."""
     smooth: bool = True
-    """Also cluster rows averaged with their neighbors, and use these clusters in later stages."""
+    """Also cluster rows averaged with their neighbors; later stages use these clusters."""
     hops: int = 2
-    """How often the rows are averaged."""
+    """Number of rounds of averaging."""
     neighbors: int = 10
     """Nearest neighbors to average a row with."""
     unusual: float = 0.99
-    """Share of the fitted split's images that count as usual; a picture farther from every cluster
-    than these is marked as unusual."""
+    """Share of the fitted images that count as usual; a picture farther from every cluster than
+    these is marked as unusual."""
     seeds: int | None = None
     """Also report mean and standard deviation over this many seeds of K-means."""
     linear_probe: bool = False
@@ -42,6 +42,6 @@ class ClusteringConfig:
     seed: int = 0
     """Random seed of K-means."""
     wandb: WandbMode = "auto"
-    """Weights & Biases; auto is online with a key and a server that answers, else offline."""
+    """Weights & Biases; auto is online with a key and a reachable server, otherwise offline."""
     wandb_dir: Path = Path("wandb")
     """Directory of the Weights & Biases files."""

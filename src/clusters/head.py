@@ -54,7 +54,7 @@ def fit_head(x_NP: np.ndarray, clusters: np.ndarray, count: int) -> LinearHead:
 
     Rows are scaled together to a mean square length of 1, which fixes what its penalty C = 1 means.
     """
-    from sklearn.linear_model import LogisticRegression  # takes a second; predictions need it not
+    from sklearn.linear_model import LogisticRegression  # slow, not needed for prediction
 
     present = np.unique(clusters)
     weights_KP = np.zeros((count, x_NP.shape[1]), np.float32)
@@ -62,7 +62,7 @@ def fit_head(x_NP: np.ndarray, clusters: np.ndarray, count: int) -> LinearHead:
     bias_K[present] = 0
     if len(present) > 1:
         length = np.sqrt(np.square(x_NP, dtype=np.float64).sum(1).mean())
-        with threadpool_limits(1, "blas"):  # else NumPy's threads and SciPy's wait for each other
+        with threadpool_limits(1, "blas"):  # NumPy's and SciPy's contend otherwise
             model = LogisticRegression(max_iter=1000).fit(x_NP / length, clusters)
         weights, bias = model.coef_ / length, model.intercept_
         if len(present) == 2:  # scikit-learn keeps only the difference of the two scores

@@ -1,8 +1,8 @@
-"""The names of clusters: what people wrote into `features/names.json`, else the classes.
+"""Cluster names: from `features/names.json` if given, otherwise the matched class.
 
     {"clusters": "<Manifest.clusters_id>", "names": {"0": "sparrow", "3": "sparrow"}}
 
-Several clusters with one name are one group for the user; numbers and scores stay what they are.
+Clusters that share a name are one group for the user; numbers and scores do not change.
 """
 
 import unicodedata
@@ -26,7 +26,7 @@ class NamesFile(TypedDict):
 
 
 def load_names(manifest: Manifest) -> list[str | None]:
-    """The name of each of the K clusters: the given one, else its class; None without both.
+    """The name of each of the K clusters: the given one, otherwise its class, otherwise None.
 
     Raises:
         UserError: as `given_names`.
@@ -60,7 +60,7 @@ def given_names(manifest: Manifest) -> list[str | None]:
     for key, text in content["names"].items():
         name = unicodedata.normalize("NFC", text).strip()
         if key not in numbers:
-            raise UserError(f"{file}: there is no cluster {key!r}: they are 0 to {count - 1}")
+            raise UserError(f"{file}: no cluster {key!r}; clusters are 0 to {count - 1}")
         if problem := _problem(name):
             raise UserError(f"{file}: the name of cluster {key} {problem}: correct it")
         names[numbers[key]] = name

@@ -41,7 +41,7 @@ def run(config: ClusteringConfig) -> None:
         extraction, metrics = cluster(config, stage)
     print(metrics_report(metrics))
     track(config, extraction, metrics)
-    print(f"wrote {config.feature_dir / artifacts.METRICS} and the clusters next to it")
+    print(f"wrote {config.feature_dir / artifacts.METRICS} and the clusters")
 
 
 def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, dict[str, Any]]:
@@ -167,11 +167,11 @@ def load_baselines(manifest: Manifest, splits: list[str]) -> dict[str, Splits]:
     untrained, recorded = {}, manifest.extraction["checkpoint"]
     if recorded is None:
         if manifest.extraction["dataset"]["data_dir"] is None:
-            print("note: no baselines: the features were imported without pictures")
+            print("note: no baselines, since the features were imported without pictures")
             return {}
-        print("note: the features were imported: only raw pixels to compare with")
+        print("note: the features were imported, so raw pixels are the only baseline")
     elif Path(recorded["file"]).name == checkpoint.file_name(0):
-        print("note: the features are those of epoch 0 themselves: only raw pixels to compare with")
+        print("note: the features are those of epoch 0, so raw pixels are the only baseline")
     else:
         untrained = {split: manifest.load(UNTRAINED_FEATURES, split) for split in splits}
     dataset = reload_dataset(manifest.extraction["dataset"])

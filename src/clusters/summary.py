@@ -21,13 +21,13 @@ def metrics_report(metrics: dict[str, Any]) -> str:
     sizes = splits[fit_on]["cluster_sizes"]
     lines = [f"k-means: {len(sizes)} clusters of {fit_on}, {min(sizes):,} to {max(sizes):,} images"]
     if empty := sizes.count(0):
-        lines.append(f"note: {empty} of them without images: too many clusters for these features")
-    counts = [f"{count:,} of {split}" for split, count in metrics["unusual"].items()]
-    lines.append(f"unusual, far from every cluster: {', '.join(counts)}")
+        lines.append(f"note: {empty} clusters are empty: K is too large for these features")
+    counts = [f"{count:,} in {split}" for split, count in metrics["unusual"].items()]
+    lines.append(f"outliers: {', '.join(counts)}")
     for split, scores in splits.items():
         if undefined := [name for key, name in COLUMNS.items() if scores.get(key, 0) is None]:
             names = ", ".join(undefined)
-            lines.append(f"note: {split}: {names} undefined with one class or one cluster")
+            lines.append(f"note: {split}: {names} are undefined with one class or one cluster")
     labeled = [split for split in splits if "per_class" in splits[split]]
     if labeled:
         lines.append(f"{labeled[-1]}, {class_line(splits[labeled[-1]]['per_class'])}")
@@ -52,8 +52,8 @@ def pca_lines(pca: dict[str, Any], dim: int, wanted: int) -> str:
     """How much of `dim` features its components keep, and a note if that is little."""
     kept, explained = pca["components"], pca["explained_variance"]
     text = (
-        f"pca: {dim:,} features to {kept} components that keep {explained:.1%} of the variance; "
-        f"effective rank {pca['effective_rank']:.1f}"
+        f"pca: {dim:,} features reduced to {kept} components, which keep {explained:.1%} of the "
+        f"variance (effective rank of the features {pca['effective_rank']:.1f})"
     )
     if kept < wanted:
         text += (

@@ -4,8 +4,8 @@
 
 z are the principal components of the features x, c_k the centroids, and r the squared distance from
 x to the space that the components span: together the distance from x to the nearest centroid in all
-dimensions. A picture of another kind often differs where the components do not look. A softmax
-cannot tell it, as its scores only compare the clusters with each other.
+dimensions. A picture of another kind often differs in dimensions outside the components. A softmax
+cannot detect this, as its scores only compare the clusters with each other.
 
 Shape letters: N images, D features, P principal components, K clusters.
 """

@@ -1,10 +1,10 @@
-"""Linear probe: what a linear classifier, fitted with labels, makes of the frozen features.
+"""Linear probe: accuracy of a linear classifier trained on frozen features.
 
     mean cross entropy of softmax(W x + b) over the fitted images + |W|^2 / (2 C N)
 
 C is chosen by cross-validation on the fitted images over a logarithmic grid, and W, b are then
-fitted to all of them with L-BFGS. It says what the features hold, not what was found in them
-without labels.
+fitted to all of them with L-BFGS. It measures what the features contain, not what was found in
+them without labels.
 
 Sources: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations",
 appendix B.6 (in version 3 B.8); Kornblith et al. 2019, "Do Better ImageNet Models Transfer
@@ -75,7 +75,7 @@ def cross_validate(x_ND: np.ndarray, labels_N: np.ndarray, folds: int, seed: int
 
 
 def _regression(strength: float) -> Any:
-    """It starts where the last fit ended, so that a path of strengths takes few steps."""
+    """Warm start: each fit continues from the previous C."""
     from sklearn.linear_model import LogisticRegression  # takes a second
 
     return LogisticRegression(C=strength, tol=1e-5, max_iter=500, warm_start=True)

@@ -13,17 +13,17 @@ class ExtractionConfig:
     name: str | None = None
     """Name of the experiment: by default its directories are checkpoints/NAME and features/NAME."""
     checkpoint_dir: Path = Path("checkpoints")
-    """Directory of the training's checkpoints."""
+    """Directory of the checkpoints."""
     feature_dir: Path = Path("features")
     """Directory for the features."""
     data_dir: Path | None = None
-    """Directory of the images; by default the one that training used."""
+    """Directory of the images; by default, the one used in training."""
     cache_dir: Path | None = None
-    """Where to keep the decoded pictures of a folder; by default where training kept them."""
+    """Directory for the decoded pictures of a folder; by default, as in training."""
     untrained: bool = False
     """Also extract features of the untrained network, epoch 0, for clustering.py --baselines."""
     device: DeviceName = "auto"
-    """Device to compute on; auto is CUDA, else MPS, else the CPU."""
+    """Device to compute on; auto picks CUDA, MPS or the CPU, in this order."""
     precision: PrecisionName = "auto"
     """Precision of the network; the features are float32 in any case."""
     batch_size: int = 256
@@ -33,22 +33,22 @@ class ExtractionConfig:
 @dataclass(frozen=True)
 class ImportConfig:
     train: Path | None = None
-    """Features of the train split, a row for every image."""
+    """Features of the train split, one row per image."""
     test: Path | None = None
     """Features of the test split."""
     unlabeled: Path | None = None
-    """Features of images that nothing is scored on."""
+    """Features of images without labels."""
     train_labels: Path | None = None
-    """Classes of the train rows: whole numbers, -1 where the class is unknown."""
+    """Classes of the train rows: whole numbers, -1 if unknown."""
     test_labels: Path | None = None
     """Classes of the test rows."""
     class_names: Path | None = None
-    """A text file with the name of class 0 in the first line, of class 1 in the second, and so on;
-    by default the numbers are the names."""
+    """A text file with the class names, one per line, starting with class 0; by default, names are
+    the numbers."""
     data_dir: Path | None = None
-    """The folder of pictures that the features were made from."""
+    """The folder of pictures that the features were computed from."""
     train_names: Path | None = None
-    """A text file with the picture of every train row: its path in --data-dir, one a line."""
+    """A text file with the picture of every train row, one path in --data-dir per line."""
     test_names: Path | None = None
     """The same for the test rows."""
     unlabeled_names: Path | None = None
@@ -56,7 +56,7 @@ class ImportConfig:
     image_size: int = 96
     """Side in pixels to which the pictures are resized, for galleries and raw-pixel baselines."""
     cache_dir: Path | None = None
-    """Where to keep the decoded pictures; by default, next to the pictures."""
+    """Directory for the decoded pictures; by default, next to the pictures."""
     name: str | None = None
     """Name of the experiment: by default its --feature-dir is features/NAME."""
     feature_dir: Path = Path("features")

@@ -98,11 +98,11 @@ def _check_count(flag: str, found: int, what: str, file: Path, rows: int) -> Non
 def _check(config: ImportConfig, splits: dict[str, Rows]) -> None:
     """Raise UserError for flags that do not go together."""
     if not splits:
-        raise UserError("nothing to import: name the features with --train, --test or --unlabeled")
+        raise UserError("nothing to import: pass features with --train, --test or --unlabeled")
     for split in SPLITS:
         for kind in ("labels", "names"):
             if getattr(config, f"{split}_{kind}", None) and split not in splits:
-                raise UserError(f"--{split}-{kind} belongs to features: add --{split}")
+                raise UserError(f"--{split}-{kind} requires --{split}")
     widths = {f"--{split}": rows.features.shape[1] for split, rows in splits.items()}
     if len(set(widths.values())) > 1:
         found = ", ".join(f"{flag} {width:,}" for flag, width in widths.items())
@@ -116,7 +116,7 @@ def _check(config: ImportConfig, splits: dict[str, Rows]) -> None:
                 "with a path a line"
             )
     if config.class_names and not any(rows.labels is not None for rows in splits.values()):
-        raise UserError("--class-names names the numbers in --train-labels and --test-labels")
+        raise UserError("--class-names requires --train-labels or --test-labels")
     if config.image_size < 1:
         raise UserError("--image-size must be above 0")
 
@@ -166,9 +166,9 @@ def order_of(pictures: Dataset, split: str, names: list[str], data_dir: Path) ->
     left_out = sorted(row_of.keys() - set(expected))
     for name in left_out:
         if not (data_dir / name).is_file():
-            raise UserError(f"--{split}-names: there is no picture {name} in {data_dir}")
+            raise UserError(f"--{split}-names: no picture {name} in {data_dir}")
     if left_out:
-        print(f"note: {len(left_out):,} {split} rows are left out, of files that are no pictures")
+        print(f"note: {len(left_out):,} {split} rows are left out: their files are not pictures")
     return np.array([row_of[name] for name in expected])
 
 

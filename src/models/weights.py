@@ -93,7 +93,7 @@ def imagenet(arch: Architecture) -> Path:
 def read(file: Path) -> Tensors:
     """The tensors in `file` by name; names in nested dictionaries are joined with dots."""
     if not file.is_file():
-        raise UserError(f"--weights {file}: there is no such file")
+        raise UserError(f"--weights {file}: no such file")
     with open_regular(file) as stream:
         start = stream.read(100)
     is_safetensors = start[8:9] == b"{"  # its header follows eight bytes that hold its length

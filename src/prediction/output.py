@@ -87,7 +87,7 @@ def header(
 
 def line(row: Row, style: Format, certainty: CertaintyName, path_width: int | None) -> str | None:
     """`row` as one line; None for an unreadable picture in a table, where its neighbors
-    take a line of their own.
+    take their own line.
 
     Args:
         certainty: the name of the column or key.
@@ -239,7 +239,7 @@ def folders(given_names: list[str | None], classes: list[str | None]) -> list[st
     """The name of the folder of each cluster: clusters with the same given name share one.
 
     Raises:
-        UserError: two names would be the same folder, also where upper case is no difference.
+        UserError: two names would give the same folder, ignoring case.
     """
     owners: dict[str, str | int] = {}
     result = []
@@ -249,7 +249,7 @@ def folders(given_names: list[str | None], classes: list[str | None]) -> list[st
             folder = name.replace(os.sep, "_")
             folder = f"_{folder}" if folder.startswith(".") else folder  # neither hidden nor ..
         if owners.setdefault(folder.casefold(), name or k) != (name or k):
-            raise UserError(f"--sort-into: two names need the folder {folder}: change one of them")
+            raise UserError(f"--sort-into: two names need the folder {folder}: rename one of them")
         result.append(folder)
     return result
 
@@ -269,8 +269,8 @@ def check_sorted(folder: Path, contents: str, names: set[str]) -> None:
         used = place.name in names and any(place.iterdir())
         if used or (held or "").startswith(SORTED):
             raise UserError(
-                f"--sort-into {folder}: {place.name} holds {held or 'other files'}: name another "
-                "folder, or move that one away"
+                f"--sort-into {folder}: {place.name} holds {held or 'other files'}: choose "
+                "another folder, or move that one away"
             )
 
 

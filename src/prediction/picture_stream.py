@@ -23,7 +23,7 @@ def find(names: Iterable[str], written: list[str] | None = None) -> Iterator[Pat
 
     A folder stands for every file in it and its subfolders that has a picture's suffix, except
     hidden ones; links to folders are not followed. Any other name stands for itself, and `decode`
-    gives the reason if it is no picture.
+    gives the reason if it is not a picture.
 
     Args:
         written: receives the folders of pictures that this program wrote; they are left out, also

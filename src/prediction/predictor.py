@@ -1,4 +1,4 @@
-"""Clusters of new pictures, from the backbone, the PCA and the centroids of one training.
+"""Clusters of new pictures, from the backbone, the PCA and the clusters of one run.
 
 Shape letters: B images in a batch, N images, S pixels, D features, P principal components,
 K clusters.
@@ -114,7 +114,7 @@ class Predictor:
 
     @property
     def certainty_name(self) -> CertaintyName:
-        """What `Predictions.certainty` is: "confidence" with labels, else "margin"."""
+        """What `Predictions.certainty` is: "confidence" with labels, otherwise "margin"."""
         return self.head.certainty_name
 
     @classmethod
@@ -197,7 +197,7 @@ class Predictor:
         return Predictions(*(out.numpy() for out in self.head(torch.from_numpy(features_BD))))
 
     def name_of(self, cluster: int) -> str:
-        """The name that the user gave to a cluster, else its class, else "cluster 3"."""
+        """The name that the user gave to a cluster, its class, or "cluster 3"."""
         return self.given_names[cluster] or self.class_of(cluster) or f"cluster {cluster}"
 
     def class_of(self, cluster: int) -> str | None:

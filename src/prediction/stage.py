@@ -101,13 +101,13 @@ def run(config: InferenceConfig) -> int:
                     bar.write(f"not sorted: {printable(row.path)}: {reason}", sys.stderr)
     if config.montage:
         montage.save(config.montage, predictor.certainty_name)
-    rate = f"{predicted / (time.monotonic() - started):,.0f} a second"
+    rate = f"{predicted / (time.monotonic() - started):,.0f} pictures/s"
     all_given = predicted + unreadable
     print(f"predicted {predicted:,} of {all_given:,} pictures, {rate}", file=sys.stderr)
     if unusual:
-        print(f"unusual, far from every cluster: {unusual:,}", file=sys.stderr)
+        print(f"outliers: {unusual:,}", file=sys.stderr)
     if labeled:
-        print(f"{right} of {labeled} are in a cluster of their own class", file=sys.stderr)
+        print(f"{right} of {labeled} are in the cluster matched to their class", file=sys.stderr)
     track(config, predictor, montage)
     return 3 if unreadable or unsorted else 0
 
@@ -139,11 +139,11 @@ def _check(config: InferenceConfig) -> None:
     if config.neighbors < 0:
         raise UserError("--neighbors must be 0 or above")
     if "" in config.paths:
-        raise UserError("an empty path: write . for the current folder")
+        raise UserError("empty path; use . for the current folder")
     if config.json and config.csv:
-        raise UserError("--json and --csv exclude each other")
+        raise UserError("--json and --csv cannot be combined")
     if config.montage and config.montage.suffix.lower() != ".png":
-        raise UserError(f"--montage {config.montage}: it is a PNG file, the name must end in .png")
+        raise UserError(f"--montage {config.montage}: the name must end in .png")
     for file in (config.output, config.montage):
         if file and file.is_dir():
             raise UserError(f"{file} is a folder, not a file")
@@ -152,9 +152,9 @@ def _check(config: InferenceConfig) -> None:
     if config.sort_into and not (config.paths or config.names):
         raise UserError("--sort-into needs pictures: give files or folders")
     if config.features and (config.paths or config.montage):
-        raise UserError("--features has no pictures to read: leave paths and --montage out")
+        raise UserError("--features cannot be combined with paths or --montage")
     if config.names and not config.features:
-        raise UserError("--names are those of the rows of --features: add it")
+        raise UserError("--names requires --features")
 
 
 def _check_outputs(config: InferenceConfig, recorded: DatasetRecord) -> None:
@@ -232,7 +232,7 @@ def _from_features(config: InferenceConfig, predictor: Predictor) -> Generator[P
 
 
 def _demonstration(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
-    """Evenly spaced images of the test split, else of train, else of unlabeled."""
+    """Evenly spaced images of the first split present: test, train, unlabeled."""
     dataset = reload_dataset(predictor.extraction["dataset"], config.data_dir)
     name = next(s for s in ("test", "train", "unlabeled") if s in dataset.splits)
     split = dataset.splits[name]

@@ -22,7 +22,7 @@ DTYPES: dict[PrecisionName, torch.dtype] = {
 
 
 def select_device(name: DeviceName) -> torch.device:
-    """The device of that name; `auto` takes CUDA, else Apple's MPS, else the CPU."""
+    """The device of that name; `auto` takes CUDA, Apple's MPS or the CPU, in this order."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -61,7 +61,8 @@ def keep_freed_memory() -> None:
 def select_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
     """The dtype of the network's activations.
 
-    `auto` takes bfloat16 where the hardware computes in it, else float16 on CUDA, else float32.
+    `auto` takes bfloat16 if the hardware supports it, otherwise float16 on CUDA and float32
+    elsewhere.
     """
     if name != "auto":
         return DTYPES[name]

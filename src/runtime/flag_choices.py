@@ -1,7 +1,5 @@
-"""The names that flags take, apart from the slow imports of the code that acts on them.
-
-So every script can answer --help and refuse a wrong flag before it imports PyTorch.
-"""
+"""The values that flags accept, separate from the slow imports of the code that uses them, so that
+--help and wrong flags are answered before PyTorch is imported."""
 
 from typing import Literal
 

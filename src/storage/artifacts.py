@@ -147,7 +147,7 @@ class ClusteringRecord(StageRecord):
     fit_on: str
     clusters: int
     certainty: CertaintyName
-    """What a prediction's certainty is: confidence with labels, else margin."""
+    """What a prediction's certainty is: confidence with labels, otherwise margin."""
     confidence_scale: float
     unusual_distance: float
     """A picture farther from every cluster is unusual, see `src/clusters/unusual.py`."""
@@ -233,8 +233,8 @@ class Manifest:
         with reading(file, f"run python {command} to write it again") as stream:
             if digest(stream) != recorded:
                 raise UserError(
-                    f"{file} is damaged, of another run, or was replaced while it was read: run "
-                    f"the same command again, or python {command} to write the file again"
+                    f"{file} does not match its recorded digest (damaged, from another run, or "
+                    f"replaced while being read): try again, or run python {command}"
                 )
             stream.seek(0)
             yield stream
@@ -243,11 +243,11 @@ class Manifest:
         file, remedy = self.directory / MANIFEST, f"run python {stage} again"
         if stage not in self._parts:
             raise UserError(
-                f"{self.directory} holds no finished results of {stage}: run python {stage}"
+                f"{self.directory} has no finished results of {stage}: run python {stage}"
             )
         part = self._parts[stage]
         if problem := misfit(part, description):
-            raise UserError(f"{file} is damaged, or of another version ({problem}): {remedy}")
+            raise UserError(f"{file} is damaged or from another version ({problem}): {remedy}")
         if part["digest"] != _part_digest(part):
             raise UserError(f"{file} was changed after {stage} wrote it: {remedy}")
         return part

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`, the record of a training: a JSON object in a line per logged step and epoch."""
+"""`metrics.jsonl`, the log of a run: one JSON object per line for each logged step and epoch."""
 
 import contextlib
 import json
@@ -64,8 +64,8 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
 
 
 def read_metrics(file: Path) -> list[Record]:
-    """The records in `file`, if it exists. Whatever is no record is left out with a note, but for
-    a last line that a kill left incomplete."""
+    """The records in `file`, if it exists. Invalid lines are left out with a note, except for an
+    incomplete last line, as a kill leaves it."""
     try:
         with open_regular(file) as stream:
             lines = stream.read().splitlines(keepends=True)

@@ -35,8 +35,8 @@ class Tracker(contextlib.AbstractContextManager["Tracker"]):
     """One W&B run. No method raises: an error of W&B is a warning on standard error, printed once.
 
     Args:
-        mode: `auto` is online where a key is configured and the server answers, else offline.
-        directory: of the runs where it is called `wandb`, else of a `wandb` that holds them.
+        mode: `auto` is online with a key and a reachable server, otherwise offline.
+        directory: of the runs if it is called `wandb`, otherwise the parent of such a folder.
         run_id: of the run to continue; None begins a new one.
         options: `group`, `job_type` and `config`, for `wandb.init`.
     """

@@ -1,5 +1,5 @@
-"""Opens and closes a Weights & Biases run, online where that is possible, else offline. An offline
-run that is resumed is several directories ("segments") of one run id, which a sync joins."""
+"""Opens and closes a Weights & Biases run, online if possible, otherwise offline. A resumed offline
+run consists of several directories ("segments") with one run id, which a sync joins."""
 
 import contextlib
 import logging
@@ -97,7 +97,7 @@ def close_run(run: Any, exit_code: int) -> None:
     try:
         run.finish(exit_code)
     except TimeoutError:
-        raise RunError(f"not all was uploaded; later: {later}") from None
+        raise RunError(f"not everything was uploaded; later: {later}") from None
     except Exception:
         import wandb
 

@@ -46,7 +46,7 @@ class ViewSettings:
     rotation: float = 0.0
     """Largest rotation of a view to either side, in degrees."""
     shear: float = 0.0
-    """Largest slant of a view to either side, in degrees."""
+    """Largest shear of a view to either side, in degrees."""
     shift: float = 0.0
     """Largest shift of a view along each axis, as a fraction of its side."""
     zoom: float = 0.0
@@ -61,11 +61,11 @@ class ViewSettings:
 @dataclass(frozen=True)
 class TrainConfig:
     dataset: DatasetName = "stl10"
-    """The dataset; digits has its own defaults (--dataset digits --help shows them). For a
-    folder, flags that are None are chosen by the number and size of its pictures."""
+    """The dataset; digits has its own defaults (--dataset digits --help shows them). For a folder,
+    flags that are None are chosen from the number and size of its pictures."""
     data_dir: Path = Path("dataset")
-    """For stl10 the folder that contains stl10_binary/, for folder the folder of pictures. Training
-    downloads STL-10 into the default one only."""
+    """With stl10, the folder that contains stl10_binary/; with folder, the folder of pictures.
+    STL-10 is downloaded only into the default one."""
     name: str | None = None
     """Name of the experiment: by default its --checkpoint-dir is checkpoints/NAME. Also W&B's
     group."""
@@ -76,16 +76,16 @@ class TrainConfig:
     image_size: Chosen[int] = 96
     """Side in pixels to which the pictures of a folder are resized."""
     cache_dir: Path | None = None
-    """Where to keep the decoded pictures of a folder; by default, next to the pictures."""
+    """Directory for the decoded pictures of a folder; by default, next to the pictures."""
 
     arch: Chosen[Architecture] = "resnet50"
     """Backbone."""
     bn: BatchNorm = "frozen"
-    """Batch norm: with statistics that are frozen after the warm-up (and standardized weights), or
-    with those of every batch."""
+    """Batch norm: frozen (statistics fixed after the warm-up, weights standardized), or train
+    (statistics of every batch)."""
     weights: WeightsName | Path = "none"
     """Initial weights of the backbone: random, torchvision's for ImageNet (learned with labels), or
-    a file with a state dict, of PyTorch or safetensors. Pretrained batch-norm statistics are frozen
+    a PyTorch or safetensors file with a state dict. Pretrained batch-norm statistics stay frozen
     from the start."""
 
     views: tyro.conf.OmitArgPrefixes[ViewSettings] = field(default_factory=ViewSettings)
@@ -97,11 +97,11 @@ class TrainConfig:
     """Passes over the images; 0 writes the initial checkpoint and stops. Raising it after a
     finished run continues on the longer schedule."""
     batch_size: Chosen[int] = 256
-    """Images whose views are each other's negatives."""
+    """Images per batch; their views are each other's negatives."""
     accumulate: int = 1
-    """Batches per optimizer step; averages gradients, while negatives come from one batch."""
+    """Batches per optimizer step: gradients are averaged, but negatives come from one batch."""
     learning_rate: float = 1e-3
-    """AdamW's peak learning rate at 256 images a step; scales with the square root of their
+    """AdamW's peak learning rate for 256 images per step; scales with the square root of that
     number."""
     weight_decay: float = 1e-4
     """AdamW's weight decay; none on biases and batch norm."""
@@ -111,14 +111,15 @@ class TrainConfig:
     """Maximum gradient norm (clipping)."""
 
     device: DeviceName = "auto"
-    """Device to train on; auto is CUDA, else MPS, else the CPU."""
+    """Device to train on; auto picks CUDA, MPS or the CPU, in this order."""
     precision: PrecisionName = "auto"
-    """Mixed precision; auto is bf16 if the hardware has it, else fp16 on CUDA, else fp32."""
+    """Mixed precision; auto is bf16 if supported by the hardware, otherwise fp16 on CUDA and fp32
+    elsewhere."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on for CUDA. PyTorch caches compiled code for the next run, in the
     system's temporary folder or in $TORCHINDUCTOR_CACHE_DIR."""
     images: Placement = "auto"
-    """Keep the images on the device or stream them; auto decides by its free memory."""
+    """Keep the images on the device or stream them; auto depends on its free memory."""
     deterministic: bool = False
     """Deterministic algorithms on a GPU, so that resuming is bit-identical, as on a CPU."""
     seed: int = 0
@@ -135,7 +136,7 @@ class TrainConfig:
     monitor_every: int = 4
     """Epochs between k-NN and K-means accuracies on 5,000 labeled images, if there are labels."""
     wandb: WandbMode = "auto"
-    """Weights & Biases; auto is online if there is a key and the server answers, else offline."""
+    """Weights & Biases; auto is online with a key and a reachable server, otherwise offline."""
     wandb_dir: Path = Path("wandb")
     """Directory for the files of Weights & Biases."""
 
@@ -195,7 +196,7 @@ def check(config: TrainConfig) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be above 0")
     for name in ("flip", "gray", "blur"):
         if not 0 <= getattr(config.views, name) <= 1:
-            raise UserError(f"--{name} is a probability: 0 to 1")
+            raise UserError(f"--{name} must be a probability, from 0 to 1")
     flags = flag_values(config)
     for name in ("jitter", "rotation", "shear", "shift", "zoom", "weight_decay", "warmup_epochs",
                  "epochs"):  # fmt: skip

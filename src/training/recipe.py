@@ -165,5 +165,5 @@ def refuse_changes(
     if different:
         raise UserError(
             f"{file} was trained with {', '.join(different)}: use the same settings to resume, "
-            "--fresh to start over (it keeps the old files), or --name for an experiment of its own"
+            "--fresh to start over (it keeps the old files), or --name for a separate experiment"
         )

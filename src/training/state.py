@@ -117,7 +117,7 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
         BadCheckpoint: it holds something else than `save_checkpoint` wrote.
     """
     if problem := misfit(saved, ResumableState):
-        raise BadCheckpoint(f"{file} is damaged, or of another version: {problem}")
+        raise BadCheckpoint(f"{file} is damaged or from another version: {problem}")
     is_same = saved["dataset"]["fingerprint"] == setup.dataset.fingerprint
     refuse_changes(file, saved["config"], setup.config, is_same)
     checkpoint.load_into(state.model, saved["model"], file)
@@ -128,7 +128,7 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
     }
     found = {i: {name: x.shape for name, x in moment.items()} for i, moment in moments.items()}
     if found not in ({}, expected):
-        raise BadCheckpoint(f"{file} holds the optimizer of another network")
+        raise BadCheckpoint(f"{file} has the optimizer state of another network")
     # Its other settings follow from the flags.
     state.optimizer.load_state_dict(own | {"state": moments})
     state.scaler.load_state_dict(saved["scaler"])
@@ -137,7 +137,7 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
     if state.step > setup.steps:
         raise UserError(
             f"{file} was saved after {state.step:,} steps, but --epochs {setup.config.epochs} is "
-            f"only {setup.steps:,}: raise --epochs, or use --name for an experiment of its own"
+            f"only {setup.steps:,}: raise --epochs, or use --name for a separate experiment"
         )
     freeze_batch_norm(state.model.backbone, frozen=frozen_at(state.step, setup))
 

@@ -1,6 +1,6 @@
 """SimCLR's random views, for a whole batch at once.
 
-Every view has random parameters of its own, drawn on the CPU from an explicit generator, so all
+Every view has its own random parameters, drawn on the CPU from an explicit generator, so all
 devices make the same views. Making them takes a few batched matrix products on any device.
 
 Shape letters: N views, S side of an image and of its view in pixels, C = 3 color channels.
@@ -33,7 +33,7 @@ class ViewParameters(NamedTuple):
     box_N4: Tensor
     """Crop: top, left, height, width in pixels."""
     flip_N: Tensor
-    """1 for a mirror image, else 0."""
+    """1 for a mirror image, otherwise 0."""
     kernel_NT: Tensor
     """Blur weights of the T taps."""
     pixel_N33: Tensor

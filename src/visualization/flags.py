@@ -14,7 +14,7 @@ class VisualizeConfig:
     feature_dir: Path = Path("features")
     """Directory of features and clusters; figures and report are written there too."""
     checkpoint_dir: Path | None = None
-    """Directory of the training log; by default that of the checkpoint behind the features."""
+    """Directory of the training log; by default, that of the checkpoint of the features."""
     data_dir: Path | None = None
     """Directory of the images; by default the one that the features were extracted from."""
     format: Literal["png", "pdf"] = "png"
@@ -24,7 +24,7 @@ class VisualizeConfig:
     seed: int = 0
     """Random seed of the map."""
     wandb: WandbMode | None = None
-    """Weights & Biases; auto is online with a key and a server that answers, else offline. The
+    """Weights & Biases; auto is online with a key and a reachable server, otherwise offline. The
     default is auto, and disabled for a folder of your own pictures."""
     wandb_dir: Path = Path("wandb")
     """Directory of the files of Weights & Biases."""

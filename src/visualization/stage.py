@@ -40,7 +40,7 @@ def run(config: VisualizeConfig) -> None:
     method = config.projection if can_arrange(results.x_NP) else "pca"
     print(f"{TITLES[method]} of {len(results.x_NP):,} images")
     if len(results.x_NP) > FIT_POINTS and method != "pca":
-        print(f"note: {FIT_POINTS:,} are arranged, the others placed among their neighbors")
+        print(f"note: {FIT_POINTS:,} are embedded, the others placed among their neighbors")
     xy_N2 = project(results.x_NP, method, config.seed)
 
     folder = config.feature_dir / artifacts.FIGURES
@@ -63,7 +63,7 @@ def run(config: VisualizeConfig) -> None:
     write_images(table, results, near_N, xy_N2)
 
     print(f"wrote {len(files)} figures to {folder} in {time.monotonic() - started:.0f} s")
-    print(f"wrote {table}, a row for each image")
+    print(f"wrote {table} (one row per image)")
     print(f"open {report} in a browser ({report.stat().st_size / 2**20:.1f} MB)")
 
 
@@ -82,12 +82,12 @@ def training_records(directory: Path | None, extraction: ExtractionRecord) -> li
     """The training log in `directory`, by default that of the features' checkpoint."""
     if directory is None:
         if extraction["checkpoint"] is None:
-            print("note: the features were imported: no training curves")
+            print("note: the features were imported, so there are no training curves")
             return []
         directory = Path(extraction["checkpoint"]["file"]).parent
     records = read_metrics(directory / checkpoint.METRICS_LOG)
     if not records:
-        print(f"note: no training is logged in {directory}: no training curves")
+        print(f"note: no training log in {directory}, so no training curves")
     return records
 
 
@@ -109,7 +109,7 @@ def draw(
     yield "map", projection_map(results, xy_N2, method)
     labeled = {split: part for split, part in used_splits(metrics).items() if "confusion" in part}
     if not labeled:
-        print("note: no image has a label: no confusion matrix, no classes in the map")
+        print("note: no labels, so no confusion matrix and no classes in the map")
     for split, scores in labeled.items():
         title = f"{split}, % of each class (accuracy {scores['hungarian_accuracy']:.1%})"
         counts = np.array(scores["confusion"])
