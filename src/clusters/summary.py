@@ -27,7 +27,7 @@ def metrics_report(metrics: dict[str, Any]) -> str:
     for split, scores in splits.items():
         if undefined := [name for key, name in COLUMNS.items() if scores.get(key, 0) is None]:
             names = ", ".join(undefined)
-            lines.append(f"note: {split}: {names} are undefined with one class or one cluster")
+            lines.append(f"note: {split}: {names} undefined with one class or one cluster")
     labeled = [split for split in splits if "per_class" in splits[split]]
     if labeled:
         lines.append(f"{labeled[-1]}, {class_line(splits[labeled[-1]]['per_class'])}")
