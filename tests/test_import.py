@@ -147,7 +147,7 @@ def test_without_pictures_all_but_galleries(
         with pytest.raises(UserError, match=r"that made them is not here: .*--features"):
             run()
     artifacts.path(FEATURES, tmp_path, "train").write_bytes(b"damage")
-    with pytest.raises(UserError, match=r"run .*python src/import_features\.py to write"):
+    with pytest.raises(UserError, match=r"run .*python src/import_features\.py"):
         cluster(tmp_path)
 
 

@@ -527,8 +527,8 @@ def test_copies_never_overwrite(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"json": True, "csv": True}, "exclude"),
-        ({"montage": Path("m.jpg")}, "PNG"),
+        ({"json": True, "csv": True}, "--json and --csv"),
+        ({"montage": Path("m.jpg")}, "--montage m.jpg"),
         ({"sort_into": Path()}, "needs pictures"),
         ({"output": Path()}, "is a folder"),
         ({"paths": ("a.png", "")}, "empty path"),

@@ -36,10 +36,11 @@ import sys
 from pathlib import Path
 from src import train
 from src.models.architectures import ARCHITECTURES, Design
+from src.training import loop
 from src.training.flags import TrainConfig
 
 ARCHITECTURES["small"] = Design(ARCHITECTURES["resnet18"].block, (2, 1), (16, 32))
-train.gpu_utilization = lambda device: 50.0  # all else is as in src/train.py
+loop.gpu_utilization = lambda device: 50.0  # all else is as in src/train.py
 train.main(TrainConfig(
     data_dir=Path(sys.argv[1]), arch="small", epochs=4, batch_size=16, checkpoint_every=2,
     log_every=1, monitor_every=2, warmup_epochs=1, device="cpu", wandb="offline",
