@@ -3,8 +3,8 @@
     python src/feature_extraction.py
 
 Reads checkpoints/ and the images. Writes features/{split}_features.npy and _labels.npy, of one
-split {split}_views.npy, and its part of features/manifest.json. The checkpoint determines dataset
-and architecture.
+split {split}_views.npy and _view_pixels.npy, and its part of features/manifest.json. The checkpoint
+determines dataset and architecture.
 """
 
 import sys

@@ -94,10 +94,11 @@ def test_the_import_writes_what_the_extraction_writes(
     (pictures_dir / "train/0/notes.txt").unlink()
     capsys.readouterr()
     cluster(imported)
-    assert "two views" not in capsys.readouterr().out
+    assert "pi between views" not in capsys.readouterr().out
     assert Manifest(imported).extraction["dataset"] == dataset
+    views = {"train_views.npy", "train_view_pixels.npy"}
     written = {file.name for file in imported.iterdir()}
-    assert written == {file.name for file in extracted.iterdir()} - {"train_views.npy"}
+    assert written == {file.name for file in extracted.iterdir()} - views
     for name in written - {artifacts.MANIFEST, artifacts.METRICS}:
         assert (imported / name).read_bytes() == (extracted / name).read_bytes(), name
     ours, theirs = (Manifest(directory).metrics() for directory in (extracted, imported))

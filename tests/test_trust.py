@@ -9,7 +9,6 @@ from sklearn.metrics import adjusted_rand_score, cohen_kappa_score
 
 from dataset.load_dataset import load_dataset
 from src.clusters import trust
-from src.clusters.head import nearest_centroid
 from src.clusters.protocol import Protocol
 from src.clusters.trust import (
     Views,
@@ -20,8 +19,8 @@ from src.clusters.trust import (
     trust_report,
     views_agreement,
 )
-from src.models import preprocessing
 from src.models.encoder import TrainedBackbone
+from src.models.preprocessing import pixels, raw_pixels
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
 from src.training.batches import paired_views
@@ -63,10 +62,10 @@ def test_labels_do_not_change_it() -> None:
     assert with_labels == halves_agreement(protocol(), x, 5, 0)
 
 
-def test_the_word_follows_halves_views_and_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verdict_follows_halves_views_and_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     x, images = np.zeros((20, 2), np.float32), np.zeros((20, 3, 24, 24), np.uint8)
-    drawn = Views(np.zeros((2, 20, 2)), nearest_centroid(np.eye(2)), ViewSettings())
-    for halves, views, pixels, word in (
+    drawn = Views(np.zeros((2, 20)), np.zeros((2, 20, 5)))
+    for halves, views, raw, word in (
         (0.46, None, {"halves": 0.9, "views": None}, "clear"),
         (0.44, None, {"halves": 0.4, "views": None}, "partial"),
         (0.4, None, {"halves": 0.5, "views": None}, "no better than pixels"),
@@ -74,15 +73,15 @@ def test_the_word_follows_halves_views_and_pixels(monkeypatch: pytest.MonkeyPatc
         (0.9, 0.29, {"halves": 0.1, "views": 0.2}, "no better than pixels"),  # within the error
         (0.1, None, None, "partial"),
     ):
-        measured = {"halves": halves, "views": views, "pixels": pixels}
+        measured = {"halves": halves, "views": views, "pixels": raw}
         for name, value in measured.items():
             monkeypatch.setattr(trust, f"{name}_agreement", lambda *_, value=value: value)
-        report = trust_report(protocol(), x, pixels and images, 3, 0, views and drawn) or {}
+        report = trust_report(protocol(), x, raw and images, 3, 0, views and drawn) or {}
         assert report == {"verdict": word, **measured}
-        assert describe(report).startswith(f"trust: {word}: ")
+        assert describe(report).startswith(f"{word}: ")
 
 
-def test_no_word_about_one_cluster_or_small_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_verdict_about_one_cluster_or_small_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     for clusters, images in ((1, trust.IMAGES), (11, trust.IMAGES), (6, 10)):
         monkeypatch.setattr(trust, "IMAGES", images)
         assert trust_report(protocol(), groups(20, 1), None, clusters, 0) is None
@@ -90,26 +89,25 @@ def test_no_word_about_one_cluster_or_small_halves(monkeypatch: pytest.MonkeyPat
 
 def test_agreement_of_views_is_scotts_pi() -> None:
     """Cohen's kappa is Scott's pi once either view has been the first one."""
-    head, rng = nearest_centroid(np.eye(4)), np.random.default_rng(0)
-    corners = np.eye(4, dtype=np.float32)
+    rng = np.random.default_rng(0)
     first = rng.choice(4, 300, p=[0.6, 0.2, 0.2, 0])
     for changed in (0, 90, 300):
         second = np.where(np.arange(300) < changed, rng.integers(3, size=300), first)
         kappa = cohen_kappa_score(np.append(first, second), np.append(second, first))
-        assert views_agreement(head, corners[[first, second]]) == pytest.approx(kappa)
+        assert views_agreement(np.stack([first, second])) == pytest.approx(kappa)
         assert (kappa == 1, abs(kappa) < 0.2) == (changed == 0, changed == 300)
-    assert views_agreement(head, corners[np.zeros((2, 5), int)]) == 0
+    assert views_agreement(np.zeros((2, 5), int)) == 0
 
 
-@pytest.mark.parametrize("pixels", [{"halves": 0.2, "views": 0.341}, None])
+@pytest.mark.parametrize("raw", [{"halves": 0.2, "views": 0.341}, None])
 @pytest.mark.parametrize("views", [0.678, None])
-def test_words_only_about_what_was_measured(pixels: dict | None, views: float | None) -> None:
-    pixels = pixels and pixels | ({} if views else {"views": None})
-    line = describe({"verdict": "clear", "halves": 0.9, "views": views, "pixels": pixels})
-    expected = "0.90, raw pixels 0.20" if pixels else "0.90"
+def test_words_only_about_what_was_measured(raw: dict | None, views: float | None) -> None:
+    raw = raw and raw | ({} if views else {"views": None})
+    line = describe({"verdict": "clear", "halves": 0.9, "views": views, "pixels": raw})
+    expected = "0.90, raw pixels 0.20" if raw else "0.90"
     if views:
-        expected += "; of two views of a picture 0.68" + (", raw pixels 0.34" if pixels else "")
-    assert line.endswith(f" (agreement of halves {expected}; 1 is the same, 0 is chance)")
+        expected += "; Scott's pi between views 0.68" + (", raw pixels 0.34" if raw else "")
+    assert line.endswith(f" (ARI between halves {expected}; 1 is identical, 0 is chance)")
 
 
 def test_more_images_must_agree_better() -> None:
@@ -138,8 +136,9 @@ def test_raw_digits_are_as_good_as_themselves() -> None:
     for settings in (strong, weak):
         pairs = list(paired_views(images, settings, torch.device("cpu")))
         views = [torch.cat([x.chunk(2)[i] for x in pairs]) for i in range(2)]
-        rows = [pca.transform(small_pixels(preprocessing.pixels(x).numpy())) for x in views]
-        report = trust_report(own, x_NP, images, 10, 0, Views(np.stack(rows), head, settings)) or {}
+        raw_2nS = np.stack([raw_pixels(pixels(x)).numpy() for x in views])
+        clusters_2n = np.stack([head.assign(pca.transform(x)) for x in raw_2nS])
+        report = trust_report(own, x_NP, images, 10, 0, Views(clusters_2n, raw_2nS)) or {}
         assert report["pixels"] == {"halves": report["halves"], "views": report["views"]}
         assert report["verdict"] == "no better than pixels"
         agreements.append(report["views"])
@@ -151,12 +150,15 @@ def test_views_from_the_checkpoint_to_the_metrics(digits_run: FinishedRun, tmp_p
     manifest = Manifest(features)
     views_2nD = manifest.load(artifacts.VIEWS, "train")
     assert (views_2nD.shape, views_2nD.dtype) == ((2, 128, 512), np.float32)
+    raw_2nS = manifest.load(artifacts.VIEW_PIXELS, "train")
     trained = TrainedBackbone.load(file, file.parent, torch.device("cpu"))
     images = load_dataset("digits", Path()).splits["train"].images
     pairs = list(paired_views(images, ViewSettings(), torch.device("cpu")))
     for i in range(2):
+        view = torch.cat([x.chunk(2)[i] for x in pairs])
+        np.testing.assert_allclose(raw_2nS[i], raw_pixels(pixels(view)), rtol=1e-5)
         with torch.inference_mode():
-            expected = trained.backbone(torch.cat([x.chunk(2)[i] for x in pairs]))
+            expected = trained.backbone(view)
         for j in range(2):
             alike = torch.cosine_similarity(torch.tensor(views_2nD[j]), expected)
             assert (float(alike.min()) > 0.99) == (i == j)

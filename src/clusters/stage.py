@@ -32,7 +32,6 @@ from src.storage.artifacts import (
 )
 from src.storage.provenance import git_commit, versions
 from src.tracking.tracker import stage_tracker
-from src.training.flags import ViewSettings
 
 
 def run(config: ClusteringConfig) -> None:
@@ -203,12 +202,11 @@ def load_images(manifest: Manifest, split: str) -> np.ndarray | None:
 
 def load_views(manifest: Manifest, split: str, pca: PCA, head: LinearHead) -> Views | None:
     """Two views of images of a split; None where the extraction wrote none."""
-    trained = manifest.extraction["checkpoint"]
-    if trained is None or not manifest.has(artifacts.VIEWS, split):
+    if not manifest.has(artifacts.VIEW_PIXELS, split):
         return None
     x_2nD = manifest.load(artifacts.VIEWS, split)
-    x_2nP = np.stack([pca.transform(x) for x in x_2nD])
-    return Views(x_2nP, head, ViewSettings.of(trained["config"]))
+    clusters_2n = np.stack([head.assign(pca.transform(x)) for x in x_2nD])
+    return Views(clusters_2n, manifest.load(artifacts.VIEW_PIXELS, split))
 
 
 def choose_protocol(config: ClusteringConfig, features: Splits, manifest: Manifest) -> Protocol:

@@ -35,7 +35,7 @@ def metrics_report(metrics: dict[str, Any]) -> str:
     if "linear_probe" in metrics:
         lines += [probe_line(metrics["linear_probe"]), ""]
     if "trust" in metrics:
-        lines.append(describe(metrics["trust"]))
+        lines.append(f"trust: {describe(metrics['trust'])}")
     seeds = metrics.get("seeds", {})
     for key, method in (("splits", K_MEANS), ("smoothed", SMOOTHED)):
         for split, means in seeds.get(key, {}).items():

@@ -1,20 +1,20 @@
 """How far to trust clusters, without any label: would other images have given the same ones, and
-do two views of a picture land in one?
+do two views of a picture share a cluster?
 
-The images are split at random into two halves, and each is smoothed and clustered alone. Either
-half's linear head assigns all images, and the two assignments are compared by the adjusted Rand
-index, 1 if they agree and 0 as by chance; the mean over a few splits. Raw pixels go through the
-same. Principal components are those of all images.
+The images are split at random into two halves, and each is smoothed and clustered alone. The linear
+head of each half assigns all images, and the two assignments are compared by the adjusted Rand
+index: 1 if they agree, 0 for chance; the mean over a few splits. Raw pixels go through the same.
+Principal components are those of all images.
 
-Two random views of a picture, as SimCLR trains on, are assigned too: the share of pictures whose
-views share a cluster, corrected for chance. Features that recognize a picture no better than raw
-pixels do are not trusted, however stable their clusters are.
+Two random views of each picture, as in SimCLR's training, are assigned too: the share of pictures
+whose views share a cluster, corrected for chance. Features that recognize a picture no better than
+raw pixels do are not trusted, regardless of how stable their clusters are.
 
 Sources: clustering by stability under resampling, as in Tibshirani & Walther 2005, "Cluster
 Validation by Prediction Strength", and Lange et al. 2004, "Stability-Based Validation of Clustering
 Solutions"; agreement corrected for chance as in Scott 1955, "Reliability of Content Analysis".
 
-Shape letters: N images, n of them, P principal components, S pixels.
+Shape letters: N images, n of them, P principal components, S raw pixels.
 """
 
 from dataclasses import replace
@@ -22,33 +22,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score
 
-from src.clusters.head import LinearHead
 from src.clusters.protocol import Protocol
-from src.models.preprocessing import pixels
-from src.training.batches import paired_views
-from src.training.views import ViewSettings
+from src.models.preprocessing import raw_pixels
 
 IMAGES = 4_000
-"""At most so many are split into halves."""
-PIXELS = 24
-"""Side to which pictures are reduced for the comparison with raw pixels."""
+"""The most images that are split into halves."""
 VIEWS_MARGIN = 0.1
-"""By so much must the agreement of views exceed that of raw pixels: 1.5 standard errors of the
+"""The agreement of views must exceed that of raw pixels by this much: 1.5 standard errors of the
 difference, as both come from 128 images."""
+MEANINGS = {
+    "clear": "stable across subsets",
+    "partial": "some clusters change with the images they are found on",
+    "no better than pixels": "train longer or on more images; check every cluster before using it",
+}
+"""By the verdict."""
 
 
 class Views(NamedTuple):
-    """Two views of each of n images of the fitted split."""
+    """Two random views of each of n images of the fitted split."""
 
-    x_2nP: np.ndarray
-    """Their principal components."""
-    head: LinearHead
-    """It assigns them."""
-    settings: ViewSettings
-    """How they were drawn."""
+    clusters_2n: np.ndarray
+    """The clusters they are assigned to."""
+    pixels_2nS: np.ndarray
+    """Their raw pixels."""
 
 
 def halves_agreement(
@@ -67,11 +65,11 @@ def halves_agreement(
     return float(np.mean(scores))
 
 
-def views_agreement(head: LinearHead, x_2nP: np.ndarray) -> float:
-    """Scott's pi, (p - c) / (1 - c), of two views: p is the share of images whose views are in one
-    cluster, and c = sum_k q_k^2 what chance gives, with q_k the share of all views in cluster k.
+def views_agreement(clusters_2n: np.ndarray) -> float:
+    """Scott's pi, (p - c) / (1 - c), of two views: p is the share of images whose views share a
+    cluster, and c = sum_k q_k^2 is what chance gives, with q_k the share of all views in cluster k.
     0 if all views are in one cluster."""
-    first, second = (head.assign(x_nP) for x_nP in x_2nP)
+    first, second = clusters_2n
     chance = np.square(np.bincount(np.append(first, second)) / (2 * len(first))).sum()
     return float((np.mean(first == second) - chance) / (1 - chance)) if chance < 1 else 0.0
 
@@ -81,18 +79,14 @@ def pixels_agreement(
     images_NCSS: np.ndarray,
     clusters: int,
     seed: int,
-    settings: ViewSettings | None,
+    views_2nS: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Of raw pixels: the agreement of halves, and of the views that `settings` drew."""
+    """Of raw pixels: the agreement of halves, and that of views if there are any."""
     pca, reduced = protocol.reduce({protocol.fit_on: small_pixels(images_NCSS)})
     halves, views = halves_agreement(protocol, reduced[protocol.fit_on], clusters, seed), None
-    if settings:
+    if views_2nS is not None:
         found = _blind(protocol).cluster(reduced, clusters, seed, protocol.smooth(reduced))
-        pairs = paired_views(images_NCSS, settings, torch.device("cpu"))
-        parts = [small_pixels(pixels(x).numpy()) for x in pairs]
-        x_2nS = np.concatenate([x.reshape(2, -1, x.shape[1]) for x in parts], axis=1)
-        x_2nP = np.stack([pca.transform(x) for x in x_2nS])
-        views = views_agreement(found.head, x_2nP)
+        views = views_agreement(np.stack([found.head.assign(pca.transform(x)) for x in views_2nS]))
     return {"halves": halves, "views": views}
 
 
@@ -126,8 +120,8 @@ def trust_report(
         return None
     halves, raw = halves_agreement(protocol, x_NP, clusters, seed), None
     if images_NCSS is not None:
-        raw = pixels_agreement(protocol, images_NCSS, clusters, seed, views and views.settings)
-    own = views and views_agreement(views.head, views.x_2nP)
+        raw = pixels_agreement(protocol, images_NCSS, clusters, seed, views and views.pixels_2nS)
+    own = views and views_agreement(views.clusters_2n)
     verdict = "clear" if halves >= clear_from(len(x_NP)) else "partial"
     if raw and (
         (verdict == "partial" and halves <= raw["halves"])
@@ -138,28 +132,18 @@ def trust_report(
 
 
 def small_pixels(images_NCSS: np.ndarray, block: int = 256) -> np.ndarray:
-    """float32 (n, 3 * 24 * 24) of at most `IMAGES` evenly spaced images: the means of patches."""
+    """The raw pixels, float32 (n, S), of at most `IMAGES` evenly spaced images."""
     rows = np.linspace(0, len(images_NCSS) - 1, min(IMAGES, len(images_NCSS))).astype(int)
-    parts = []
-    for start in range(0, len(rows), block):
-        images = torch.tensor(images_NCSS[rows[start : start + block]]).float()
-        parts.append(F.adaptive_avg_pool2d(images, PIXELS).flatten(1).numpy())
-    return np.concatenate(parts)
+    parts = [images_NCSS[rows[i : i + block]] for i in range(0, len(rows), block)]
+    return np.concatenate([raw_pixels(torch.tensor(part)).numpy() for part in parts])
 
 
 def describe(trust: dict[str, Any]) -> str:
-    """One line in words."""
-    meaning = {
-        "clear": "clear: other images of this kind would give nearly the same clusters",
-        "partial": "partial: some of the clusters would differ with other images",
-        "no better than pixels": "no better than pixels: look at every cluster before using it",
-    }
-    raw, agreements = trust["pixels"], []
-    for key, of in (("halves", "halves"), ("views", "two views of a picture")):
-        if trust.get(key) is not None:
+    """The verdict in one line, and the numbers that it comes from."""
+    raw, numbers = trust["pixels"], []
+    for key, measure in (("halves", "ARI between halves"), ("views", "Scott's pi between views")):
+        if trust[key] is not None:
             compared = f", raw pixels {raw[key]:.2f}" if raw else ""
-            agreements.append(f"of {of} {trust[key]:.2f}{compared}")
-    return (
-        f"trust: {meaning[trust['verdict']]} (agreement {'; '.join(agreements)}; 1 is the same, "
-        "0 is chance)"
-    )
+            numbers.append(f"{measure} {trust[key]:.2f}{compared}")
+    verdict, evidence = trust["verdict"], "; ".join(numbers)
+    return f"{verdict}: {MEANINGS[verdict]} ({evidence}; 1 is identical, 0 is chance)"

@@ -11,6 +11,7 @@ import torch
 from dataset.load_dataset import Dataset, Split, load_dataset
 from src.features.flags import ExtractionConfig
 from src.models.encoder import TrainedBackbone, encode, encode_into
+from src.models.preprocessing import pixels, raw_pixels
 from src.runtime import distributed
 from src.runtime.cli import UserError, progress
 from src.runtime.device import select_device, select_precision
@@ -57,8 +58,9 @@ def extract_all(config: ExtractionConfig) -> None:
                     stage.save(LABELS, split.labels, name)
             part = manifest_part(trained, dataset, data_dir, cache_dir, dtype)
             name = artifacts.default_split(part["dataset"]["splits"])
-            x_2nD = encode_views(trained, dataset.splits[name].images, dtype)
+            x_2nD, pixels_2nS = encode_views(trained, dataset.splits[name].images, dtype)
             stage.save(artifacts.VIEWS, x_2nD, name)
+            stage.save(artifacts.VIEW_PIXELS, pixels_2nS, name)
             stage.record(part)
 
 
@@ -119,9 +121,12 @@ def extract(
 
 def encode_views(
     trained: TrainedBackbone, images_NCSS: np.ndarray, dtype: torch.dtype
-) -> np.ndarray:
-    """Features (2, n, D), float32, of two random views of n images, drawn as in the training."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (2, n, D) and raw pixels (2, n, S), float32, of two random views of n images, drawn
+    as in training."""
     device = next(trained.backbone.parameters()).device
-    views = paired_views(images_NCSS, ViewSettings.of(trained.config), device)
-    parts = [encode(trained.backbone, x, dtype).cpu().unflatten(0, (2, -1)) for x in views]
-    return torch.cat(parts, 1).numpy()
+    features, raw = [], []
+    for x in paired_views(images_NCSS, ViewSettings.of(trained.config), device):
+        features.append(encode(trained.backbone, x, dtype).cpu().unflatten(0, (2, -1)))
+        raw.append(raw_pixels(pixels(x)).cpu().unflatten(0, (2, -1)))
+    return torch.cat(features, 1).numpy(), torch.cat(raw, 1).numpy()

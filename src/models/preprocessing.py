@@ -1,11 +1,14 @@
 """Preprocessing, the same in all stages: uint8 pixels to normalized float32."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # ImageNet's mean and standard deviation (torchvision's documentation), for every dataset.
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
+RAW_SIDE = 24
+"""Side to which pictures are reduced when features are compared with raw pixels."""
 
 
 def preprocess(images_NCSS: Tensor) -> Tensor:
@@ -19,6 +22,11 @@ def pixels(x_NCSS: Tensor) -> Tensor:
     """The reverse: float32 pixels of 0 to 255."""
     mean, std = (channels(values, x_NCSS.device) for values in (PIXEL_MEAN, PIXEL_STD))
     return (x_NCSS * std + mean) * 255
+
+
+def raw_pixels(images_NCSS: Tensor) -> Tensor:
+    """float32 (N, 3 * 24 * 24): the means of patches."""
+    return F.adaptive_avg_pool2d(images_NCSS.float(), RAW_SIDE).flatten(1)
 
 
 def channels(values: tuple[float, ...], device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """The contract between the stages: every file in `features/`, written by one stage and checked by
 every reader.
 
-Shape letters: N images, n of them, D features, P principal components, K clusters.
+Shape letters: N images, n of them, D features, S raw pixels, P principal components, K clusters.
 
 No other module spells one of these file names. A stage records in the manifest what it wrote, with
 a digest of every file. Whoever reads a file compares it with that record, so a damaged file, one of
@@ -72,6 +72,8 @@ UNTRAINED_FEATURES = Artifact(
 LABELS = Artifact("{split}_labels.npy", np.int64, "N", EXTRACTION)
 VIEWS = Artifact("{split}_views.npy", np.float32, "2nD", EXTRACTION)
 """Features of two random views of n images of the `default_split`, not of imported ones."""
+VIEW_PIXELS = Artifact("{split}_view_pixels.npy", np.float32, "2nS", EXTRACTION)
+"""Raw pixels of the same views."""
 
 REDUCED = Artifact("{split}_pca.npy", np.float32, "NP", CLUSTERING)
 PCA_MEAN = Artifact("pca_mean.npy", np.float32, "D", CLUSTERING)
@@ -84,7 +86,16 @@ HEAD_WEIGHTS = Artifact("head_weights.npy", np.float32, "KP", CLUSTERING)
 HEAD_BIAS = Artifact("head_bias.npy", np.float32, "K", CLUSTERING)
 CLUSTER_TO_CLASS = Artifact("cluster_to_class.npy", np.int64, "K", CLUSTERING)
 
-OF_SPLITS = (FEATURES, UNTRAINED_FEATURES, LABELS, VIEWS, REDUCED, ASSIGNMENTS, UNUSUAL)
+OF_SPLITS = (
+    FEATURES,
+    UNTRAINED_FEATURES,
+    LABELS,
+    VIEWS,
+    VIEW_PIXELS,
+    REDUCED,
+    ASSIGNMENTS,
+    UNUSUAL,
+)
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"

@@ -8,30 +8,19 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from src.clusters.trust import describe
 from src.evaluation.tables import COLUMNS, score_rows
 from src.storage.metrics_log import Record
 from src.visualization.figures import cluster_scan, styled, training_curves
 from src.visualization.results import Results
 
-VERDICTS = {
-    "clear": "Clear: other images or views give nearly the same clusters.",
-    "partial": "Partial: other images or views give some of the same clusters.",
-    "no better than pixels": "No better than raw pixels: the features tell no more than color and "
-    "layout. Train longer, or on more pictures.",
-}
-"""By the verdict in metrics.json."""
-AGREEMENTS = {
-    "halves": "Clusters found on halves of the images agree with an adjusted Rand index of",
-    "views": "Two random views of a picture agree in their cluster with a Scott's pi of",
-}
-"""By their keys in metrics.json."""
-
 
 def sections(results: Results, records: Sequence[Record]) -> str:
     """The HTML of every section that the run has data for."""
     metrics = results.metrics
+    trust = f"<p>{escape(describe(metrics['trust']))}.</p>" if "trust" in metrics else ""
     parts = {
-        "trust": ("How far to trust the clusters", trust(metrics.get("trust"))),
+        "trust": ("How far to trust the clusters", trust),
         "scan": ("How many clusters", scan_image(metrics.get("scan"))),
         "metrics": ("Metrics", metrics_table(metrics)),
         "training": ("Training", training_image(records)),
@@ -42,19 +31,6 @@ def sections(results: Results, records: Sequence[Record]) -> str:
         for key, (title, content) in parts.items()
         if content
     )
-
-
-def trust(report: dict[str, Any] | None) -> str:
-    """The verdict of the clustering stage, and the agreements behind it."""
-    if report is None:
-        return ""
-    text = f"<strong>{escape(VERDICTS[report['verdict']])}</strong></p><p>"
-    for key, what in AGREEMENTS.items():
-        if report.get(key) is not None:
-            pixels = report["pixels"]
-            compared = f", those of raw pixels with {pixels[key]:.3f}" if pixels else ""
-            text += f"{what} {report[key]:.3f}{compared}. "
-    return f"<p>{text}1 is the same, 0 is chance.</p>"
 
 
 def scan_image(scan: dict[str, Any] | None) -> str:
