@@ -1,9 +1,9 @@
-"""How fast a folder of pictures is decoded by one core and by all, and opened the second time.
+"""How fast a folder of pictures is decoded by one thread and by several, and opened the second time.
 
     python benchmarks/decode_folder.py --data-dir DIR
 
 Reads the pictures of every split, decodes into caches in a temporary directory, and prints
-pictures per second and the ratio of all cores to one (medians of the rounds, in which they take
+pictures per second and the ratio of all threads to one (medians of the rounds, in which they take
 turns), by how much the process grew, and the seconds to open the whole folder again.
 """
 
@@ -15,8 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from loky import cpu_count
-
+from dataset import decoding
 from dataset.folder import Pictures, find_pictures
 from dataset.load_dataset import load_dataset
 from dataset.picture_cache import load_pictures
@@ -30,7 +29,7 @@ class DecodeConfig:
     image_size: int = 96
     """Side in pixels to which they are brought."""
     rounds: int = 3
-    """How often each number of workers has its turn."""
+    """How often each number of threads has its turn."""
 
 
 def main(config: DecodeConfig) -> None:
@@ -40,23 +39,24 @@ def main(config: DecodeConfig) -> None:
         for name, _, _ in pictures.files:
             (pictures.root / name).read_bytes()
     before = peak_bytes()
-    rates: dict[int, list[float]] = {1: [], cpu_count(): []}
+    rates: dict[int, list[float]] = {1: [], decoding.THREADS: []}
     for _ in range(config.rounds):
-        for workers, measured in rates.items():
-            measured.append(count / decode(splits, config.image_size, workers))
-    for workers, measured in rates.items():
+        for threads, measured in rates.items():
+            measured.append(count / decode(splits, config.image_size, threads))
+    for threads, measured in rates.items():
         ratio = statistics.median(many / one for many, one in zip(measured, rates[1], strict=True))
         rate = statistics.median(measured)
-        print(f"{workers} workers: {rate:,.0f} pictures/s, {ratio:.2f} of one")
+        print(f"{threads} threads: {rate:,.0f} pictures/s, {ratio:.2f} of one")
     print(f"memory grew by {(peak_bytes() - before) / 1e6:,.0f} MB")
     print(f"second open: {second_open(config):.2f} s for {count:,} pictures")
 
 
-def decode(splits: dict[str, Pictures], size: int, workers: int) -> float:
+def decode(splits: dict[str, Pictures], size: int, threads: int) -> float:
+    decoding.THREADS = threads
     with tempfile.TemporaryDirectory() as cache:
         start = time.perf_counter()
         for pictures in splits.values():
-            load_pictures(pictures, size, Path(cache), workers)
+            load_pictures(pictures, size, Path(cache))
         return time.perf_counter() - start
 
 

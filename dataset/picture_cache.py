@@ -1,28 +1,26 @@
 """Decoded pictures on disk: one uint8 array per split and size, read through a memory map.
 
-A split is decoded once, on all cores, and again only when the name, size or modification time of a
-file in its folder changes. Pictures are written to the file as soon as they are decoded, so neither
-writing nor reading needs memory for more than a few of them.
+A split is decoded once, by several threads, and again only when the name, size or modification time
+of a file in its folder changes. Pictures are written to the file as soon as they are decoded, so
+neither writing nor reading needs memory for more than a few of them.
 """
 
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock
-from loky import ProcessPoolExecutor, cpu_count
 from numpy.lib import format as npy
 from typing_extensions import TypedDict
 
+from dataset.decoding import decode
 from dataset.folder import NAMED_AT_MOST, Pictures
-from dataset.pictures import BadPicture, load_picture
-from src.runtime.cli import ENVIRONMENT_ERRORS, RunError, UserError, printable, progress
+from dataset.pictures import BadPicture
+from src.runtime.cli import ENVIRONMENT_ERRORS, UserError, printable, progress
 from src.storage.files import (
     digest,
     json_digest,
@@ -38,11 +36,8 @@ CACHE_FOLDER = ".picture_cache"
 PIXELS_VERSION = 2
 """Increment it when `load_picture` starts to give other pixels for the same file."""
 
-SMALL_COUNT, SMALL_BYTES = 500, 50_000_000
-"""A folder below both limits is decoded in this process: starting others would take longer."""
-
-_CHUNK = 32
-"""Pictures that a process decodes at a time."""
+AHEAD = 64
+"""Pictures that may be decoded before they are written."""
 
 
 class CacheRecord(TypedDict):
@@ -56,7 +51,6 @@ def load_pictures(
     pictures: Pictures,
     size: int,
     cache_dir: Path | None = None,
-    workers: int | None = None,
     notes: list[str] | None = None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The decoded pictures of a split.
@@ -65,8 +59,6 @@ def load_pictures(
         pictures: what `find_pictures` found.
         size: side S in pixels.
         cache_dir: where the cache is written; by default in the folder of pictures.
-        workers: how many processes decode; by default one per core, and only this one for a
-            small folder.
         notes: receives a line if pictures could not be decoded earlier.
 
     Returns:
@@ -76,7 +68,6 @@ def load_pictures(
 
     Raises:
         UserError: the cache cannot be written.
-        RunError: a process that decodes died.
     """
     folder = pictures.root / CACHE_FOLDER
     if cache_dir is not None:
@@ -91,7 +82,7 @@ def load_pictures(
             # Every process of a distributed run calls this; the first one decodes, the others wait.
             with FileLock(folder / ".lock"):
                 if not _open(pixels):
-                    _write(pixels, pictures, size, workers or _suitable_workers(pictures))
+                    _write(pixels, pictures, size)
                     _remove_others(pixels, stem)
                 cached = _open(pixels)
     assert cached is not None
@@ -127,78 +118,32 @@ def _digest(pixels: BinaryIO, broken: dict[str, str]) -> str:
     return found
 
 
-def _write(pixels: Path, pictures: Pictures, size: int, workers: int) -> None:
+def _write(pixels: Path, pictures: Pictures, size: int) -> None:
     count, row_bytes = len(pictures.files), 3 * size * size
     needed = count * row_bytes
     require_space(pixels.parent, needed, "the cache of decoded pictures", "--cache-dir")
     print(f"decoding {count:,} pictures of {pictures.split} into {pixels.parent}", file=sys.stderr)
     root = pictures.root.absolute()
-    paths = [f"{root}/{name}" for name, _, _ in pictures.files]
-    broken: dict[int, str] = {}
-    with replacing(pixels) as temporary:
-        with temporary.open("wb") as file:
-            _write_header(file, count, size)
-            offset = file.tell()
-        decode = partial(_decode_rows, temporary, offset, size)
-        chunks = [(first, paths[first : first + _CHUNK]) for first in range(0, count, _CHUNK)]
+    paths = (Path(f"{root}/{name}") for name, _, _ in pictures.files)
+    broken: dict[str, str] = {}
+    with replacing(pixels) as temporary, temporary.open("wb") as file:
+        _write_header(file, count, size)
         with (
-            _mapped(decode, chunks, workers) as decoded,
+            contextlib.closing(decode(paths, size, AHEAD)) as decoded,
             progress(total=count, desc=f"decoding {pictures.split}", unit="picture") as bar,
         ):
-            for rows, reasons in decoded:
-                broken |= reasons
-                bar.update(rows)
-        if broken:
-            with temporary.open("r+b") as file:
-                _close_gaps(file, offset, row_bytes, count, broken)
-                file.seek(0)
-                _write_header(file, count - len(broken), size)
+            for (name, _, _), (_, picture) in zip(pictures.files, decoded, strict=True):
+                if isinstance(picture, BadPicture):
+                    broken[name] = str(picture)
+                else:
+                    file.write(np.ascontiguousarray(picture).data)
+                bar.update()
+        file.seek(0)
+        _write_header(file, count - len(broken), size)
     # Last, because without this file the array does not count as complete.
-    named = {pictures.files[row][0]: reason for row, reason in broken.items()}
     with pixels.open("rb") as file:
-        record = {"digest": _digest(file, named), "broken": named}
+        record = {"digest": _digest(file, broken), "broken": broken}
     write_json(pixels.with_suffix(".json"), record)
-
-
-@contextlib.contextmanager
-def _mapped(
-    function: Callable[..., Any], items: list[Any], workers: int
-) -> Iterator[Iterator[Any]]:
-    """The results in the order of `items`, from processes that end with the block.
-
-    Threads would wait for Python's lock a third of the time. loky's processes do not import the
-    script that started them, and torch with it, as those of `multiprocessing` do.
-    """
-    if workers == 1:
-        yield map(function, items)
-        return
-    pool = ProcessPoolExecutor(min(workers, len(items)))
-    try:
-        yield pool.map(function, items)
-    finally:
-        pool.shutdown(kill_workers=True)
-
-
-def _decode_rows(
-    file: Path, offset: int, size: int, chunk: tuple[int, list[str]]
-) -> tuple[int, dict[int, str]]:
-    """Write the pictures of `chunk` into the rows of `file` from row `first` on.
-
-    Returns:
-        How many rows, and the reason for each that has no picture and holds zeros.
-    """
-    first, paths = chunk
-    images = np.zeros((len(paths), 3, size, size), np.uint8)
-    broken = {}
-    for i, path in enumerate(paths):
-        try:
-            images[i] = load_picture(Path(path), size)
-        except BadPicture as error:
-            broken[first + i] = str(error)
-    with file.open("r+b") as out:
-        out.seek(offset + first * images[0].nbytes)
-        out.write(images.data)
-    return len(paths), broken
 
 
 def _write_header(file: BinaryIO, count: int, size: int) -> None:
@@ -208,35 +153,10 @@ def _write_header(file: BinaryIO, count: int, size: int) -> None:
     )
 
 
-def _close_gaps(
-    file: BinaryIO, offset: int, row_bytes: int, count: int, gaps: Collection[int]
-) -> None:
-    """Move the rows after a gap forward, and cut off the rest of the file."""
-    end = min(gaps)
-    for row in range(end, count):
-        if row not in gaps:
-            file.seek(offset + row * row_bytes)
-            content = file.read(row_bytes)
-            file.seek(offset + end * row_bytes)
-            file.write(content)
-            end += 1
-    file.truncate(offset + end * row_bytes)
-
-
-def _suitable_workers(pictures: Pictures) -> int:
-    size = sum(size for _, size, _ in pictures.files)
-    return 1 if len(pictures.files) < SMALL_COUNT and size < SMALL_BYTES else cpu_count()
-
-
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
-    except BrokenProcessPool:
-        raise RunError(
-            "a process that decodes pictures died, perhaps because memory ran out: run the same "
-            "command again"
-        ) from None
     except OSError as error:
         if error.errno not in ENVIRONMENT_ERRORS:
             raise

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset.decoding import decode
 from dataset.load_dataset import load_dataset
 from dataset.pictures import BadPicture, load_picture
 from src.clusters.confidence import confidence, fit_scale, gaussian_scale, margin
@@ -21,7 +22,7 @@ from src.clusters.head import LinearHead
 from src.inference import InferenceConfig, main
 from src.prediction import stage
 from src.prediction.output import Montage, NearCluster, Row, cluster_folder, line, sort_into
-from src.prediction.picture_stream import decode, find
+from src.prediction.picture_stream import find
 from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError
 from src.storage import artifacts

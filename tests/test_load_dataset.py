@@ -1,27 +1,25 @@
 """STL-10 by its shapes, folders of pictures and their cache, and the fingerprint of both."""
 
 import json
-import multiprocessing
 import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import picture_cache
+from dataset import decoding, picture_cache
 from dataset.folder import Pictures, find_pictures
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.picture_cache import CACHE_FOLDER, load_pictures
 from src.prediction.picture_stream import find
-from src.runtime.cli import RunError, UserError
+from src.runtime.cli import UserError
 from src.storage.output_folder import mark
 from tests.helpers import ROOT
 from tests.helpers.processes import run_python
@@ -296,7 +294,7 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
         np.testing.assert_array_equal(load(tmp_path).splits["unlabeled"].images, expected(9))
     picture(tmp_path / "plain.png", 10)
     found = find_pictures(tmp_path)["unlabeled"]
-    images, _ = load_pictures(found, SIZE, tmp_path / "cache", workers=2)
+    images, _ = load_pictures(found, SIZE, tmp_path / "cache")
     np.testing.assert_array_equal(images, expected(9, 10))
 
 
@@ -307,13 +305,13 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the pictures that are decoded, not read from the cache."""
     names = []
-    real = picture_cache.load_picture
+    real = decoding.load_picture
 
     def spy(source: Path, size: int) -> np.ndarray:
         names.append(source.name)
         return real(source, size)
 
-    monkeypatch.setattr(picture_cache, "load_picture", spy)
+    monkeypatch.setattr(decoding, "load_picture", spy)
     return names
 
 
@@ -443,22 +441,24 @@ def test_cache_that_cannot_be_written_names_the_flag(
         load(folder)
 
 
-# --- folders: several processes ------------------------------------------------------------------
+# --- folders: decoding ------------------------------------------------------------------
 
 
-def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_keep_their_order_and_broken_ones_leave_no_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for level in range(150):
         picture(tmp_path / "pictures" / f"{level:03d}.png", level)
     for broken in (0, 99, 100, 149):
         (tmp_path / "pictures" / f"{broken:03d}.png").write_bytes(b"")
-    monkeypatch.chdir(tmp_path)
-    pictures = find_pictures(Path("pictures"))["unlabeled"]
-    one, names = load_pictures(pictures, SIZE, Path("one"), workers=1)
-    many, _ = load_pictures(pictures, SIZE, Path("many"), workers=5)
-    assert len(names) == 146
-    np.testing.assert_array_equal(one, expected(*(int(name[:3]) for name in names)))
-    np.testing.assert_array_equal(many, one)
-    files = [next(Path(place).rglob("*.pixels")).read_bytes() for place in ("one", "many")]
+    pictures = find_pictures(tmp_path / "pictures")["unlabeled"]
+    files = []
+    for threads in (1, 5):
+        monkeypatch.setattr(decoding, "THREADS", threads)
+        images, names = load_pictures(pictures, SIZE, tmp_path / str(threads))
+        assert len(names) == 146
+        np.testing.assert_array_equal(images, expected(*(int(name[:3]) for name in names)))
+        files.append(next((tmp_path / str(threads)).rglob("*.pixels")).read_bytes())
     assert files[0] == files[1]
 
 
@@ -474,7 +474,7 @@ def left_in(cache: Path) -> list[Path]:
 
 @pytest.fixture
 def many(tmp_path: Path) -> Pictures:
-    """Names of one large picture, so many that processes decode for more than a second."""
+    """Names of one large picture, so many that threads decode for seconds."""
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)
     (tmp_path / "pictures").mkdir()
     Image.fromarray(noise).save(tmp_path / "original.jpg")
@@ -483,53 +483,33 @@ def many(tmp_path: Path) -> Pictures:
     return find_pictures(tmp_path / "pictures")["unlabeled"]
 
 
-def kill_a_worker() -> None:
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+def test_decoding_that_is_interrupted_leaves_nothing(
+    many: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
 
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    ("action", "error"), [(kill_a_worker, RunError), (interrupt, KeyboardInterrupt)]
-)
-def test_decoding_that_ends_early_leaves_nothing(
-    many: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    action: Callable[[], None], error: type[BaseException],
-) -> None:  # fmt: skip
-    started = []
-    while multiprocessing.active_children():  # of an earlier test, on their way out
-        time.sleep(0.05)
-
-    def at_first_progress(_: int) -> None:
-        if not started:
-            started.extend(multiprocessing.active_children())
-            action()
-
-    cache = tmp_path / "cache"
+    cache, before = tmp_path / "cache", threading.active_count()
     with monkeypatch.context() as patch:
         bar = picture_cache.progress(total=100)
-        patch.setattr(bar, "update", at_first_progress)
+        patch.setattr(bar, "update", interrupt)
         patch.setattr(picture_cache, "progress", lambda **_: bar)
-        with pytest.raises(error):
-            load_pictures(many, SIZE, cache, workers=2)
-    assert len(started) == 2
-    assert not any(process.is_alive() for process in started)
+        with pytest.raises(KeyboardInterrupt):
+            load_pictures(many, SIZE, cache)
+    assert threading.active_count() == before
     assert left_in(cache) == []
-    images, _ = load_pictures(many, SIZE, cache, workers=2)
+    images, _ = load_pictures(many, SIZE, cache)
     assert len(images) == 200
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_disk_that_fills_up(folder: Path, tmp_path: Path, workers: int) -> None:
+def test_a_disk_that_fills_up(folder: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk."""
     pictures, cache = find_pictures(folder)["unlabeled"], tmp_path / "cache"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write the cache .*--cache-dir"):
-            load_pictures(pictures, 64, cache, workers)
+            load_pictures(pictures, 64, cache)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert left_in(cache) == []

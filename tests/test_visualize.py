@@ -18,9 +18,9 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
 from dataset.load_dataset import load_dataset
-from src.runtime.cli import UserError
+from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
-from src.visualization import figures, projection, thumbnails
+from src.visualization import figures, projection, results, thumbnails
 from src.visualization.images_table import write_images
 from src.visualization.map_figure import projection_map
 from src.visualization.palette import BASE, cluster_colors, colors
@@ -29,6 +29,7 @@ from src.visualization.report_sections import training_image
 from src.visualization.results import load_results
 from src.visualization.stage import silhouettes
 from tests.helpers import ROOT
+from tests.helpers.finished_run import FinishedRun
 from tests.helpers.pixel_run import load_arrays, pixel_run
 from tests.helpers.processes import Script, run_python
 
@@ -339,3 +340,14 @@ def test_own_pictures_and_a_bad_seed(script: Script, tmp_path: Path) -> None:
         assert run.returncode == 0, run.stderr
         assert "no pictures" not in run.stdout  # although figures lie among them
         assert bool(list(tmp_path.glob("pictures/wandb/**/*.png"))) == logged
+
+
+def test_a_failed_run_is_not_taken_for_missing_pictures(
+    digits_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RunError("a process died")
+
+    monkeypatch.setattr(results, "reload_dataset", fail)
+    with pytest.raises(RunError):
+        results.load_results(digits_run.features)

@@ -203,6 +203,8 @@ def load_images(manifest: Manifest, split: str) -> np.ndarray | None:
 def load_views(manifest: Manifest, split: str, pca: PCA, head: LinearHead) -> Views | None:
     """Two views of images of a split; None where the extraction wrote none."""
     if not manifest.has(artifacts.VIEW_PIXELS, split):
+        if manifest.has(artifacts.VIEWS, split):
+            print("note: features of an older version: extract again for a verdict from views")
         return None
     x_2nD = manifest.load(artifacts.VIEWS, split)
     clusters_2n = np.stack([head.assign(pca.transform(x)) for x in x_2nD])

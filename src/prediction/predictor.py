@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dataset.decoding import decode
 from dataset.pictures import BadPicture
 from src.clusters.confidence import certainty, squared_distances
 from src.clusters.names import given_names
 from src.models.encoder import TrainedBackbone, encode
 from src.models.simclr import Backbone
-from src.prediction.picture_stream import decode
 from src.runtime.cli import UserError
 from src.runtime.device import select_device, select_precision
 from src.runtime.flag_choices import DeviceName, PrecisionName

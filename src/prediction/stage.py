@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dataset.decoding import decode
 from dataset.load_dataset import reload_dataset
 from dataset.pictures import IMAGE_SUFFIXES, BadPicture
 from src.prediction.flags import InferenceConfig
@@ -28,7 +29,7 @@ from src.prediction.output import (
     line,
     sort_into,
 )
-from src.prediction.picture_stream import decode, find
+from src.prediction.picture_stream import find
 from src.prediction.predictor import Predictor
 from src.prediction.similar import SimilarPictures
 from src.runtime.cli import UserError, printable, progress

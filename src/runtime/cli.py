@@ -42,14 +42,20 @@ USERS = {
 """The commands that take these flags, of those in messages."""
 
 
-class UserError(ValueError):
-    """Bad usage or input: one line that says what is wrong and how to fix it. Exit code 2."""
+class CommandError(Exception):
+    """What a command reports in one line, without a traceback."""
+
+    exit_code: int
+
+
+class UserError(CommandError, ValueError):
+    """Bad usage or input: one line that says what is wrong and how to fix it."""
 
     exit_code = 2
 
 
-class RunError(UserError):
-    """A failure in spite of correct usage and input. Exit code 1."""
+class RunError(CommandError):
+    """A failure in spite of correct usage and input. No `except UserError` takes it for a note."""
 
     exit_code = 1
 
@@ -77,7 +83,7 @@ def _errors_in_one_line(flags: Any = None) -> Iterator[None]:
     prog = Path(sys.argv[0]).name
     try:
         yield
-    except UserError as error:
+    except CommandError as error:
         code = _complain(prog, in_same_place(str(error), flags), error.exit_code)
     except KeyboardInterrupt:
         code = _complain(prog, "interrupted", 130)

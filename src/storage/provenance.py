@@ -1,5 +1,6 @@
 """Which code and which package versions produced a file."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,18 @@ import torch
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, followed by "+" if files differ from it; None without git."""
-    root = Path(__file__).parents[2]
+    """The commit of this checkout, followed by "+" if files differ from it; None without git.
+
+    Neither a repository around an unpacked archive nor one that the environment names counts.
+    """
+    root = Path(__file__).resolve().parents[2]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    own_git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
+    describe = ["describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
         git = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            cwd=root, capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
+            own_git + describe, cwd=root, env=own, capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return git.stdout.strip() or None
