@@ -1,4 +1,4 @@
-"""How fast a folder of pictures is decoded by one thread and by several, and opened the second time.
+"""How fast a folder of pictures is decoded by one thread and by several, and opened again.
 
     python benchmarks/decode_folder.py --data-dir DIR
 

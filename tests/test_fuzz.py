@@ -377,7 +377,7 @@ def test_features_and_clusters(run: Path, rounds: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(TrainedBackbone, "load", functools.cache(TrainedBackbone.load))
     expected = {read: read(run / "features") for read in (cluster, predictions, shown)}
     files = [file for file in (run / "features").iterdir() if file.suffix in (".npy", ".json")]
-    assert len(files) == 22
+    assert len(files) == 23
     for file in sorted(files):
         damages = ARRAY if file.suffix == ".npy" else JSON
         for what, directory in damaged(file, damages, rounds):
