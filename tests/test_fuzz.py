@@ -362,7 +362,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 READERS = {
     "features": (cluster,), "labels": (shown, cluster), "pca": (shown,), "clusters": (shown,),
-    "unusual": (shown,), "views": (cluster,),
+    "unusual": (shown,), "views": (cluster,), "pixels": (cluster,),
     "mean": (predictions,), "components": (predictions,), "ratio": (shown,),
     "centroids": (predictions, shown), "weights": (predictions, shown),
     "bias": (predictions, shown), "class": (predictions, shown), "metrics": (shown,),
