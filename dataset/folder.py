@@ -9,7 +9,10 @@ Names are not case-sensitive; `unlabelled` is `unlabeled`, and `val`, `valid` or
 is `test` if there is no `test`. Pictures next to the splits are left out, and `notes` says which.
 Classes, `unlabeled` and a folder without splits may contain folders of any depth; links are
 followed. Hidden files and folders, folders of thumbnails and files without a picture's suffix are
-ignored, and so are the folders of pictures that this program wrote.
+ignored, and so is the folder of this program, if it lies in the folder.
+
+Pictures that this program writes are like any others. So that none of them becomes part of the
+folder that it reads, commands refuse to write there (`refuse_among`).
 """
 
 import os
@@ -22,7 +25,6 @@ from pathlib import Path
 from dataset.pictures import IMAGE_SUFFIXES
 from src.runtime.cli import UserError
 from src.storage.artifacts import SPLITS
-from src.storage.output_folder import MARK, left_out_note
 
 PictureFile = tuple[str, int, int]
 """A picture's name relative to the folder, its size in bytes, and its modification time in
@@ -36,6 +38,9 @@ SPLIT_OF = {
 
 THUMBNAILS = ("@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "__MACOSX")
 """Thumbnail folders created by NAS devices and operating systems."""
+
+PROGRAM = Path(__file__).resolve().parents[1]
+"""The folder of this program: its own figures and the results that are in it by default."""
 
 NAMED_AT_MOST = 10
 """Of the things that cannot be read."""
@@ -59,8 +64,6 @@ class LeftOut:
 
     unreadable: list[str] = field(default_factory=list)
     """Folders and files that cannot be read."""
-    written: list[str] = field(default_factory=list)
-    """Folders that this program wrote."""
 
 
 def class_of(name: str) -> str:
@@ -94,8 +97,6 @@ def find_pictures(root: Path, notes: list[str] | None = None) -> dict[str, Pictu
     notes += [f"{place} cannot be read and is left out" for place in unreadable[:NAMED_AT_MOST]]
     if len(unreadable) > NAMED_AT_MOST:
         notes.append(f"{len(unreadable):,} files and folders in {root} cannot be read in all")
-    if left_out.written:
-        notes.append(left_out_note(left_out.written))
     with_files = {pictures.split: pictures for pictures in candidates if pictures.files}
     if not with_files:
         searched = " or ".join(str(root / name) for name in folders.values()) or str(root)
@@ -104,6 +105,27 @@ def find_pictures(root: Path, notes: list[str] | None = None) -> dict[str, Pictu
             + "".join(f"; {note}" for note in notes)
         )
     return with_files
+
+
+def refuse_among(flag: str, place: Path, root: Path, with_splits: bool = True) -> None:
+    """Raise UserError if a picture at `place`, which need not exist, would be read with those in
+    the folder `root`.
+
+    Args:
+        flag: the one that `place` comes from.
+        with_splits: whether only the folders of the splits are read, if there are any.
+    """
+    place, root = place.resolve(), root.resolve()
+    if not place.is_relative_to(root) or not root.is_dir():
+        return
+    parts = place.relative_to(root).parts
+    if any(part.startswith(".") or part in THUMBNAILS for part in parts):
+        return
+    if root != PROGRAM and PROGRAM.is_relative_to(root) and place.is_relative_to(PROGRAM):
+        return
+    if with_splits and (folders := _split_folders(root)) and not {*parts[:1]} & {*folders.values()}:
+        return
+    raise UserError(f"{flag} {place} is among the pictures in {root}: choose a place outside")
 
 
 def _split_folders(root: Path) -> dict[str, str]:
@@ -188,10 +210,11 @@ def walk(
     may be nested deeper than Python allows that.
 
     Args:
-        left_out: receives the folders that cannot be read and those that this program wrote.
+        left_out: receives the folders that cannot be read.
         follow_links: enter links to folders too, but never one to a folder that it is in.
         skip: folders in `top` to ignore.
     """
+    program = PROGRAM.stat()
     stack: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(top, "", ())]
     while stack:
         folder, prefix, above = stack.pop()
@@ -202,10 +225,7 @@ def walk(
             left_out.unreadable.append(folder)
             continue
         here = status.st_dev, status.st_ino
-        if here in above:
-            continue
-        if any(entry.name == MARK for entry in entries):
-            left_out.written.append(folder)
+        if here in above or (above and here == (program.st_dev, program.st_ino)):
             continue
         folders = []
         for entry in entries:

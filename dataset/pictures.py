@@ -17,7 +17,6 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from pillow_heif import register_heif_opener
 
 from src.storage.files import open_regular
-from src.storage.output_folder import MARK
 
 IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp",
@@ -149,8 +148,6 @@ def _open(stream: BinaryIO) -> Image.Image:
         ) from None
     except _DAMAGE as error:
         raise BadPicture(f"damaged: {error or type(error).__name__}") from None
-    if MARK in image.info:
-        raise BadPicture("this program wrote it")
     if image.format != "JPEG" or image.info.get("progressive"):  # whose coefficients are all kept
         _check_pixels(image)
     return image

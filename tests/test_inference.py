@@ -21,14 +21,13 @@ from src.clusters.confidence import confidence, fit_scale, gaussian_scale, margi
 from src.clusters.head import LinearHead
 from src.inference import InferenceConfig, main
 from src.prediction import stage
-from src.prediction.output import Montage, NearCluster, Row, cluster_folder, line, sort_into
+from src.prediction.output import Montage, NearCluster, Row, SortedPictures, line
 from src.prediction.picture_stream import find
 from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, Manifest
-from src.storage.output_folder import MARK, mark
-from tests.helpers.finished_run import FinishedRun, cluster, rows_of
+from tests.helpers.finished_run import FinishedRun, rows_of
 from tests.helpers.pixel_run import load_arrays, pixel_run
 
 
@@ -231,18 +230,12 @@ def test_folders_and_missing_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("b/again").symlink_to(".")  # is not followed
     Path("bare").mkdir()
 
-    written: list[str] = []
-
     def names(*given: str) -> list[str]:
-        return [str(path) for path in find(given, written)]
+        return [str(path) for path in find(given)]
 
     assert names("b") == ["b/1.PNG", "b/2.png", "b/deep/3.jpg"]
     assert names(".") == ["a[1].png", *names("b")]
-    mark(Path("b"), "figures")
-    assert names(".") == ["a[1].png"]
-    assert names("a[1].png", "b") == ["a[1].png"]
     assert names("b/2.png") == ["b/2.png"]
-    assert written == ["./b", "b"]
     expected = {
         "*.gif": "no such file or directory", "bare": "no pictures in this folder",
         "a" * 300: "file name too long", "two\0names": "embedded null byte",
@@ -339,7 +332,7 @@ def test_an_unusual_picture_is_marked_in_every_output(
     output, montage = tmp_path / "p.csv", tmp_path / "m.png"
     assert infer(*files, output=output, montage=montage) == 0
     assert "outliers: 1" in capsys.readouterr().err
-    assert [row["unusual"] for row in rows_of(output)] == ["False", "True"]
+    assert [row["unusual"] for row in rows_of(output)] == ["0", "1"]
     assert infer(*files) == 0
     _, usual, unusual = capsys.readouterr().out.splitlines()
     assert unusual.endswith("  unusual")
@@ -361,54 +354,44 @@ def test_montage_is_a_uniform_sample_in_the_order_of_the_clusters() -> None:
     assert keys == sorted(keys)
 
 
-def test_sorting_never_overwrites(
-    infer: Callable, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path
-) -> None:
-    image = digits["test"][0]
-    first = save(image, tmp_path / "a" / "x.png")
-    second = save(image, tmp_path / "b" / "x.png")
-    cluster = predictor.predict(image[None]).clusters[0]
-    folder = tmp_path / "sorted" / f"{cluster:02d}-{predictor.class_of(cluster)}"
-    for _ in range(2):  # the second time all links exist and are not read again
-        assert infer(tmp_path, sort_into=tmp_path / "sorted") == 0
-        assert sorted(tmp_path.glob("sorted/**/*.png")) == [folder / "x.png", folder / "x_2.png"]
-        assert (folder / "x.png").resolve() == first
-        assert (folder / "x_2.png").resolve() == second
-
-
-def test_sorting_below_the_pictures_reads_the_same_again(
-    infer: Callable, digits: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    for i, image in enumerate(digits["test"][:12]):
-        save(image, tmp_path / f"{i}.png")
-    for folder in (tmp_path, tmp_path / "sorted"):  # also into the folder of pictures itself
-        for again in (False, True):
-            assert infer(tmp_path, sort_into=folder, copy=True) == 0
-            printed = capsys.readouterr().err
-            assert "12 pictures" in printed
-            assert (f"remove the file {MARK}" in printed) == (again or folder != tmp_path)
-    assert len(list(tmp_path.glob("*-*/*.png"))) == len(list(tmp_path.glob("sorted/*/*.png"))) == 12
-
-
-def test_two_clusterings_are_not_mixed(
-    infer: Callable, features: Path, copied: Path, digits: dict[str, np.ndarray], tmp_path: Path
-) -> None:
+def test_sorted_pictures_are_read_back_with_their_clusters_as_classes(
+    infer: Callable, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
     for i, image in enumerate(digits["test"][:20]):
-        save(image, tmp_path / "in" / f"{i}.png")
+        save(image, tmp_path / "in" / "ab"[i % 2] / f"{i // 2}.png")  # each name twice
+    clusters = predictor.predict(digits["test"][:20]).clusters
+    for copy in (False, True):
+        place = tmp_path / f"sorted {copy}"
+        assert infer(tmp_path / "in", sort_into=place / "train", copy=copy) == 0
+        printed = capsys.readouterr()
+        assert "sorted 20 pictures" in printed.err
+        assert printed.out == ""  # no row for each
+        train = load_dataset("folder", place, 20).splits["train"]
+        names = [name.split("/")[1] for name in train.names or ()]
+        expected = [f"{k:02d}-{predictor.class_of(k)}" for k in clusters]
+        assert sorted(names) == sorted(expected)
+        assert len({file.resolve() for file in place.rglob("*.png")}) == 20
+    assert infer(tmp_path / "in", sort_into=tmp_path / "new", csv=True) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 21
+
+
+def test_the_data_set_itself_is_sorted_as_it_was_clustered(
+    tmp_path: Path, digits: dict[str, np.ndarray], capsys: pytest.CaptureFixture
+) -> None:
+    """Without the network: these features are imported."""
+    for i, image in enumerate(digits["test"][:60]):
+        save(image, tmp_path / "in" / f"{i:02d}.png")
+    directory = tmp_path / "features"
+    pixel_run(directory, "folder", tmp_path / "in", clusters="4")
     place = tmp_path / "sorted"
-    mark(place / "figures", "figures")
-    assert infer(tmp_path / "in", sort_into=place) == 0
-    before = sorted(place.rglob("*"))
-    cluster(copied, seed=1)
-    with pytest.raises(UserError, match=r"--sort-into .*sorted: 0\d-\d holds pictures sorted by"):
-        infer(tmp_path / "in", sort_into=place, feature_dir=copied)
-    assert sorted(place.rglob("*")) == before
-    cluster(copied, seed=0)  # the same clusters again
-    assert infer(tmp_path / "in", sort_into=place, feature_dir=copied) == 0
-    assert sorted(place.rglob("*")) == before
-    next(place.glob(f"0*/{MARK}")).unlink()
-    with pytest.raises(UserError, match=r"0\d-\d holds other files"):
-        infer(tmp_path / "in", sort_into=place)
+    assert main(InferenceConfig(feature_dir=directory, sort_into=place)) == 0
+    assert "sorted 60 pictures" in capsys.readouterr().out
+    clusters = Manifest(directory).load(artifacts.ASSIGNMENTS, "unlabeled")
+    for i, k in enumerate(clusters):
+        assert (place / f"{k:02d}" / f"{i:02d}.png").resolve() == tmp_path / "in" / f"{i:02d}.png"
+    with pytest.raises(UserError, match="without pictures"):
+        main(InferenceConfig(feature_dir=directory, sort_into=tmp_path / "b", csv=True))
 
 
 def test_no_file_is_written_among_the_pictures(
@@ -418,18 +401,20 @@ def test_no_file_is_written_among_the_pictures(
     content = file.read_bytes()
     with pytest.raises(UserError, match=r"--montage .*a\.png is one of the pictures"):
         infer(file, montage=file)
-    for flags in ({"montage": file.parent / "m.png"}, {"output": file.parent / "deep/table.JPG"}):
-        with pytest.raises(UserError, match=r"would be one of the pictures in .*in: choose"):
+    for flags in (
+        {"montage": file.parent / "m.png"}, {"output": file.parent / "deep/table.JPG"},
+        {"sort_into": file.parent / "sorted"},
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=r"is among the pictures in .*in: choose"):
             infer(file.parent, **flags)
         part = dict(Manifest(copied).extraction)
         part["dataset"] |= {"name": "folder", "data_dir": str(file.parent)}
         artifacts.record(copied, artifacts.EXTRACTION, part)
-        with pytest.raises(UserError, match=r"would be one of the pictures in .*in: choose"):
+        with pytest.raises(UserError, match=r"is among the pictures in .*in: choose"):
             infer(file, feature_dir=copied, **flags)
     assert file.read_bytes() == content
     assert infer(file, montage=tmp_path / "m.png", output=file.parent / "table.csv") == 0
-    with pytest.raises(BadPicture, match="this program wrote it"):  # wherever it is moved later
-        load_picture(tmp_path / "m.png", 8)
+    load_picture(tmp_path / "m.png", 8)  # moved among pictures by hand, it is one
 
 
 def test_names_as_long_as_names_can_be(
@@ -443,10 +428,11 @@ def test_names_as_long_as_names_can_be(
     names = sorted(file.name for file in tmp_path.glob("out/*/*.png"))
     assert names == [f"{'ä' * 124}_2.png", f"{'ä' * 124}_3.png", name]
     for class_name in ("ä" * 127, "\udce4" * 255):
-        (tmp_path / cluster_folder(3, class_name)).mkdir()
+        (folder,) = SortedPictures(tmp_path / "new", [None], [class_name], copy=False).folders
+        (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)  # from here the path is short enough
     deep = save(digits["test"][0], Path(*["d" * 250] * 16, f"{'x' * 60}.png"))
-    assert infer(deep, sort_into=Path("out")) == 3
+    assert infer(deep, sort_into=Path("deep")) == 3
     with pytest.raises(OSError, match="too long"):  # which ends a script with one line
         infer(tmp_path / "in", output=tmp_path / f"{'x' * 251}.csv")
 
@@ -468,7 +454,7 @@ def test_a_picture_that_is_gone_before_it_is_sorted_is_named(
     assert infer(tmp_path / "in", sort_into=tmp_path / "out", copy=copy) == 3
     printed = capsys.readouterr()
     assert "in/1.png: no such file or directory" in printed.err
-    assert len(printed.out.splitlines()) == 4  # all three were read and predicted
+    assert "predicted 3 of 3" in printed.err
     assert sorted(file.name for file in (tmp_path / "out").glob("*/*.png")) == ["0.png", "2.png"]
 
 
@@ -506,23 +492,8 @@ def test_an_interrupted_copy_leaves_nothing(
     (tmp_path / "a.png").write_bytes(b"content")
     monkeypatch.setattr("shutil.copyfileobj", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sort_into(tmp_path / "sorted", tmp_path / "a.png", copy=True)
-    assert not list((tmp_path / "sorted").iterdir())
-
-
-def test_copies_never_overwrite(tmp_path: Path) -> None:
-    for name in ("a", "b", "c"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "x.png").write_text("same" if name == "c" else name)
-    folder = tmp_path / "sorted"
-    folder.mkdir()
-    (folder / "x.png").write_text("precious")
-    for name in ("a", "b", "a"):
-        sort_into(folder, tmp_path / name / "x.png", copy=True)
-    assert {p.name: p.read_text() for p in folder.iterdir()} == {
-        "x.png": "precious", "x_2.png": "a", "x_3.png": "b",
-    }  # fmt: skip
-    assert not (folder / "x_2.png").is_symlink()
+        SortedPictures(tmp_path / "sorted", [None], [None], True).add(tmp_path / "a.png", 0)
+    assert not list((tmp_path / "sorted/00").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -530,7 +501,7 @@ def test_copies_never_overwrite(tmp_path: Path) -> None:
     [
         ({"json": True, "csv": True}, "--json and --csv"),
         ({"montage": Path("m.jpg")}, "--montage m.jpg"),
-        ({"sort_into": Path()}, "needs pictures"),
+        ({"sort_into": Path(), "features": Path("f.npy")}, "--names"),
         ({"output": Path()}, "is a folder"),
         ({"paths": ("a.png", "")}, "empty path"),
         ({"batch_size": 0}, "above 0"),

@@ -15,12 +15,11 @@ import pytest
 from PIL import Image
 
 from dataset import decoding, picture_cache
-from dataset.folder import Pictures, find_pictures
+from dataset.folder import Pictures, find_pictures, refuse_among
 from dataset.load_dataset import Dataset, load_dataset
 from dataset.picture_cache import CACHE_FOLDER, load_pictures
 from src.prediction.picture_stream import find
 from src.runtime.cli import UserError
-from src.storage.output_folder import mark
 from tests.helpers import ROOT
 from tests.helpers.processes import run_python
 
@@ -246,20 +245,35 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert load(data).splits["unlabeled"].names == ("linked/a.png",)
 
 
-def test_folders_that_the_program_wrote_are_left_out(tmp_path: Path) -> None:
-    for name in ("a", "sorted/03-cat/a", "sorted/04-dog/b", "sorted/mine"):
+def test_no_place_among_the_pictures_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "pictures/a.png")
+    root = tmp_path / "pictures"
+    for place in (root, root / "deep/new", tmp_path / "other/../pictures/m.png"):
+        with pytest.raises(UserError, match=r"--montage .* is among the pictures in .*pictures"):
+            refuse_among("--montage", place, root)
+    for place in (tmp_path, tmp_path / "pictures2", root / ".hidden/m.png", root / "@eaDir"):
+        refuse_among("--montage", place, root)
+    (root / "train").mkdir()
+    refuse_among("--montage", root / "features", root)  # only train/ is read now
+    for place in (root / "train/new",):
+        with pytest.raises(UserError, match="--montage"):
+            refuse_among("--montage", place, root)
+    with pytest.raises(UserError, match="--montage"):
+        refuse_among("--montage", root / "features", root, with_splits=False)
+
+
+def test_the_program_is_not_among_the_pictures_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "program/docs/b", "program/features/c"):
         picture(tmp_path / f"{name}.png")
-    mark(tmp_path / "sorted/03-cat", "x")
-    mark(tmp_path / "sorted/04-dog", "y")
-    dataset = load(tmp_path)
-    assert dataset.splits["unlabeled"].names == ("a.png", "sorted/mine.png")
-    assert len(dataset.notes) == 1
-    assert re.search(r"03-cat and 1 more; remove the file \.simclr_output", dataset.notes[0])
-    (tmp_path / "train").mkdir()
-    picture(tmp_path / "train" / "a.png")
-    assert "2 pictures in" in " ".join(load(tmp_path).notes)
-    with pytest.raises(UserError, match=r"no pictures in .*remove the file \.simclr_output"):
-        load(tmp_path / "sorted" / "03-cat")
+    monkeypatch.setattr("dataset.folder.PROGRAM", tmp_path / "program")
+    assert load(tmp_path).splits["unlabeled"].names == ("a.png",)
+    refuse_among("--feature-dir", tmp_path / "program/features", tmp_path)
+    found = load(tmp_path / "program").splits["unlabeled"].names
+    assert found == ("docs/b.png", "features/c.png")
 
 
 def test_folders_deeper_than_recursion_and_paths_can_be(tmp_path: Path) -> None:

@@ -11,10 +11,9 @@ from PIL import Image
 
 from dataset.load_dataset import load_dataset
 from src import inference
-from src.clusters.names import given_names, load_names
+from src.clusters.names import load_names
 from src.inference import InferenceConfig
 from src.prediction.onnx_export import to_onnx
-from src.prediction.output import folders
 from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError
 from src.storage import artifacts
@@ -80,43 +79,24 @@ def test_given_names_in_every_output(features: Path, pictures: Path, tmp_path: P
     assert shown[unmatched[1]] == str(unmatched[1])
 
 
-def test_pictures_are_sorted_by_name_and_other_names_are_not_mixed(
+def test_pictures_are_sorted_by_number_and_name(
     features: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    place, manifest = tmp_path / "sorted", Manifest(features)
-    assert infer(features, pictures, sort_into=place) == 0
-    plain = {folder.name: len(list(folder.glob("*.png"))) for folder in place.iterdir()}
+    def sorted_into(place: Path) -> dict[str, int]:
+        assert infer(features, pictures, sort_into=place) == 0
+        return {folder.name: len(list(folder.glob("*.png"))) for folder in place.iterdir()}
+
+    plain = sorted_into(tmp_path / "plain")
     give(features, names={"1": "a/b", "4": "a/b", "2": "..figures"})
-    with pytest.raises(UserError, match=r"0\d-\d holds pictures sorted by .*: choose"):
-        infer(features, pictures, sort_into=place)
-    for _ in range(2):
-        assert infer(features, pictures, sort_into=tmp_path / "named") == 0
-    to = {"01": "a_b", "04": "a_b", "02": "_..figures"}
+    to = {"01": "01-a_b", "04": "01-a_b", "02": "02-..figures"}
     expected = Counter()
     for name, count in plain.items():
         expected[to.get(name[:2], name)] += count
-    assert "a_b" in expected
-    found = {f.name: len(list(f.glob("*.png"))) for f in (tmp_path / "named").iterdir()}
-    assert found == dict(expected)
-    give(features, names={"1": "a/b"})
-    with pytest.raises(UserError, match="holds pictures sorted by"):
-        infer(features, pictures, sort_into=tmp_path / "named")
-    (features / "names.json").unlink()
-    assert infer(features, pictures, sort_into=place) == 0  # as before
-    assert given_names(manifest) == [None] * 10
-
-    (tmp_path / "own/loop").mkdir(parents=True)
-    (tmp_path / "own/loop/precious").touch()
-    give(features, names={"1": "loop"})
-    with pytest.raises(UserError, match="loop holds other files"):
-        infer(features, pictures, sort_into=tmp_path / "own")
-
-
-@pytest.mark.parametrize("names", [["a/b", "a_b"], ["Cat", "cat"], ["01-dog", None]])
-def test_two_names_never_share_a_folder(names: list[str | None]) -> None:
-    with pytest.raises(UserError, match="two names need the folder"):
-        folders(names, [None, "dog"])
-    assert folders(["b", "b"], [None, "dog"]) == ["b", "b"]
+    assert "01-a_b" in expected
+    assert sorted_into(tmp_path / "named") == dict(expected)
+    for taken in (tmp_path / "named", pictures):
+        with pytest.raises(UserError, match=f"--sort-into {taken}"):
+            infer(features, pictures, sort_into=taken)
 
 
 @pytest.mark.parametrize(

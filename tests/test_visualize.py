@@ -70,7 +70,7 @@ def test_the_table_has_a_row_for_each_image(digits: Path, tmp_path: Path) -> Non
     with (tmp_path / "images.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
-        "split", "path", "cluster", "name", "confidence", "distance", "unusual", "near_duplicates",
+        "path", "cluster", "name", "confidence", "distance", "unusual", "split", "near_duplicates",
         "x", "y",
     ]  # fmt: skip
     assert len(rows) == 1797
@@ -328,18 +328,23 @@ def test_own_pictures_and_a_bad_seed(script: Script, tmp_path: Path) -> None:
         file = tmp_path / "pictures" / f"{i}.png"
         file.parent.mkdir(exist_ok=True)
         Image.fromarray(image.transpose(1, 2, 0)).save(file)
-    pixel_run(tmp_path / "pictures/features", "folder", tmp_path / "pictures", clusters="3")
-    draw = ("visualize_features.py", "--feature-dir", "pictures/features", "--projection", "pca")
+    pixel_run(tmp_path / "features", "folder", tmp_path / "pictures", clusters="3")
+    draw = ("visualize_features.py", "--projection", "pca")
     for seed in (-1, 2**32):
         run = script(*draw, "--seed", seed)
         assert run.returncode == 2
         assert f"--seed {seed}: it must be from 0 to 4294967295" in run.stderr
     for flags, logged in (((), False), (("--wandb", "offline"), True), ((), True)):
-        flags = (*draw[1:], "--wandb-dir", "pictures", *flags)
+        flags = (*draw[1:], *flags)
         run = run_python(ROOT / draw[0], *flags, cwd=tmp_path, WANDB_MODE="offline")
         assert run.returncode == 0, run.stderr
-        assert "no pictures" not in run.stdout  # although figures lie among them
-        assert bool(list(tmp_path.glob("pictures/wandb/**/*.png"))) == logged
+        assert bool(list(tmp_path.glob("wandb/**/*.png"))) == logged
+    inside = ("--wandb", "offline", "--wandb-dir", "pictures/w")
+    shutil.copytree(tmp_path / "features", tmp_path / "pictures/features")
+    for flags in (inside, ("--feature-dir", "pictures/features")):
+        run = script(*draw, *flags)
+        assert run.returncode == 2
+        assert f"{flags[-2]} {tmp_path / flags[-1]} is among the pictures" in run.stderr
 
 
 def test_a_failed_run_is_not_taken_for_missing_pictures(

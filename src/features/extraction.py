@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataset.folder import refuse_among
 from dataset.load_dataset import Dataset, Split, load_dataset
 from src.features.flags import ExtractionConfig
 from src.models.encoder import TrainedBackbone, encode, encode_into
@@ -42,6 +43,8 @@ def extract_all(config: ExtractionConfig) -> None:
         networks[UNTRAINED_FEATURES] = TrainedBackbone.load(file, config.checkpoint_dir, device)
     data_dir = config.data_dir or Path(trained.config["data_dir"])
     cache_dir = config.cache_dir or trained.cache_dir
+    if trained.config["dataset"] == "folder":
+        refuse_among("--feature-dir", config.feature_dir, data_dir)
     with distributed.local_main_first():  # decodes for the others
         side = trained.dataset["image_size"]
         dataset = load_dataset(trained.config["dataset"], data_dir, side, cache_dir)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.folder import refuse_among
 from dataset.load_dataset import Dataset, load_dataset
 from src.features.flags import ImportConfig
 from src.runtime.cli import UserError, printable
@@ -37,6 +38,7 @@ def run(config: ImportConfig) -> None:
     orders = {split: np.arange(len(rows.features)) for split, rows in splits.items()}
     pictures = None
     if config.data_dir:
+        refuse_among("--feature-dir", config.feature_dir, config.data_dir)
         pictures = load_dataset("folder", config.data_dir, config.image_size, config.cache_dir)
         for note in pictures.notes:
             print(f"note: {printable(note)}")

@@ -32,8 +32,8 @@ class InferenceConfig:
     montage_size: int = 100
     """Maximum number of pictures in the montage and the W&B table, sampled at random."""
     sort_into: Path | None = None
-    """Also link every picture into one subfolder per cluster, or per name in names.json, of this
-    folder. Overwrites nothing, and never mixes two clusterings or two sets of names."""
+    """Link every picture into this new folder, into one subfolder per cluster or name, and print
+    counts instead of a row per picture. Without pictures, those of the data set are sorted."""
     copy: bool = False
     """With --sort-into, copy instead of linking."""
     neighbors: int = 0
@@ -62,6 +62,10 @@ class InferenceConfig:
     pictures, given or in the data set, and auto otherwise."""
     wandb_dir: Path = Path("wandb")
     """Directory of the Weights & Biases files."""
+
+    @property
+    def sorts_dataset(self) -> bool:
+        return bool(self.sort_into) and not self.paths and not self.features
 
     @property
     def format(self) -> Format:

@@ -1,27 +1,24 @@
 """Write predictions: table, CSV and JSON lines, a montage, pictures sorted into folders."""
 
-import csv
-import filecmp
-import io
+import contextlib
 import itertools
 import json
 import os
 import random
 import shutil
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 
 from src.runtime.cli import UserError, printable
 from src.runtime.flag_choices import Format
 from src.storage.artifacts import CertaintyName
 from src.storage.files import replacing
-from src.storage.output_folder import MARK, marked_as
+from src.storage.picture_table import csv_line, picture_columns
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,8 @@ class Row:
 
 def _csv_columns(certainty: CertaintyName) -> tuple[str, ...]:
     return (
-        "path", "cluster", "name", certainty, "distance", "unusual",
-        "second_cluster", "second_distance", "third_cluster", "third_distance", "label", "error",
+        *picture_columns(certainty), "second_cluster", "second_distance", "third_cluster",
+        "third_distance", "label", "error",
     )  # fmt: skip
 
 
@@ -77,7 +74,7 @@ def header(
     """
     if style == "csv":
         columns = ((f"neighbor_{i}", f"similarity_{i}") for i in range(1, neighbors + 1))
-        return _csv_line([*_csv_columns(certainty), *itertools.chain(*columns)])
+        return csv_line([*_csv_columns(certainty), *itertools.chain(*columns)])
     if style == "table":
         return _table_line("picture", "cluster", "name", certainty, "distance", path_width) + (
             "own and nearest others (distance)"
@@ -96,7 +93,7 @@ def line(row: Row, style: Format, certainty: CertaintyName, path_width: int | No
     if style == "json":
         return json.dumps(_fields(row, certainty))
     if style == "csv":
-        return _csv_line(_csv_values(row, certainty))
+        return csv_line(_csv_values(row, certainty))
     if row.error:
         return None
     own = row.nearest[0]
@@ -143,23 +140,15 @@ def _fields(row: Row, certainty: CertaintyName) -> dict:
 
 def _csv_values(row: Row, certainty: CertaintyName) -> list[object]:
     fields = _fields(row, certainty)
+    if "unusual" in fields:
+        fields["unusual"] = int(fields["unusual"])
     for place, near in zip(("second", "third"), fields.get("nearest", [])[1:], strict=False):
         fields |= {f"{place}_cluster": near["cluster"], f"{place}_distance": near["distance"]}
     neighbors = ((near["path"], near["similarity"]) for near in fields.get("neighbors", []))
     return [*map(fields.get, _csv_columns(certainty)), *itertools.chain(*neighbors)]
 
 
-def _csv_line(values: Iterable[object]) -> str:
-    text = io.StringIO()
-    # Before Python 3.13 a name with a line break is quoted only if this terminator has that break.
-    csv.writer(text, lineterminator="\r\n").writerow(values)
-    return text.getvalue().removesuffix("\r\n")
-
-
 # --- pictures ---------------------------------------------------------------------------------
-
-SORTED = "pictures sorted by clustering"
-"""How the mark of a folder of sorted pictures begins; the clustering and its names follow."""
 
 
 class Montage:
@@ -213,10 +202,8 @@ class Montage:
             if row.unusual:
                 frame = (x - 3, y + text - 3, x + self.side + 2, y + text + self.side + 2)
                 draw.rectangle(frame, outline="red", width=3)
-        about = PngInfo()
-        about.add_text(MARK, "montage")  # so that it is never taken for a picture of a data set
         with replacing(file) as temporary:
-            sheet.save(temporary, "PNG", pnginfo=about)
+            sheet.save(temporary, "PNG")
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
@@ -228,78 +215,59 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return text
 
 
-def cluster_folder(cluster: int, class_name: str | None) -> str:
-    """The name of the folder that `sort_into` gets for a cluster without a given name."""
-    name = f"{cluster:02d}" + (f"-{class_name.replace(os.sep, '_')}" if class_name else "")
-    # The bytes are the same whatever the encoding of this process.
-    return _shortened(os.fsdecode(name.encode("utf-8", "surrogateescape")))
-
-
-def folders(given_names: list[str | None], classes: list[str | None]) -> list[str]:
-    """The name of the folder of each cluster: clusters with the same given name share one.
-
-    Raises:
-        UserError: two names would give the same folder, ignoring case.
-    """
-    owners: dict[str, str | int] = {}
-    result = []
-    for k, (name, class_name) in enumerate(zip(given_names, classes, strict=True)):
-        folder = cluster_folder(k, class_name)
-        if name:
-            folder = name.replace(os.sep, "_")
-            folder = f"_{folder}" if folder.startswith(".") else folder  # neither hidden nor ..
-        if owners.setdefault(folder.casefold(), name or k) != (name or k):
-            raise UserError(f"--sort-into: two names need the folder {folder}: rename one of them")
-        result.append(folder)
-    return result
-
-
-def check_sorted(folder: Path, contents: str, names: set[str]) -> None:
-    """Raise UserError if `folder` holds the pictures that another clustering sorted, or this one
-    under other names.
+class SortedPictures:
+    """Links to pictures, or copies, in a new folder: one folder per cluster, by number and name.
 
     Args:
-        contents: the mark of the folders that this clustering sorts pictures into.
-        names: their names; other folders without a mark do not matter.
-    """
-    for place in folder.iterdir() if folder.is_dir() else ():
-        held = marked_as(place)
-        if held == contents:
-            continue
-        used = place.name in names and any(place.iterdir())
-        if used or (held or "").startswith(SORTED):
-            raise UserError(
-                f"--sort-into {folder}: {place.name} holds {held or 'other files'}: choose "
-                "another folder, or move that one away"
-            )
-
-
-def sort_into(folder: Path, picture: Path, copy: bool) -> Path:
-    """Put a link to `picture`, or a copy, into `folder` and return its path.
-
-    Nothing is overwritten: if another file has the name, a number is appended. If `folder` already
-    holds this picture under the name, it stays.
+        given_names: of the clusters; those with the same name share the folder of the first.
+        classes: the classes of the clusters, for those without a given name.
 
     Raises:
-        FileNotFoundError: `picture` no longer exists.
+        UserError: `root` exists and is not an empty folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        ending = picture.suffix if number == 1 else f"_{number}{picture.suffix}"
-        name = _shortened(picture.stem, ending)
-        target = folder / name
-        try:
-            if copy:
-                _copy(picture, target)
-            else:
-                target.symlink_to(picture.resolve(strict=True))
-            return target
-        except FileExistsError:
-            if target.exists() and (
-                target.samefile(picture) or (copy and filecmp.cmp(target, picture, shallow=False))
-            ):
-                return target
-    raise AssertionError  # the numbers never end
+
+    def __init__(
+        self, root: Path, given_names: list[str | None], classes: list[str | None], copy: bool
+    ):
+        if root.is_symlink() or root.exists():
+            if not root.is_dir():
+                raise UserError(f"--sort-into {root} is not a folder")
+            if any(root.iterdir()):
+                raise UserError(f"--sort-into {root} is not empty: choose a new folder")
+        self.root, self.copy = root, copy
+        self.counts = Counter[str]()
+        first: dict[str, int] = {}
+        self.folders = []
+        for k, (name, class_name) in enumerate(zip(given_names, classes, strict=True)):
+            number = first.setdefault(name, k) if name else k
+            label = (name or class_name or "").replace(os.sep, "_")
+            folder = f"{number:02d}" + (f"-{label}" if label else "")
+            # The bytes are the same whatever the encoding of this process.
+            folder = os.fsdecode(folder.encode("utf-8", "surrogateescape"))
+            self.folders.append(_shortened(folder))
+
+    def add(self, picture: Path, cluster: int) -> None:
+        """Put `picture` into the folder of its cluster; a name that is taken gets a number.
+
+        Raises:
+            OSError: `picture` no longer exists, or its folder cannot be written.
+        """
+        folder = self.root / self.folders[cluster]
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            ending = picture.suffix if number == 1 else f"_{number}{picture.suffix}"
+            target = folder / _shortened(picture.stem, ending)
+            with contextlib.suppress(FileExistsError):
+                if self.copy:
+                    _copy(picture, target)
+                else:
+                    target.symlink_to(picture.resolve(strict=True))
+                break
+        self.counts[folder.name] += 1
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{folder} {count:,}" for folder, count in sorted(self.counts.items()))
+        return printable(f"sorted {self.counts.total():,} pictures into {self.root}: {counts}")
 
 
 def _shortened(stem: str, ending: str = "") -> str:

@@ -7,16 +7,13 @@ from pathlib import Path
 from dataset.folder import LeftOut, walk
 
 
-def find(names: Iterable[str], written: list[str] | None = None) -> Iterator[Path]:
+def find(names: Iterable[str]) -> Iterator[Path]:
     """The pictures that `names` refer to, in a fixed order.
 
     A folder stands for every file in it and its subfolders that has a picture's suffix, except
     hidden ones; links to folders are not followed. Any other name stands for itself; decoding it
     gives the reason if it is not a picture.
 
-    Args:
-        written: receives the folders of pictures that this program wrote; they are left out, also
-            where they are named themselves, as by the shell's `*`.
     """
     for name in names:
         if not os.path.isdir(name):  # noqa: PTH112 - False for an impossible name
@@ -27,8 +24,6 @@ def find(names: Iterable[str], written: list[str] | None = None) -> Iterator[Pat
         for _, entry in walk(name, left_out, follow_links=False):
             none_found = False
             yield Path(entry.path)
-        if none_found and not (left_out.unreadable or left_out.written):
+        if none_found and not left_out.unreadable:
             yield Path(name)
         yield from map(Path, left_out.unreadable)
-        if written is not None:
-            written += left_out.written

@@ -8,26 +8,24 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from dataset.decoding import decode
+from dataset.folder import refuse_among
 from dataset.load_dataset import reload_dataset
 from dataset.pictures import IMAGE_SUFFIXES, BadPicture
 from src.prediction.flags import InferenceConfig
 from src.prediction.output import (
-    SORTED,
     Montage,
     NearCluster,
     Row,
-    check_sorted,
-    folders,
+    SortedPictures,
     header,
     line,
-    sort_into,
 )
 from src.prediction.picture_stream import find
 from src.prediction.predictor import Predictor
@@ -35,8 +33,6 @@ from src.prediction.similar import SimilarPictures
 from src.runtime.cli import UserError, printable, progress
 from src.storage import artifacts
 from src.storage.artifacts import CertaintyName, DatasetRecord
-from src.storage.files import json_digest
-from src.storage.output_folder import left_out_note, mark
 from src.storage.user_arrays import as_float32, foreign_features, read_lines
 from src.tracking.tracker import stage_tracker
 
@@ -45,8 +41,43 @@ Picture = tuple[Row, np.ndarray | BadPicture]
 float32 (D,)."""
 
 
+@dataclass
+class Counts:
+    """Of the pictures given."""
+
+    predicted: int = 0
+    unusual: int = 0
+    labeled: int = 0
+    right: int = 0
+    unreadable: int = 0
+    unsorted: int = 0
+
+    def add(self, row: Row, predictor: Predictor) -> None:
+        if row.error:
+            self.unreadable += 1
+            return
+        self.predicted += 1
+        self.unusual += row.unusual
+        if row.label is not None:
+            self.labeled += 1
+            self.right += row.label == predictor.class_of(row.nearest[0].cluster)
+
+    def report(self, seconds: float) -> None:
+        all_given = self.predicted + self.unreadable
+        rate = f"{self.predicted / seconds:,.0f} pictures/s"
+        print(f"predicted {self.predicted:,} of {all_given:,} pictures, {rate}", file=sys.stderr)
+        if self.unusual:
+            print(f"outliers: {self.unusual:,}", file=sys.stderr)
+        if self.labeled:
+            of = f"{self.right} of {self.labeled}"
+            print(f"{of} are in the cluster matched to their class", file=sys.stderr)
+
+
 def run(config: InferenceConfig) -> int:
+    """Predict; returns the exit code."""
     _check(config)
+    if config.sorts_dataset:
+        return sort_dataset(config)
     predictor = Predictor.load(
         config.feature_dir,
         config.checkpoint,
@@ -55,62 +86,69 @@ def run(config: InferenceConfig) -> int:
         features_only=config.features is not None,
     )
     _check_outputs(config, predictor.extraction["dataset"])
-    given = predictor.given_names
-    contents = f"{SORTED} {predictor.manifest.clusters_id}"
-    contents += f" with names {json_digest(given)}" if any(given) else ""
-    sorted_into: list[str] = []
-    if config.sort_into:
-        sorted_into = folders(given, [predictor.class_of(k) for k in range(len(given))])
-        check_sorted(config.sort_into, contents, set(sorted_into))
+    sorted_pictures = _sorted_pictures(config, predictor) if config.sort_into else None
     similar = _similar(config, predictor) if config.neighbors else None
-    if config.features:
-        pictures = _from_features(config, predictor)
-    elif config.paths:
-        pictures = _from_files(config, predictor)
-    else:
-        pictures = _demonstration(config, predictor)
-    montage = Montage(config.montage_size)
-    right = labeled = predicted = unusual = unreadable = unsorted = 0
+    montage, counts = Montage(config.montage_size), Counts()
     started = time.monotonic()
-    output = _output(config, predictor.certainty_name)
+    pictures, output = _pictures(config, predictor), _output(config, predictor.certainty_name)
     with contextlib.closing(pictures), output as write, progress(unit="picture") as bar:
         for row, content in _predicted(pictures, predictor, config, similar):
             write(row)
             bar.update()
+            counts.add(row, predictor)
             if isinstance(content, BadPicture):
-                unreadable += 1
                 bar.write(f"not read: {printable(f'{row.path}: {row.error}')}", sys.stderr)
                 continue
-            predicted += 1
-            unusual += row.unusual
-            labeled += row.label is not None
-            right += row.label is not None and row.label == predictor.class_of(
-                row.nearest[0].cluster
-            )
             if not config.features:
                 montage.add(row, content)
-            if config.sort_into:
-                folder = config.sort_into / sorted_into[row.nearest[0].cluster]
-                try:
-                    mark(folder, contents)
-                    sort_into(folder, Path(row.path), config.copy)
-                except OSError as error:
-                    if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
-                        raise
-                    unsorted += 1
-                    reason = (error.strerror or "").lower()
-                    bar.write(f"not sorted: {printable(row.path)}: {reason}", sys.stderr)
+            if sorted_pictures:
+                cluster = row.nearest[0].cluster
+                counts.unsorted += not _sort(sorted_pictures, Path(row.path), cluster)
     if config.montage:
         montage.save(config.montage, predictor.certainty_name)
-    rate = f"{predicted / (time.monotonic() - started):,.0f} pictures/s"
-    all_given = predicted + unreadable
-    print(f"predicted {predicted:,} of {all_given:,} pictures, {rate}", file=sys.stderr)
-    if unusual:
-        print(f"outliers: {unusual:,}", file=sys.stderr)
-    if labeled:
-        print(f"{right} of {labeled} are in the cluster matched to their class", file=sys.stderr)
+    counts.report(time.monotonic() - started)
+    if sorted_pictures:
+        print(sorted_pictures, file=sys.stderr)
     track(config, predictor, montage)
-    return 3 if unreadable or unsorted else 0
+    return 3 if counts.unreadable or counts.unsorted else 0
+
+
+def sort_dataset(config: InferenceConfig) -> int:
+    """Sort the pictures of the data set itself, by the clusters that the clustering found."""
+    predictor = Predictor.load(config.feature_dir, features_only=True)
+    recorded = predictor.extraction["dataset"]
+    dataset = reload_dataset(recorded, config.data_dir)
+    if dataset.name != "folder":
+        raise UserError(f"--sort-into: the images of {dataset.name} are not files; give pictures")
+    root = config.data_dir or Path(recorded["data_dir"] or ".")
+    _check_outputs(config, recorded)
+    pictures, unsorted = _sorted_pictures(config, predictor), 0
+    for split in recorded["splits"]:
+        clusters = predictor.manifest.load(artifacts.ASSIGNMENTS, split)
+        for name, cluster in zip(dataset.splits[split].names or (), clusters, strict=True):
+            unsorted += not _sort(pictures, root / name, cluster)
+    print(pictures)
+    return 3 if unsorted else 0
+
+
+def _sorted_pictures(config: InferenceConfig, predictor: Predictor) -> SortedPictures:
+    assert config.sort_into
+    names = predictor.given_names
+    classes = [predictor.class_of(k) for k in range(len(names))]
+    return SortedPictures(config.sort_into, names, classes, config.copy)
+
+
+def _sort(pictures: SortedPictures, picture: Path, cluster: int) -> bool:
+    """Whether it was possible; otherwise the picture is named with the reason."""
+    try:
+        pictures.add(picture, cluster)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
+        reason = (error.strerror or "").lower()
+        tqdm.write(f"not sorted: {printable(str(picture))}: {reason}", sys.stderr)
+        return False
+    return True
 
 
 def track(config: InferenceConfig, predictor: Predictor, examples: Montage) -> None:
@@ -148,10 +186,10 @@ def _check(config: InferenceConfig) -> None:
     for file in (config.output, config.montage):
         if file and file.is_dir():
             raise UserError(f"{file} is a folder, not a file")
-    if config.sort_into and config.sort_into.exists() and not config.sort_into.is_dir():
-        raise UserError(f"--sort-into {config.sort_into} is not a folder")
-    if config.sort_into and not (config.paths or config.names):
-        raise UserError("--sort-into needs pictures: give files or folders")
+    if config.sort_into and config.features and not config.names:
+        raise UserError("--sort-into needs the pictures of --features: add --names")
+    if config.sorts_dataset and (config.output or config.csv or config.json or config.montage):
+        raise UserError("--sort-into without pictures writes no predictions: images.csv has them")
     if config.features and (config.paths or config.montage):
         raise UserError("--features cannot be combined with paths or --montage")
     if config.names and not config.features:
@@ -159,37 +197,37 @@ def _check(config: InferenceConfig) -> None:
 
 
 def _check_outputs(config: InferenceConfig, recorded: DatasetRecord) -> None:
-    """Raise UserError if a file to write would be taken for a picture later: it has a picture's
-    suffix and lies in a folder that is read, or in that of the data set; or is one now."""
-    folders = [path for path in config.paths if os.path.isdir(path)]  # noqa: PTH112
-    if recorded["name"] == "folder":
-        folders.append(str(config.data_dir or recorded["data_dir"]))
-    for flag, file in (("--output", config.output), ("--montage", config.montage)):
-        if file is None or file.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        if any(
-            Path(path).name == file.name and Path(path).resolve() == file.resolve()
-            for path in config.paths
-        ):
-            raise UserError(f"{flag} {file} is one of the pictures")
-        for folder in folders:
-            if file.resolve().is_relative_to(Path(folder).resolve()):
-                raise UserError(
-                    f"{flag} {file} would be one of the pictures in {folder}: choose a place "
-                    "outside"
-                )
+    """Raise UserError if a picture to write would be read later, in a folder of `config.paths` or
+    in that of the data set; or is one of the pictures now."""
+    outputs = {"--output": config.output, "--montage": config.montage}
+    outputs = {f: o for f, o in outputs.items() if o and o.suffix.lower() in IMAGE_SUFFIXES}
+    if config.sort_into:
+        outputs["--sort-into"] = config.sort_into
+    if config.wandb not in (None, "disabled"):  # it keeps copies
+        outputs["--wandb-dir"] = config.wandb_dir
+    for flag, place in outputs.items():
+        for path in map(Path, config.paths):
+            if os.path.isdir(path):  # noqa: PTH112 - False for an impossible name
+                refuse_among(flag, place, path, with_splits=False)
+            elif path.name == place.name and path.resolve() == place.resolve():
+                raise UserError(f"{flag} {place} is one of the pictures")
+        if recorded["name"] == "folder" and (root := config.data_dir or recorded["data_dir"]):
+            refuse_among(flag, place, Path(root))
 
 
 # --- input ------------------------------------------------------------------------------------
 
 
 def _from_files(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
-    written: list[str] = []
-    files = find(_names(config.paths), written)
+    files = find(_names(config.paths))
     for path, content in decode(files, predictor.image_size, ahead=2 * config.batch_size):
         yield Row(str(path)), content
-    if written:
-        tqdm.write(printable(f"note: {left_out_note(written)}"), sys.stderr)
+
+
+def _pictures(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
+    if config.features:
+        return _from_features(config, predictor)
+    return (_from_files if config.paths else _demonstration)(config, predictor)
 
 
 def _similar(config: InferenceConfig, predictor: Predictor) -> SimilarPictures:
@@ -287,6 +325,9 @@ def _predicted(
 @contextlib.contextmanager
 def _output(config: InferenceConfig, certainty: CertaintyName) -> Iterator[Callable[[Row], None]]:
     """A function that writes a row to the output of `config`."""
+    if config.sort_into and config.format == "table" and not config.output:
+        yield lambda row: None  # the counts say enough
+        return
     with contextlib.ExitStack() as stack:
         out, width = sys.stdout, None
         # File names are bytes; those that are not UTF-8 are written unchanged.

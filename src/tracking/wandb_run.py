@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from src.runtime.cli import RunError, reason_of
 from src.runtime.flag_choices import WandbMode
-from src.storage.output_folder import mark
 
 CHECK_SECONDS = 5.0  # for the server to say anything at all
 FINISH_SECONDS = 60.0  # for uploads at the end of a run; what is left is on disk
@@ -69,7 +68,6 @@ def open_run(mode: WandbMode, directory: Path, options: dict[str, Any]) -> Any:
     allowed = wandb.setup().settings.mode
     if allowed == "disabled":  # the user said so, by WANDB_MODE or `wandb disabled`
         return None
-    mark(options["dir"] / "wandb", "the files of W&B")  # among them are pictures
     del sys.argv[1:]  # W&B logs them, and fails where a path is no UTF-8; the config has the flags
     unexpected = bool(problem) or mode == "online"
     if allowed == "online" and not (problem := problem or why_not_online(wandb)):

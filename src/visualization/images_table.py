@@ -1,17 +1,17 @@
 """`images.csv`: a row for each image of every split."""
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from src.storage.files import replacing
+from src.storage.picture_table import csv_line, picture_columns
 from src.visualization.results import Results
 
 
 def write_images(file: Path, results: Results, near_N: np.ndarray, xy_N2: np.ndarray) -> None:
-    """Write split, path, cluster, name, certainty, distance, unusual, near-duplicates and place on
+    """Write path, cluster, name, certainty, distance, unusual, split, near-duplicates and place on
     the map of every image; cells without a value are empty.
 
     The certainty's column is named after its kind. The path of an image without a file is
@@ -21,15 +21,18 @@ def write_images(file: Path, results: Results, near_N: np.ndarray, xy_N2: np.nda
         near_N: the group of near-duplicates of each image, -1 for none.
         xy_N2: the map.
     """
-    names = [name or "" for name in results.names]
+    names = [name or f"cluster {k}" for k, name in enumerate(results.names)]
+    shared: list[Iterable[object]] = [
+        results.file_names or indexed(results),
+        results.clusters,
+        [names[k] for k in results.clusters],
+        numbers(results.certainty),
+        numbers(results.distance),
+        results.unusual.astype(int),
+    ]
     columns: dict[str, Iterable[object]] = {
+        **dict(zip(picture_columns(results.clustering["certainty"]), shared, strict=True)),
         "split": np.array(results.split_names)[results.splits],
-        "path": results.file_names or indexed(results),
-        "cluster": results.clusters,
-        "name": [names[k] for k in results.clusters],
-        results.clustering["certainty"]: numbers(results.certainty),
-        "distance": numbers(results.distance),
-        "unusual": results.unusual.astype(int),
         "near_duplicates": ["" if group < 0 else group for group in near_N],
         "x": numbers(xy_N2[:, 0]),
         "y": numbers(xy_N2[:, 1]),
@@ -37,11 +40,10 @@ def write_images(file: Path, results: Results, near_N: np.ndarray, xy_N2: np.nda
     with (
         replacing(file) as temporary,
         # File names need not be UTF-8: their bytes are kept.
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as out,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\r\n") as out,
     ):
-        rows = csv.writer(out)
-        rows.writerow(columns)
-        rows.writerows(zip(*columns.values(), strict=True))
+        for values in (columns, *zip(*columns.values(), strict=True)):
+            print(csv_line(values), file=out)
 
 
 def indexed(results: Results) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dataset.folder import refuse_among
 from src.evaluation.near_duplicates import crossing, near_duplicates
 from src.evaluation.silhouette import silhouette_samples
 from src.evaluation.tables import used_splits
@@ -16,7 +17,6 @@ from src.runtime.cli import check_seed
 from src.storage import artifacts, checkpoint
 from src.storage.artifacts import ExtractionRecord
 from src.storage.metrics_log import Record, read_metrics
-from src.storage.output_folder import mark
 from src.tracking.tracker import stage_tracker
 from src.visualization import figures
 from src.visualization.flags import VisualizeConfig
@@ -36,6 +36,10 @@ def run(config: VisualizeConfig) -> None:
     check_seed(config.seed)
     started = time.monotonic()
     results = load_results(config.feature_dir, config.data_dir)
+    if results.extraction["dataset"]["name"] == "folder" and results.picture_dir:
+        refuse_among("--feature-dir", config.feature_dir, results.picture_dir)
+        if config.wandb not in (None, "disabled"):  # it keeps copies
+            refuse_among("--wandb-dir", config.wandb_dir, results.picture_dir)
     records = training_records(config.checkpoint_dir, results.extraction)
     method = config.projection if can_arrange(results.x_NP) else "pca"
     print(f"{TITLES[method]} of {len(results.x_NP):,} images")
@@ -44,7 +48,7 @@ def run(config: VisualizeConfig) -> None:
     xy_N2 = project(results.x_NP, method, config.seed)
 
     folder = config.feature_dir / artifacts.FIGURES
-    mark(folder, "figures")
+    folder.mkdir(parents=True, exist_ok=True)
     files = []
     is_own = results.extraction["dataset"]["name"] == "folder"
     mode = config.wandb or ("disabled" if is_own else "auto")
