@@ -8,8 +8,9 @@
 Names are not case-sensitive; `unlabelled` is `unlabeled`, and `val`, `valid` or `validation`
 is `test` if there is no `test`. Pictures next to the splits are left out, and `notes` says which.
 Classes, `unlabeled` and a folder without splits may contain folders of any depth; links are
-followed. Hidden files and folders, folders of thumbnails and files without a picture's suffix are
-ignored, and so is the folder of this program, if it lies in the folder.
+followed, but no file is read twice. A picture is a file with a picture's suffix, or with any other
+whose content is one. Hidden files and folders and folders of thumbnails are ignored, and so is the
+folder of this program, if it lies in the folder.
 
 Pictures that this program writes are like any others. So that none of them becomes part of the
 folder that it reads, commands refuse to write there (`refuse_among`).
@@ -17,12 +18,12 @@ folder that it reads, commands refuse to write there (`refuse_among`).
 
 import os
 import stat
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset.pictures import IMAGE_SUFFIXES
+from dataset.pictures import IMAGE_SUFFIXES, RAW_SUFFIXES, is_picture
 from src.runtime.cli import UserError
 from src.storage.artifacts import SPLITS
 
@@ -64,6 +65,20 @@ class LeftOut:
 
     unreadable: list[str] = field(default_factory=list)
     """Folders and files that cannot be read."""
+    others: Counter[str] = field(default_factory=Counter)
+    """How many files are not pictures, by suffix."""
+    repeated: Counter[str] = field(default_factory=Counter)
+    """How many links lead to "files" and "folders" that are read anyway."""
+
+    def others_note(self) -> str:
+        """One line; "" if there are none."""
+        if not self.others:
+            return ""
+        shown = [f"{count:,} {suffix}" for suffix, count in self.others.most_common(8)]
+        more = ", …" if len(self.others) > len(shown) else ""
+        raw = "; convert RAW photographs first" if self.others.keys() & RAW_SUFFIXES else ""
+        total = f"{self.others.total():,} files that are not pictures are left out"
+        return f"{total}: {', '.join(shown)}{more}{raw}"
 
 
 def class_of(name: str) -> str:
@@ -97,11 +112,16 @@ def find_pictures(root: Path, notes: list[str] | None = None) -> dict[str, Pictu
     notes += [f"{place} cannot be read and is left out" for place in unreadable[:NAMED_AT_MOST]]
     if len(unreadable) > NAMED_AT_MOST:
         notes.append(f"{len(unreadable):,} files and folders in {root} cannot be read in all")
+    if others := left_out.others_note():
+        notes.append(others)
+    if repeated := left_out.repeated:
+        counts = " and ".join(f"{count:,} {what}" for what, count in sorted(repeated.items()))
+        notes.append(f"links lead to {counts} that are read already: each is read once")
     with_files = {pictures.split: pictures for pictures in candidates if pictures.files}
     if not with_files:
         searched = " or ".join(str(root / name) for name in folders.values()) or str(root)
         raise UserError(
-            f"no pictures in {searched} (files named .jpg, .png, .webp, .tif and the like)"
+            f"no pictures in {searched} (JPEG, PNG, WebP, TIFF and the like)"
             + "".join(f"; {note}" for note in notes)
         )
     return with_files
@@ -185,16 +205,22 @@ def _split(root: Path, split: str, folder: str, left_out: LeftOut) -> Pictures:
 
 
 def _scan(folder: Path, left_out: LeftOut, skip: Collection[str] = ()) -> list[PictureFile]:
-    """The readable picture files below a folder, sorted by name; links to nothing are ignored."""
-    files = []
-    for name, entry in walk(str(folder), left_out, skip=skip):
+    """The readable picture files below a folder, sorted by name; links to nothing are ignored, and
+    so are those to files that are found without them."""
+    files, seen = [], set()
+    found = list(walk(str(folder), left_out, skip=skip))
+    for name, entry in sorted(found, key=lambda item: item[1].is_symlink()):
         try:
             status = entry.stat()
         except OSError:
             if not entry.is_symlink():
                 left_out.unreadable.append(entry.path)
             continue
-        if stat.S_ISREG(status.st_mode):
+        identity = status.st_dev, status.st_ino
+        if entry.is_symlink() and identity in seen:
+            left_out.repeated["files"] += 1
+        elif stat.S_ISREG(status.st_mode):
+            seen.add(identity)
             changed = status.st_mtime_ns if os.access(entry.path, os.R_OK) else 0
             files.append((name, status.st_size, changed))
     return sorted(files)
@@ -203,21 +229,22 @@ def _scan(folder: Path, left_out: LeftOut, skip: Collection[str] = ()) -> list[P
 def walk(
     top: str, left_out: LeftOut, follow_links: bool = True, skip: Collection[str] = ()
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Everything in a folder and the folders below that has a picture's suffix, and its name
-    relative to `top`, with slashes: first what is in a folder, then its subfolders, both sorted.
+    """Every picture in a folder and the folders below, and its name relative to `top`, with
+    slashes: first what is in a folder, then its subfolders, both sorted; last what links lead to.
 
     Hidden files and folders and folders of thumbnails are ignored. There is no recursion: folders
     may be nested deeper than Python allows that.
 
     Args:
-        left_out: receives the folders that cannot be read.
-        follow_links: enter links to folders too, but never one to a folder that it is in.
+        left_out: receives what is not read.
+        follow_links: enter links to folders too, but each folder once.
         skip: folders in `top` to ignore.
     """
     program = PROGRAM.stat()
-    stack: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(top, "", ())]
-    while stack:
-        folder, prefix, above = stack.pop()
+    seen: set[tuple[int, int]] = set()
+    stack, links = [(top, "")], deque[tuple[str, str]]()
+    while stack or links:
+        folder, prefix = stack.pop() if stack else links.popleft()
         try:
             status = os.stat(folder)  # noqa: PTH116
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -225,19 +252,34 @@ def walk(
             left_out.unreadable.append(folder)
             continue
         here = status.st_dev, status.st_ino
-        if here in above or (above and here == (program.st_dev, program.st_ino)):
+        if here in seen:
+            left_out.repeated["folders"] += 1
             continue
+        if seen and here == (program.st_dev, program.st_ino):
+            continue
+        seen.add(here)
         folders = []
         for entry in entries:
             name = prefix + entry.name
             if entry.name.startswith(".") or entry.name in THUMBNAILS or name in skip:
                 continue
             if _is_folder(entry):
-                if follow_links or not entry.is_symlink():
-                    folders.append((entry.path, f"{name}/", (*above, here)))
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+                if not entry.is_symlink():
+                    folders.append((entry.path, f"{name}/"))
+                elif follow_links:
+                    links.append((entry.path, f"{name}/"))
+            elif _may_be_picture(entry):
                 yield name, entry
+            else:
+                suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+                left_out.others[suffix or "without a suffix"] += 1
         stack += reversed(folders)
+
+
+def _may_be_picture(entry: os.DirEntry[str]) -> bool:
+    """Decoding tells more of those with a picture's suffix."""
+    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+    return suffix in IMAGE_SUFFIXES or is_picture(Path(entry.path))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

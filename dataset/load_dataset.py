@@ -6,6 +6,8 @@ never copied as a whole.
 
 import hashlib
 import mmap
+import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,6 @@ def load_dataset(
 
     Raises:
         UserError: there is no image, a file has the wrong size, or the cache cannot be written.
-        RunError: a process that decodes pictures died.
     """
     files, notes = "", []
     if name == "digits":
@@ -155,8 +156,10 @@ def _folder(
     }
     labeled = [split for split, pictures in folder.items() if pictures.labeled]
     # Of the pictures that were decoded: a class without any does not count.
-    class_names = tuple(sorted({class_of(name) for split in labeled for name in decoded[split][1]}))
-    index = {name: label for label, name in enumerate(class_names)}
+    found = {split: {class_of(name) for name in decoded[split][1]} for split in labeled}
+    classes = _classes(found, notes)
+    class_names = tuple(sorted(set(classes.values())))
+    index = {name: class_names.index(shown) for name, shown in classes.items()}
     splits = {}
     for split, (images, names) in decoded.items():
         labels = None
@@ -168,6 +171,40 @@ def _folder(
         raise UserError(f"none of the pictures in {data_dir} can be decoded")
     files = [(name, size) for pictures in folder.values() for name, size, _ in pictures.files]
     return splits, class_names, json_digest(files)
+
+
+def _classes(found: dict[str, set[str]], notes: list[str]) -> dict[str, str]:
+    """The class that each folder of a class stands for, by the folder's name.
+
+    Names that differ only in Unicode form, as those of macOS do, in case, or in spaces at the ends
+    are one class, which is called as in the first split.
+
+    Args:
+        found: the names in each split.
+        notes: receives a line if names were joined, or if a split has classes that train lacks.
+    """
+    shown: dict[str, str] = {}
+    result, joined = {}, set()
+    for names in found.values():
+        for name in sorted(names):
+            normal = unicodedata.normalize("NFC", name).strip()
+            result[name] = shown.setdefault(unicodedata.normalize("NFC", normal.casefold()), normal)
+            if result[name] != unicodedata.normalize("NFC", name):
+                joined.add(f'"{name}" is "{result[name]}"')
+    if joined:
+        notes.append(f"class folders with nearly the same name are one class: {_some(joined)}")
+    for split, names in found.items():
+        missing = {result[name] for name in names}
+        missing -= {result[name] for name in found.get("train", names)}
+        if missing:
+            notes.append(f"classes of {split} that train lacks: {_some(missing)}")
+    return result
+
+
+def _some(texts: Collection[str]) -> str:
+    return ", ".join(sorted(texts)[:5]) + (
+        f" and {len(texts) - 5:,} more" if len(texts) > 5 else ""
+    )
 
 
 def _fingerprint(splits: dict[str, Split], class_names: tuple[str, ...], files: str) -> str:

@@ -33,7 +33,7 @@ from src.storage.files import (
 )
 
 CACHE_FOLDER = ".picture_cache"
-PIXELS_VERSION = 2
+PIXELS_VERSION = 3
 """Increment it when `load_picture` starts to give other pixels for the same file."""
 
 AHEAD = 64

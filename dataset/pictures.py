@@ -6,14 +6,15 @@ for inference are preprocessed alike.
 
 import contextlib
 import struct
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from pillow_heif import register_heif_opener
 
 from src.storage.files import open_regular
@@ -23,6 +24,13 @@ IMAGE_SUFFIXES = frozenset({
     ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif",
 })  # fmt: skip
 """Files with these suffixes, in lower case, are taken for pictures."""
+
+RAW_SUFFIXES = frozenset({
+    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef",
+    ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf",
+    ".srw", ".x3f",
+})  # fmt: skip
+"""Of cameras' raw data, in lower case, which is not decoded."""
 
 MAX_PIXELS = 89_478_485
 """More are never decoded; Pillow's own threshold, 256 MiB of RGB. A baseline JPEG may claim more
@@ -75,10 +83,10 @@ def load_picture(file: Path, size: int) -> np.ndarray:
     The largest centered square is resized to `size` x `size` with an antialiased bicubic filter,
     as if the shorter side were resized to `size` and the center cropped. A picture of
     `size` x `size` is returned bit for bit. EXIF orientation is applied; transparency is
-    composited on white; of several frames or pages the first is used. Gray of 9 to 16 bits is
-    divided by the range of the fewest bits that hold its largest value, as microscopes store 10,
-    12 or 14 of them; 32-bit and floating-point gray is stretched from its minimum to its maximum.
-    Metadata that cannot be read, such as a damaged EXIF block, is ignored.
+    composited on white; of several frames or pages the first is used. Channels of 9 to 16 bits are
+    divided by the range of the fewest bits that hold their largest value, as cameras and
+    microscopes store 10, 12 or 14 of them; 32-bit and floating-point gray is stretched from its
+    minimum to its maximum. Metadata that cannot be read, such as a damaged EXIF block, is ignored.
 
     Returns:
         uint8 array of shape (3, size, size), red, green, blue.
@@ -92,8 +100,7 @@ def load_picture(file: Path, size: int) -> np.ndarray:
             # JPEG can decode at 1/2, 1/4 or 1/8 of its size, several times faster.
             image.draft(None, (2 * size, 2 * size))  # type: ignore[arg-type]
             _check_pixels(image)
-            image.load()
-            square = _square(_opaque(image), size).convert("RGB")
+            square = _square(_opaque(_loaded(image)), size).convert("RGB")
         except BadPicture:
             raise
         except _DAMAGE as error:
@@ -109,8 +116,19 @@ def shorter_side(file: Path) -> int:
         return min(image.size)
 
 
+def is_picture(file: Path) -> bool:
+    """Whether a file is one by its content, whatever its name; RAW photographs are not."""
+    if file.suffix.lower() in RAW_SUFFIXES:  # most are TIFF files with a small preview
+        return False
+    try:
+        with _opened(file):
+            return True
+    except BadPicture:
+        return False
+
+
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def _opened(file: Path) -> Iterator[ImageFile.ImageFile]:
     try:
         with open_regular(file) as stream, _open(stream) as image:
             yield image
@@ -133,7 +151,7 @@ def _check_pixels(image: Image.Image) -> None:
         raise BadPicture(f"{shape} pixels, more than {limit // 10**6} million")
 
 
-def _open(stream: BinaryIO) -> Image.Image:
+def _open(stream: BinaryIO) -> ImageFile.ImageFile:
     """Read and check the picture's header; no pixel is decoded yet."""
     if not stream.read(1):
         raise BadPicture("empty file")
@@ -163,6 +181,57 @@ def _opaque(image: Image.Image) -> Image.Image:
         white.paste(image, mask=image.getchannel("A"))
         return white
     return image.convert("RGB")
+
+
+def _loaded(image: ImageFile.ImageFile) -> Image.Image:
+    """The decoded picture. Pillow keeps only the high byte of color with 16 bits a channel, which
+    leaves pictures of 12 bits nearly black; for these, both bytes are decoded."""
+    rawmode = _rawmode(image.tile[0].args) if image.tile else ""
+    channels, _, order = rawmode.partition(";16")
+    stream = image.fp
+    image.load()
+    if channels not in ("RGB", "RGBX", "RGBA", "LA") or order not in ("B", "L", "N"):
+        return image
+    assert stream is not None
+    stream.seek(0)
+    with Image.open(stream, formats=[str(image.format)]) as other:
+        if channels == "LA":  # no other order exists: its four bytes as channels
+            swapped = "RGBA"
+        else:
+            little = order == "L" or (order == "N" and sys.byteorder == "little")
+            swapped = f"{channels};16{'B' if little else 'L'}"
+        other.tile = [tile._replace(args=_with_rawmode(tile.args, swapped)) for tile in other.tile]
+        other.load()
+        low = other.split()
+    if channels == "LA":  # which is opened as RGBA
+        low = (low[1], low[1], low[1], low[3])
+    colors = len(image.getbands()) - (image.mode in ("RGBA", "LA"))
+    bands = [_from_bytes(image.getchannel(i), low[i]) for i in range(colors)]
+    largest = max(int(band.max()) for band in bands)
+    scaled = [_to_8_bits(band, largest) for band in bands]
+    if colors < len(image.getbands()):
+        alpha = _from_bytes(image.getchannel(colors), low[colors])
+        scaled.append(_to_8_bits(alpha, int(alpha.max())))
+    return Image.merge(image.mode, scaled)
+
+
+def _rawmode(args: Any) -> str:
+    """Of a tile, whose decoder takes it alone or as the first of several arguments."""
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _with_rawmode(args: Any, rawmode: str) -> Any:
+    return (rawmode, *args[1:]) if isinstance(args, tuple) else rawmode
+
+
+def _from_bytes(high: Image.Image, low: Image.Image) -> np.ndarray:
+    return np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
+
+
+def _to_8_bits(band: np.ndarray, largest: int) -> Image.Image:
+    scale = 255 / (2 ** max(8, largest.bit_length()) - 1)
+    return Image.fromarray(np.rint(band * np.float32(scale)).astype(np.uint8))
 
 
 def _gray(image: Image.Image) -> Image.Image:

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import threading
 import time
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -310,6 +312,60 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     found = find_pictures(tmp_path)["unlabeled"]
     images, _ = load_pictures(found, SIZE, tmp_path / "cache")
     np.testing.assert_array_equal(images, expected(9, 10))
+
+
+@pytest.mark.parametrize("change", [
+    lambda name: unicodedata.normalize("NFD", name), str.upper, lambda name: f"{name} ",
+], ids=["decomposed", "case", "space"])  # fmt: skip
+def test_class_names_that_differ_in_form_are_one_class(
+    tmp_path: Path, change: Callable[[str], str]
+) -> None:
+    for level, name in enumerate(("café", "naïve", "ox")):
+        picture(tmp_path / "train" / name / "a.png", level)
+        picture(tmp_path / "test" / change(name) / "b.png", level)
+    dataset = load(tmp_path)
+    assert dataset.class_names == ("café", "naïve", "ox")
+    for split in dataset.splits.values():
+        assert split.labels is not None
+        levels = [int(image[0, 0, 0]) for image in split.images]
+        assert levels == split.labels.tolist()
+    decomposed = change("café") == unicodedata.normalize("NFD", "café")
+    assert any("one class" in note for note in dataset.notes) != decomposed
+
+
+def test_classes_that_train_lacks_are_named(tmp_path: Path) -> None:
+    for place in ("train/a", "train/b", "test/a", "test/new"):
+        picture(tmp_path / place / "x.png")
+    assert any("train lacks: new" in note for note in load(tmp_path).notes)
+
+
+def test_files_behind_links_are_read_once(tmp_path: Path) -> None:
+    for i in range(4):
+        picture(tmp_path / f"f{i}/a.png", i)
+        for j in range(4):
+            if i != j:
+                (tmp_path / f"f{i}/to{j}").symlink_to(f"../f{j}")
+    (tmp_path / "a first").symlink_to("f2")
+    (tmp_path / "again.png").symlink_to("f1/a.png")
+    dataset = load(tmp_path)
+    assert dataset.splits["unlabeled"].names == ("f0/a.png", "f1/a.png", "f2/a.png", "f3/a.png")
+    assert any("1 files and 13 folders" in note for note in dataset.notes)
+
+
+def test_pictures_are_known_by_content_and_others_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("a.png", "b", "c.png_large", "d.dng", "e.NEF"):
+        picture(tmp_path / "x.png")
+        (tmp_path / "x.png").rename(tmp_path / name)
+    for name in ("f.txt", "g.txt", "h", "i.mp4"):
+        (tmp_path / name).write_text("P.S. not a picture")
+    dataset = load(tmp_path)
+    assert dataset.splits["unlabeled"].names == ("a.png", "b", "c.png_large")
+    (note,) = dataset.notes
+    for part in ("6 files", "2 .txt", "1 .dng", "1 .nef", "1 without a suffix", "RAW"):
+        assert part in note
+    assert [path.name for path in find([str(tmp_path)])] == ["a.png", "b", "c.png_large"]
 
 
 # --- folders: the cache -------------------------------------------------------------------------

@@ -396,3 +396,55 @@ print(failures, int(peak[1]) // 1024)
     failures, memory = map(int, run.stdout.split())
     assert failures == (len(files) if fails else 0)
     return memory
+
+
+def png_16(values_HWC: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel: gray, gray with alpha, RGB or RGBA."""
+    height, width, channels = values_HWC.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data).to_bytes(4, "big")
+        return len(data).to_bytes(4, "big") + kind + data + checksum
+
+    color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    head = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_channels_of_more_than_8_bits(tmp_path: Path, channels: int, bits: int) -> None:
+    top = 2**bits - 1
+    values = np.random.default_rng(0).integers(0, top, (16, 16, channels))
+    values[0, 0] = top
+    if channels in (2, 4):
+        values[..., -1] = top  # opaque
+    (tmp_path / "a.png").write_bytes(png_16(values))
+    expected = values[..., : 1 if channels < 3 else 3] * 255 / top
+    found = load_picture(tmp_path / "a.png", 16).transpose(1, 2, 0)
+    assert np.abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_with_12_bits_a_channel(tmp_path: Path, order: str) -> None:
+    """Uncompressed, of either byte order; Pillow itself writes none of 16 bits."""
+    values = np.random.default_rng(0).integers(0, 4095, (16, 16, 3))
+    values[0, 0] = 4095
+    data = values.astype(f"{order}u2").tobytes()
+    entries = [
+        (256, 3, 1, 16), (257, 3, 1, 16), (258, 3, 3, 8 + 2 + 12 * 9 + 4), (259, 3, 1, 1),
+        (262, 3, 1, 2), (273, 4, 1, 8 + 2 + 12 * 9 + 4 + 6), (277, 3, 1, 3), (278, 3, 1, 16),
+        (279, 4, 1, len(data)),
+    ]  # fmt: skip
+    directory = struct.pack(f"{order}H", len(entries))
+    for tag, kind, count, value in entries:
+        inline = kind == 3 and count == 1
+        packed = struct.pack(f"{order}HH", value, 0) if inline else struct.pack(f"{order}I", value)
+        directory += struct.pack(f"{order}HHI", tag, kind, count) + packed
+    magic = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
+    end = struct.pack(f"{order}I", 0) + struct.pack(f"{order}3H", 16, 16, 16)
+    (tmp_path / "a.tif").write_bytes(magic + directory + end + data)
+    found = load_picture(tmp_path / "a.tif", 16).transpose(1, 2, 0)
+    assert np.abs(found - values * 255 / 4095).max() <= 1

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.decoding import decode
-from dataset.folder import refuse_among
+from dataset.folder import LeftOut, refuse_among
 from dataset.load_dataset import reload_dataset
 from dataset.pictures import IMAGE_SUFFIXES, BadPicture
 from src.prediction.flags import InferenceConfig
@@ -219,9 +219,12 @@ def _check_outputs(config: InferenceConfig, recorded: DatasetRecord) -> None:
 
 
 def _from_files(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
-    files = find(_names(config.paths))
+    left_out = LeftOut()
+    files = find(_names(config.paths), left_out)
     for path, content in decode(files, predictor.image_size, ahead=2 * config.batch_size):
         yield Row(str(path)), content
+    if others := left_out.others_note():
+        tqdm.write(f"note: {printable(others)}", sys.stderr)
 
 
 def _pictures(config: InferenceConfig, predictor: Predictor) -> Generator[Picture, None, None]:
