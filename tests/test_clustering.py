@@ -13,7 +13,7 @@ from src.clustering import main
 from src.clusters.choose_k import candidates, ranked, scan, scan_table, stability
 from src.clusters.confidence import fit_scale
 from src.clusters.head import LinearHead
-from src.clusters.protocol import Protocol
+from src.clusters.method import Method
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import EXTRACTION, LABELS, Manifest
@@ -132,8 +132,8 @@ def test_more_restarts_find_tighter_clusters(tmp_path: Path, capsys) -> None:
 def test_pca_above_its_limit_is_fitted_on_evenly_spaced_images() -> None:
     x = np.random.default_rng(0).normal(size=(61, 30)).astype(np.float32)
     for limit, seen in ((21, x[::3]), (30, x)):
-        protocol = Protocol("train", {}, [], False, components=5, restarts=1, pca_limit=limit)
-        reduced = protocol.reduce({"train": x})[1]["train"]
+        method = Method("train", {}, [], False, components=5, restarts=1, pca_limit=limit)
+        reduced = method.reduce({"train": x})[1]["train"]
         expected = PCA(5, svd_solver="full").fit(seen).transform(x)
         np.testing.assert_allclose(np.abs(reduced), np.abs(expected), atol=1e-4)
 
@@ -229,7 +229,7 @@ def test_a_failed_run_leaves_the_earlier_clusters_whole_or_none(
     def fail(*_: object) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(Protocol, "cluster_and_score", fail)
+    monkeypatch.setattr(Method, "cluster_and_score", fail)
     with pytest.raises(OSError, match="gone"):
         main(replace(config, clusters="2"))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
 from src.clusters.head import fit_head
-from src.clusters.protocol import Protocol
+from src.clusters.method import Method
 from src.clusters.smoothing import smooth
 from src.evaluation.metrics import hungarian_accuracy
 from src.evaluation.neighbors import lifted, nearest, unit
@@ -131,8 +131,8 @@ def test_without_smoothing_only_k_means(tmp_path: Path) -> None:
 def test_the_flags_reach_the_rows(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     for hops, k in ((1, 3), (3, 7)):
-        protocol = Protocol("train", {}, [], False, 8, 1, hops=hops, neighbors=k)
-        np.testing.assert_array_equal(protocol.smooth({"train": x}), smooth(x, hops, k))
+        method = Method("train", {}, [], False, 8, 1, hops=hops, neighbors=k)
+        np.testing.assert_array_equal(method.smooth({"train": x}), smooth(x, hops, k))
 
 
 @pytest.mark.parametrize("count", [2, 4])

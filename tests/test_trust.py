@@ -9,7 +9,7 @@ from sklearn.metrics import adjusted_rand_score, cohen_kappa_score
 
 from dataset.load_dataset import load_dataset
 from src.clusters import trust
-from src.clusters.protocol import Protocol
+from src.clusters.method import Method
 from src.clusters.trust import (
     Views,
     clear_from,
@@ -28,8 +28,8 @@ from src.training.views import ViewSettings
 from tests.helpers.finished_run import FinishedRun, cluster
 
 
-def protocol(hops: int = 0, **labels: np.ndarray) -> Protocol:
-    return Protocol("train", labels, [], False, components=10, restarts=3, hops=hops)
+def method(hops: int = 0, **labels: np.ndarray) -> Method:
+    return Method("train", labels, [], False, components=10, restarts=3, hops=hops)
 
 
 def groups(count: int, spread: float) -> np.ndarray:
@@ -46,20 +46,20 @@ def test_agreement_of_halves_is_that_of_scikit_learn() -> None:
         models = [KMeans(6, n_init=3, random_state=7).fit(x[half]) for half in halves]  # type: ignore[arg-type]
         scores.append(adjusted_rand_score(*(model.predict(x) for model in models)))
     assert len(set(scores)) > 1
-    assert halves_agreement(protocol(), x, 6, seed=7) == pytest.approx(np.mean(scores))
+    assert halves_agreement(method(), x, 6, seed=7) == pytest.approx(np.mean(scores))
 
 
 @pytest.mark.parametrize("hops", [0, 2])
 def test_groups_are_clear_and_noise_is_not(hops: int) -> None:
-    assert halves_agreement(protocol(hops), groups(200, 0.5), 4, 0) == 1
+    assert halves_agreement(method(hops), groups(200, 0.5), 4, 0) == 1
     noise = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
-    assert halves_agreement(protocol(hops), noise, 4, 0) < 0.4
+    assert halves_agreement(method(hops), noise, 4, 0) < 0.4
 
 
 def test_labels_do_not_change_it() -> None:
     x = groups(100, 5)
-    with_labels = halves_agreement(protocol(train=np.zeros(100, int)), x, 5, 0)
-    assert with_labels == halves_agreement(protocol(), x, 5, 0)
+    with_labels = halves_agreement(method(train=np.zeros(100, int)), x, 5, 0)
+    assert with_labels == halves_agreement(method(), x, 5, 0)
 
 
 def test_the_verdict_follows_halves_views_and_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_the_verdict_follows_halves_views_and_pixels(monkeypatch: pytest.MonkeyP
         measured = {"halves": halves, "views": views, "pixels": raw}
         for name, value in measured.items():
             monkeypatch.setattr(trust, f"{name}_agreement", lambda *_, value=value: value)
-        report = trust_report(protocol(), x, raw and images, 3, 0, views and drawn) or {}
+        report = trust_report(method(), x, raw and images, 3, 0, views and drawn) or {}
         assert report == {"verdict": word, **measured}
         assert describe(report).startswith(f"{word}: ")
 
@@ -84,7 +84,7 @@ def test_the_verdict_follows_halves_views_and_pixels(monkeypatch: pytest.MonkeyP
 def test_no_verdict_about_one_cluster_or_small_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     for clusters, images in ((1, trust.IMAGES), (11, trust.IMAGES), (6, 10)):
         monkeypatch.setattr(trust, "IMAGES", images)
-        assert trust_report(protocol(), groups(20, 1), None, clusters, 0) is None
+        assert trust_report(method(), groups(20, 1), None, clusters, 0) is None
 
 
 def test_agreement_of_views_is_scotts_pi() -> None:
@@ -126,7 +126,7 @@ def test_small_pixels_are_means_of_patches(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_raw_digits_are_as_good_as_themselves() -> None:
     images = load_dataset("digits", None).splits["test"].images  # type: ignore[arg-type]
-    own = protocol(2)
+    own = method(2)
     pca, reduced = own.reduce({"train": small_pixels(images)})
     x_NP = reduced["train"]
     assert (trust_report(own, x_NP, images, 10, 0) or {})["views"] is None

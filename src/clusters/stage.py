@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,8 @@ from src.clusters.choose_k import candidates, fewer, scan, scan_table
 from src.clusters.confidence import fit_scale, gaussian_scale
 from src.clusters.flags import ClusteringConfig
 from src.clusters.head import LinearHead
+from src.clusters.method import Clustering, Method, Splits
 from src.clusters.pca import PCA
-from src.clusters.protocol import Clustering, Protocol, Splits
 from src.clusters.summary import metrics_report, pca_lines
 from src.clusters.trust import Views, trust_report
 from src.clusters.unusual import distance_to_clusters
@@ -45,79 +45,134 @@ def run(config: ClusteringConfig) -> None:
 
 def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, dict[str, Any]]:
     """Compute and write everything; returns what the features come from, and the metrics."""
-    manifest = Manifest(config.feature_dir)
-    extraction = manifest.extraction
-    features = {split: manifest.load(FEATURES, split) for split in extraction["dataset"]["splits"]}
-    protocol = choose_protocol(config, features, manifest)
-    fit_on = protocol.fit_on
-    counts = candidates(config.clusters, len(protocol.class_names))
-    if config.clusters is None:
-        count = fewer(counts[0], len(features[fit_on]), bool(protocol.class_names))
-        counts = range(count, count + 1)
-    if counts[-1] > len(features[fit_on]):
-        raise UserError(
-            f"--clusters: {counts[-1]} clusters need as many images, {fit_on} has "
-            f"{len(features[fit_on])}"
-        )
-    baselines = {}
-    if config.baselines:
-        compared = [split for split in features if split in protocol.labels or split == fit_on]
-        baselines = load_baselines(manifest, compared)
-
-    pca, reduced = protocol.reduce(features)
-    smoothed_NP = protocol.smooth(reduced)
+    inputs = read_inputs(config)
+    method, features, fit_on = inputs.method, inputs.features, inputs.method.fit_on
+    pca, reduced = method.reduce(features)
+    smoothed_NP = method.smooth(reduced)
     metrics: dict[str, Any] = {"splits": {}, "pca": describe_pca(pca)}
     print(pca_lines(metrics["pca"], pca.mean_D.size, config.components))
-    count = counts[0]
-    if len(counts) > 1:
-        scanned = reduced[fit_on] if smoothed_NP is None else smoothed_NP
-        metrics["scan"] = scan(scanned, counts, config.seed)
+
+    count = inputs.counts[0]
+    if len(inputs.counts) > 1:
+        x_NP = reduced[fit_on] if smoothed_NP is None else smoothed_NP
+        metrics["scan"] = scan(x_NP, inputs.counts, config.seed)
         print(scan_table(metrics["scan"]))
         count = metrics["scan"]["picked"]
-    found, scores = protocol.cluster_and_score(features, reduced, smoothed_NP, count, config.seed)
+    found, scores = method.cluster_and_score(features, reduced, smoothed_NP, count, config.seed)
     used = found[-1]
-    named_on = protocol.named_on
-    labels = protocol.labels[named_on] if named_on else None
-    rows_NP = reduced[named_on or fit_on]
-    start = gaussian_scale(rows_NP, used.centroids_KP) if smoothed_NP is None else 1.0
-    scale = fit_scale(rows_NP, used.head, used.class_K, labels, start)
-
     metrics["kmeans"] = {
         "clusters": count,
         "fit_on": fit_on,
-        "named_on": named_on,
+        "named_on": method.named_on,
         "inertia": found[0].inertia,
         "restarts": config.restarts,
     }
-    metrics |= scores
+    metrics |= scores | compare(config, inputs, reduced, smoothed_NP, count)
+    unusual, limit = far_images(config.unusual, pca, features, reduced, used, fit_on)
+    metrics["unusual"] = {split: int(far.sum()) for split, far in unusual.items()}
+    images = load_images(inputs.manifest, fit_on)
+    views = load_views(inputs.manifest, fit_on, pca, used.head)
+    if trust := trust_report(method, reduced[fit_on], images, count, config.seed, views):
+        metrics["trust"] = trust
+
+    save(stage, pca, reduced, used, unusual)
+    stage.write_json(artifacts.METRICS, metrics)
+    is_smoothed = smoothed_NP is not None
+    record(config, stage, inputs, count, certainty_scale(method, reduced, used, is_smoothed), limit)
+    return inputs.manifest.extraction, metrics
+
+
+class Inputs(NamedTuple):
+    """What clustering reads, and how it clusters."""
+
+    manifest: Manifest
+    features: Splits
+    method: Method
+    counts: range
+    """The numbers of clusters to choose from."""
+    baselines: dict[str, Splits]
+    """Other features, by their kind."""
+
+
+def read_inputs(config: ClusteringConfig) -> Inputs:
+    manifest = Manifest(config.feature_dir)
+    splits = manifest.extraction["dataset"]["splits"]
+    features = {split: manifest.load(FEATURES, split) for split in splits}
+    method = choose_method(config, features, manifest)
+    counts = choose_counts(config.clusters, method, len(features[method.fit_on]))
+    baselines = {}
+    if config.baselines:
+        compared = [s for s in features if s in method.labels or s == method.fit_on]
+        baselines = load_baselines(manifest, compared)
+    return Inputs(manifest, features, method, counts, baselines)
+
+
+def choose_counts(flag: str | None, method: Method, images: int) -> range:
+    """The numbers of clusters to choose from, for as many images of the fitted split."""
+    counts = candidates(flag, len(method.class_names))
+    if flag is None:
+        count = fewer(counts[0], images, bool(method.class_names))
+        counts = range(count, count + 1)
+    if counts[-1] > images:
+        raise UserError(
+            f"--clusters: {counts[-1]} clusters need as many images, {method.fit_on} has {images}"
+        )
+    return counts
+
+
+def compare(
+    config: ClusteringConfig,
+    inputs: Inputs,
+    reduced: Splits,
+    smoothed_NP: np.ndarray | None,
+    count: int,
+) -> dict[str, Any]:
+    """The parts of metrics.json that flags ask for: other seeds, a classifier, other features."""
+    parts: dict[str, Any] = {}
     if config.seeds:
         seeds = range(config.seed, config.seed + config.seeds)
-        metrics["seeds"] = protocol.over_seeds(reduced, smoothed_NP, count, seeds)
-    if config.linear_probe and (probe := probe_features(features, protocol, config.seed)):
-        metrics["linear_probe"] = probe
-    if baselines:
-        metrics["baselines"] = {
-            kind: protocol.score_baseline(x, count, config.seed) for kind, x in baselines.items()
+        parts["seeds"] = inputs.method.over_seeds(reduced, smoothed_NP, count, seeds)
+    if config.linear_probe:
+        probe = probe_features(inputs.features, inputs.method, config.seed)
+        parts |= {"linear_probe": probe} if probe else {}
+    if inputs.baselines:
+        parts["baselines"] = {
+            kind: inputs.method.score_baseline(x, count, config.seed)
+            for kind, x in inputs.baselines.items()
         }
+    return parts
+
+
+def certainty_scale(method: Method, reduced: Splits, used: Clustering, is_smoothed: bool) -> float:
+    """The confidence scale T, from the split that names the clusters, else from the fitted one."""
+    rows_NP = reduced[method.named_on or method.fit_on]
+    labels = method.labels[method.named_on] if method.named_on else None
+    start = 1.0 if is_smoothed else gaussian_scale(rows_NP, used.centroids_KP)
+    return fit_scale(rows_NP, used.head, used.class_K, labels, start)
+
+
+def far_images(
+    usual: float, pca: PCA, features: Splits, reduced: Splits, used: Clustering, fit_on: str
+) -> tuple[Splits, float]:
+    """The images farther from every cluster than the share `usual` of the fitted ones, and that
+    distance."""
     distances = {
         split: distance_to_clusters(pca, x, reduced[split], used.centroids_KP)
         for split, x in features.items()
     }
-    limit = float(np.quantile(distances[fit_on], config.unusual))
-    unusual = {split: distance > limit for split, distance in distances.items()}
-    metrics["unusual"] = {split: int(found.sum()) for split, found in unusual.items()}
-    images = load_images(manifest, fit_on)
-    views = load_views(manifest, fit_on, pca, used.head)
-    if trust := trust_report(protocol, reduced[fit_on], images, count, config.seed, views):
-        metrics["trust"] = trust
-    save(stage, pca, reduced, used, unusual)
-    stage.write_json(artifacts.METRICS, metrics)
+    limit = float(np.quantile(distances[fit_on], usual))
+    return {split: distance > limit for split, distance in distances.items()}, limit
+
+
+def record(
+    config: ClusteringConfig, stage: Stage, inputs: Inputs, count: int, scale: float, limit: float
+) -> None:
     stage.record(
         {
-            "features": extraction["id"],
-            "fit_on": fit_on,
+            "features": inputs.manifest.extraction["id"],
+            "fit_on": inputs.method.fit_on,
             "clusters": count,
-            "certainty": "margin" if labels is None else "confidence",
+            "certainty": "confidence" if inputs.method.named_on else "margin",
             "confidence_scale": scale,
             "unusual_distance": limit,
             "config": json.loads(json.dumps(asdict(config), default=str)),
@@ -125,7 +180,6 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, d
             "versions": versions(),
         }
     )
-    return extraction, metrics
 
 
 def _check(config: ClusteringConfig) -> None:
@@ -179,12 +233,12 @@ def load_baselines(manifest: Manifest, splits: list[str]) -> dict[str, Splits]:
     return {"raw_pixels": pixels} | ({"untrained": untrained} if untrained else {})
 
 
-def probe_features(features: Splits, protocol: Protocol, seed: int) -> dict[str, Any] | None:
+def probe_features(features: Splits, method: Method, seed: int) -> dict[str, Any] | None:
     """The part of metrics.json about the linear probe; None without labels to fit it to.
 
     Where test has no labels, `scored_on` is train, by cross-validation.
     """
-    known = {s: protocol.labeled(features, s) for s in ("train", "test") if s in protocol.labels}
+    known = {s: method.labeled(features, s) for s in ("train", "test") if s in method.labels}
     if "train" in known and (probe := linear_probe(*known["train"], known.get("test"), seed)):
         return {"fit_on": "train", "scored_on": "test" if "test" in known else "train"} | probe
     print("note: no linear probe: it needs a train split with labels of two classes or more")
@@ -211,14 +265,14 @@ def load_views(manifest: Manifest, split: str, pca: PCA, head: LinearHead) -> Vi
     return Views(clusters_2n, manifest.load(artifacts.VIEW_PIXELS, split))
 
 
-def choose_protocol(config: ClusteringConfig, features: Splits, manifest: Manifest) -> Protocol:
+def choose_method(config: ClusteringConfig, features: Splits, manifest: Manifest) -> Method:
     fit_on = config.fit_on
     if fit_on not in features:
         if fit_on != "train":
             raise UserError(f"--fit-on {fit_on}: the extraction wrote only {', '.join(features)}")
         fit_on = artifacts.default_split(manifest.extraction["dataset"]["splits"])
         print(f"note: no train split; PCA and K-means are fitted on {fit_on}")
-    return Protocol(
+    return Method(
         fit_on=fit_on,
         labels=load_labels(manifest),
         class_names=manifest.extraction["dataset"]["class_names"],

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from src.clusters.protocol import Protocol
+from src.clusters.method import Method
 from src.models.preprocessing import raw_pixels
 
 IMAGES = 4_000
@@ -50,15 +50,15 @@ class Views(NamedTuple):
 
 
 def halves_agreement(
-    protocol: Protocol, x_NP: np.ndarray, clusters: int, seed: int, splits: int = 6
+    method: Method, x_NP: np.ndarray, clusters: int, seed: int, splits: int = 6
 ) -> float:
     """The mean adjusted Rand index of `splits` splits; a half must have `clusters` rows."""
-    blind, scores = _blind(protocol), []
+    blind, scores = _blind(method), []
     for i in range(splits):
         order = np.random.default_rng([seed, i]).permutation(len(x_NP))[:IMAGES]
         assigned = []
         for rows in np.array_split(order, 2):
-            half = {protocol.fit_on: x_NP[rows]}
+            half = {method.fit_on: x_NP[rows]}
             found = blind.cluster(half, clusters, seed, blind.smooth(half))
             assigned.append(found.head.assign(x_NP))
         scores.append(adjusted_rand_score(*assigned))
@@ -75,24 +75,24 @@ def views_agreement(clusters_2n: np.ndarray) -> float:
 
 
 def pixels_agreement(
-    protocol: Protocol,
+    method: Method,
     images_NCSS: np.ndarray,
     clusters: int,
     seed: int,
     views_2nS: np.ndarray | None,
 ) -> dict[str, Any]:
     """Of raw pixels: the agreement of halves, and that of views if there are any."""
-    pca, reduced = protocol.reduce({protocol.fit_on: small_pixels(images_NCSS)})
-    halves, views = halves_agreement(protocol, reduced[protocol.fit_on], clusters, seed), None
+    pca, reduced = method.reduce({method.fit_on: small_pixels(images_NCSS)})
+    halves, views = halves_agreement(method, reduced[method.fit_on], clusters, seed), None
     if views_2nS is not None:
-        found = _blind(protocol).cluster(reduced, clusters, seed, protocol.smooth(reduced))
+        found = _blind(method).cluster(reduced, clusters, seed, method.smooth(reduced))
         views = views_agreement(np.stack([found.head.assign(pca.transform(x)) for x in views_2nS]))
     return {"halves": halves, "views": views}
 
 
-def _blind(protocol: Protocol) -> Protocol:
+def _blind(method: Method) -> Method:
     """Without labels, and with few restarts."""
-    return replace(protocol, labels={}, restarts=min(5, protocol.restarts))
+    return replace(method, labels={}, restarts=min(5, method.restarts))
 
 
 def clear_from(images: int) -> float:
@@ -102,7 +102,7 @@ def clear_from(images: int) -> float:
 
 
 def trust_report(
-    protocol: Protocol,
+    method: Method,
     x_NP: np.ndarray,
     images_NCSS: np.ndarray | None,
     clusters: int,
@@ -118,9 +118,9 @@ def trust_report(
     """
     if not 1 < clusters <= min(len(x_NP), IMAGES) // 2:
         return None
-    halves, raw = halves_agreement(protocol, x_NP, clusters, seed), None
+    halves, raw = halves_agreement(method, x_NP, clusters, seed), None
     if images_NCSS is not None:
-        raw = pixels_agreement(protocol, images_NCSS, clusters, seed, views and views.pixels_2nS)
+        raw = pixels_agreement(method, images_NCSS, clusters, seed, views and views.pixels_2nS)
     own = views and views_agreement(views.clusters_2n)
     verdict = "clear" if halves >= clear_from(len(x_NP)) else "partial"
     if raw and (

@@ -25,7 +25,7 @@ from typing import IO
 
 PRELOADED = (
     *("torch", "torch._dynamo", "torchvision", "scipy.optimize", "sklearn.cluster", "tyro"),
-    *("sklearn.metrics", "matplotlib.pyplot", "src.training.state", "src.clusters.protocol"),
+    *("sklearn.metrics", "matplotlib.pyplot", "src.training.state", "src.clusters.method"),
     *("src.prediction.predictor", "src.visualization.report"),
 )
 

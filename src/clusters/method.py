@@ -37,7 +37,7 @@ class Clustering:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Method:
     fit_on: str
     """The split that PCA and K-means are fitted on."""
     labels: Splits
