@@ -10,13 +10,15 @@ from sklearn.metrics import adjusted_rand_score
 
 from dataset.load_dataset import load_dataset
 from src.clustering import main
+from src.clusters import choose_k
 from src.clusters.choose_k import candidates, ranked, scan, scan_table, stability
 from src.clusters.confidence import fit_scale
 from src.clusters.head import LinearHead
 from src.clusters.method import Method
 from src.runtime.cli import UserError
 from src.storage import artifacts
-from src.storage.artifacts import EXTRACTION, LABELS, Manifest
+from src.storage.artifacts import CLUSTERING, EXTRACTION, LABELS, Manifest
+from src.storage.files import digest, write_json
 from tests.helpers.blobs import blobs, metrics, write
 from tests.helpers.processes import Script
 
@@ -27,17 +29,17 @@ def test_three_splits_give_every_file_and_metric(tmp_path: Path) -> None:
     )
     result = metrics(config)
     for split in ("train", "test"):
-        scores = result["splits"][split]
+        scores = result["kmeans"]["splits"][split]
         assert scores["hungarian_accuracy"] == scores["transferred_accuracy"] == 1.0
         assert scores["nmi"] == pytest.approx(1)
         assert scores["knn_accuracy"] == 1.0
         assert scores["per_class"]["bee"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
-    assert set(result["splits"]["unlabeled"]) == {
+    assert set(result["kmeans"]["splits"]["unlabeled"]) == {
         "images", "silhouette", "davies_bouldin", "cluster_sizes"
     }  # fmt: skip
-    assert result["splits"]["unlabeled"]["cluster_sizes"] == [30, 30, 30]
+    assert result["kmeans"]["splits"]["unlabeled"]["cluster_sizes"] == [30, 30, 30]
     assert result["pca"]["components"] == len(result["pca"]["cumulative"]) == 5
-    assert result["kmeans"]["fit_on"] == "train"
+    assert result["fit"]["fit_on"] == "train"
     part = Manifest(tmp_path).clustering
     assert (part["features"], part["clusters"], part["certainty"]) == ("abc", 3, "confidence")
 
@@ -79,7 +81,7 @@ def test_unusual_is_far_from_every_cluster_in_all_dimensions(tmp_path: Path) -> 
 def test_names_from_one_split_can_fail_on_another(tmp_path: Path) -> None:
     x, labels = blobs(30, 2)
     config = write(tmp_path, train=blobs(60, 1), test=(x, (labels + 1) % 3))
-    scores = metrics(config)["splits"]["test"]
+    scores = metrics(config)["kmeans"]["splits"]["test"]
     assert scores["hungarian_accuracy"] == 1.0
     assert scores["transferred_accuracy"] == scores["knn_accuracy"] == 0.0
 
@@ -102,7 +104,7 @@ def test_which_split_names_the_clusters(
         x, labels = blobs(30, i)
         splits[split] = x, (labels + shift[split]) % 3 if split in labeled else None
     result = metrics(replace(write(tmp_path, **splits), fit_on=fit_on))  # type: ignore[arg-type]
-    assert result["kmeans"]["named_on"] == named_on
+    assert result["fit"]["named_on"] == named_on
     manifest = Manifest(tmp_path)
     names = manifest.load(artifacts.CLUSTER_TO_CLASS)
     clusters = manifest.load(artifacts.ASSIGNMENTS, "test")
@@ -116,7 +118,7 @@ def test_an_image_is_not_its_own_neighbor(tmp_path: Path) -> None:
     """Each image's only near neighbor is of another class."""
     x = np.eye(12, 20).repeat(2, axis=0) + 0.01 * np.random.default_rng(0).random((24, 20))
     labels = np.arange(24) % 2
-    splits = metrics(write(tmp_path, train=(x, labels), test=(x, labels)))["splits"]
+    splits = metrics(write(tmp_path, train=(x, labels), test=(x, labels)))["kmeans"]["splits"]
     assert splits["train"]["knn_accuracy"] == 0.0
     assert splits["test"]["knn_accuracy"] == 1.0  # every image has its copy in train
 
@@ -124,7 +126,7 @@ def test_an_image_is_not_its_own_neighbor(tmp_path: Path) -> None:
 def test_more_restarts_find_tighter_clusters(tmp_path: Path, capsys) -> None:
     x = np.random.default_rng(0).normal(size=(200, 20))
     config = replace(write(tmp_path, train=(x, None)), clusters="20")
-    once, often = (metrics(replace(config, restarts=n))["kmeans"]["inertia"] for n in (1, 20))
+    once, often = (metrics(replace(config, restarts=n))["fit"]["inertia"] for n in (1, 20))
     assert often < once
     assert "note: less than 95%; --components 10 would keep more" in capsys.readouterr().out
 
@@ -141,8 +143,8 @@ def test_pca_above_its_limit_is_fitted_on_evenly_spaced_images() -> None:
 def test_no_label_at_all(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = write(tmp_path, [], unlabeled=(blobs(60, 0)[0], None), test=(blobs(30, 1)[0], None))
     result = metrics(replace(config, seeds=2))
-    assert result["kmeans"] | {"inertia": 0} == {
-        "clusters": 10, "fit_on": "unlabeled", "named_on": None, "inertia": 0, "restarts": 2
+    assert result["fit"] | {"inertia": 0, "head_agreement": 1} == {
+        "clusters": 10, "fit_on": "unlabeled", "named_on": None, "inertia": 0, "head_agreement": 1
     }  # fmt: skip
     manifest = Manifest(tmp_path)
     assert manifest.load(artifacts.CLUSTER_TO_CLASS).tolist() == [-1] * 10
@@ -157,14 +159,15 @@ def test_unknown_labels_are_left_out_of_the_scores(
     labels = labels.copy()
     labels[:6] = -1
     result = metrics(write(tmp_path, train=(x, labels), test=(x, np.full(60, -1))))
-    assert result["splits"]["train"]["hungarian_accuracy"] == 1.0
-    assert result["splits"]["train"]["images"] == 60
-    assert np.sum(result["splits"]["train"]["confusion"]) == 54
-    assert "nmi" not in result["splits"]["test"]
+    assert result["kmeans"]["splits"]["train"]["hungarian_accuracy"] == 1.0
+    assert result["kmeans"]["splits"]["train"]["images"] == 60
+    assert np.sum(result["kmeans"]["splits"]["train"]["confusion"]) == 54
+    assert "nmi" not in result["kmeans"]["splits"]["test"]
     assert "6 labels of -1" in capsys.readouterr().out
     labels[1:] = -1  # one image, which has no neighbor
     labels[0] = 0
-    assert metrics(write(tmp_path, train=(x, labels)))["splits"]["train"]["knn_accuracy"] is None
+    splits = metrics(write(tmp_path, train=(x, labels)))["kmeans"]["splits"]
+    assert splits["train"]["knn_accuracy"] is None
 
 
 def test_duplicate_points_leave_clusters_empty(
@@ -172,7 +175,7 @@ def test_duplicate_points_leave_clusters_empty(
 ) -> None:
     x, labels = np.repeat(np.eye(3, 20), 8, axis=0), np.repeat(np.arange(3), 8)
     result = metrics(replace(write(tmp_path, train=(x, labels)), clusters="5", components=100))
-    scores = result["splits"]["train"]
+    scores = result["kmeans"]["splits"]["train"]
     assert sorted(scores["cluster_sizes"]) == [0, 0, 8, 8, 8]
     assert [scores["hungarian_accuracy"], scores["silhouette"]] == pytest.approx([1, 1])
     out = capsys.readouterr().out
@@ -183,10 +186,10 @@ def test_duplicate_points_leave_clusters_empty(
 
 def test_one_class_and_one_cluster(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = write(tmp_path, ["ant"], train=(blobs(30, 1)[0], np.zeros(30)))
-    scores = metrics(replace(config, clusters="2"))["splits"]["train"]
+    scores = metrics(replace(config, clusters="2"))["kmeans"]["splits"]["train"]
     assert scores["nmi"] is scores["ari"] is None
     config = write(tmp_path, train=blobs(30, 1))
-    scores = metrics(replace(config, clusters="1", seeds=2))["splits"]["train"]
+    scores = metrics(replace(config, clusters="1", seeds=2))["kmeans"]["splits"]["train"]
     undefined = ("nmi", "ari", "silhouette", "davies_bouldin")
     assert [scores[name] for name in undefined] == [None] * 4
     assert scores["hungarian_accuracy"] == pytest.approx(1 / 3)
@@ -229,7 +232,7 @@ def test_a_failed_run_leaves_the_earlier_clusters_whole_or_none(
     def fail(*_: object) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(Method, "cluster_and_score", fail)
+    monkeypatch.setattr(Method, "clusterings", fail)
     with pytest.raises(OSError, match="gone"):
         main(replace(config, clusters="2"))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
@@ -266,9 +269,10 @@ def test_the_scan_weighs_silhouette_and_stability() -> None:
     assert [line.split()[4:] for line in table[1:]] == [["next"], ["<-", "picked"], ["next"]]
 
 
-def test_the_scan_takes_no_fewer_images_than_clusters() -> None:
+def test_the_scan_takes_no_fewer_images_than_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(size=(9, 2))
-    assert scan(x, [2, 6], seed=0, images=4)["images"] == 6
+    monkeypatch.setattr(choose_k, "IMAGES", 4)
+    assert scan(x, [2, 6], seed=0) == scan(x[[0, 1, 3, 4, 6, 8]], [2, 6], seed=0)
 
 
 def test_the_lowest_number_is_not_picked_because_the_curve_falls() -> None:
@@ -284,10 +288,10 @@ def test_stability_is_the_agreement_of_halves_and_0_where_they_are_too_small() -
     x, scores = np.random.default_rng(0).normal(size=(41, 3)).astype(np.float32), []
     for i in range(2):
         halves = np.array_split(np.random.default_rng([3, i]).permutation(41), 2)
-        models = [KMeans(4, n_init=5, random_state=3).fit(x[half]) for half in halves]
+        models = [KMeans(4, n_init=10, random_state=3).fit(x[half]) for half in halves]
         scores.append(adjusted_rand_score(*(model.predict(x) for model in models)))
-    assert stability(x, 4, seed=3, restarts=5) == pytest.approx(np.mean(scores))
-    assert stability(x, 21, seed=3, restarts=5) == 0
+    assert stability(x, 4, seed=3) == pytest.approx(np.mean(scores))
+    assert stability(x, 21, seed=3) == 0
 
 
 def test_the_scan_picks_the_number_of_blobs_and_seeds_above_the_highest_start_over(
@@ -295,20 +299,19 @@ def test_the_scan_picks_the_number_of_blobs_and_seeds_above_the_highest_start_ov
 ) -> None:
     config = replace(write(tmp_path, train=blobs(60, 1)), clusters="2:5", seed=2**32 - 1, seeds=3)
     result = metrics(config)
-    assert result["scan"]["picked"] == result["kmeans"]["clusters"] == 3
+    assert result["scan"]["picked"] == result["fit"]["clusters"] == 3
     assert result["scan"]["clusters"] == [2, 3, 4, 5]
     assert result["seeds"]["count"] == 3
 
 
 def test_seeds_give_mean_and_deviation(tmp_path: Path) -> None:
     config = replace(write(tmp_path, train=blobs(60, 1)), clusters="7", restarts=1, seed=5, seeds=3)
-    runs = [
-        metrics(replace(config, seed=s, seeds=None))["splits"]["train"]["ari"] for s in range(5, 8)
-    ]
+    alone = [metrics(replace(config, seed=s, seeds=None)) for s in range(5, 8)]
+    runs = [result["kmeans"]["splits"]["train"]["ari"] for result in alone]
     result = metrics(config)["seeds"]
     assert result["count"] == 3
-    assert result["splits"]["train"]["ari"]["mean"] == pytest.approx(np.mean(runs))
-    assert result["splits"]["train"]["ari"]["std"] == pytest.approx(np.std(runs, ddof=1))
+    assert result["kmeans"]["train"]["ari"]["mean"] == pytest.approx(np.mean(runs))
+    assert result["kmeans"]["train"]["ari"]["std"] == pytest.approx(np.std(runs, ddof=1))
 
 
 def test_baselines_follow_the_same_protocol(tmp_path: Path) -> None:
@@ -331,15 +334,28 @@ def test_baselines_follow_the_same_protocol(tmp_path: Path) -> None:
         stage.record(part)
     result = metrics(config)
     # The "learned" features are raw pixels as well here, so the figures must be the same.
-    assert result["baselines"]["raw_pixels"]["splits"] == result["splits"]
-    assert result["splits"]["test"]["nmi"] > 0.5
-    assert result["baselines"]["untrained"]["splits"]["test"]["nmi"] < 0.2
+    assert result["baselines"]["raw_pixels"]["kmeans"]["splits"] == result["kmeans"]["splits"]
+    assert result["kmeans"]["splits"]["test"]["nmi"] > 0.5
+    assert result["baselines"]["untrained"]["kmeans"]["splits"]["test"]["nmi"] < 0.2
 
     part = dict(Manifest(tmp_path).extraction)
     part["dataset"]["fingerprint"] = "other"
     artifacts.record(tmp_path, EXTRACTION, part)
     with pytest.raises(UserError, match="other images than those that the features were"):
         main(config)
+
+
+def test_scores_of_another_version_are_refused(tmp_path: Path) -> None:
+    scores = dict(metrics(write(tmp_path, train=blobs(60, 1))))
+    part = dict(Manifest(tmp_path).clustering)
+    file = tmp_path / artifacts.METRICS
+    for changed in ({k: v for k, v in scores.items() if k != "version"}, {**scores, "version": 0}):
+        write_json(file, changed)
+        with file.open("rb") as stream:
+            part["files"][file.name] = digest(stream)
+        artifacts.record(tmp_path, CLUSTERING, part)
+        with pytest.raises(UserError, match=r"metrics\.json is of.*run python src/clustering\.py"):
+            Manifest(tmp_path).metrics()
 
 
 def test_as_a_person_runs_it(tmp_path: Path, script: Script) -> None:

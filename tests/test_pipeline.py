@@ -39,12 +39,12 @@ def test_digits(small_script: Script, tmp_path: Path) -> None:
         assert row in table
     metrics = json.loads((tmp_path / "features/metrics.json").read_text())
     for split, images in (("train", 1438), ("test", 359)):
-        assert metrics["splits"][split]["images"] == images
-        assert metrics["splits"][split].keys() >= EXTERNAL | INTERNAL
+        assert metrics["kmeans"]["splits"][split]["images"] == images
+        assert metrics["kmeans"]["splits"][split].keys() >= EXTERNAL | INTERNAL
     log = (tmp_path / "checkpoints/metrics.jsonl").read_text().splitlines()
     watched = json.loads(log[-1])["knn_accuracy"]  # of the network before batch norm is folded
-    assert watched == pytest.approx(metrics["splits"]["train"]["knn_accuracy"], abs=0.003)
-    pixels = metrics["baselines"]["raw_pixels"]["splits"]["train"]["hungarian_accuracy"]
+    assert watched == pytest.approx(metrics["kmeans"]["splits"]["train"]["knn_accuracy"], abs=0.003)
+    pixels = metrics["baselines"]["raw_pixels"]["kmeans"]["splits"]["train"]["hungarian_accuracy"]
     assert pixels == pytest.approx(0.77, abs=0.08)
     assert list((tmp_path / "wandb").glob("offline-run-*"))
 
@@ -144,7 +144,7 @@ def test_stl10_without_a_test_split(small_script: Script, tmp_path: Path, stl10_
     train(small_script, "--data-dir", data.parent, "--batch-size", 16)
     own = ("--components", 10, "--clusters", 10, "--fit-on", "unlabeled", "--baselines")
     done(small_script("src/clustering.py", *own))
-    splits = json.loads((tmp_path / "features/metrics.json").read_text())["splits"]
+    splits = json.loads((tmp_path / "features/metrics.json").read_text())["kmeans"]["splits"]
     assert splits.keys() == {"unlabeled", "train"}
     assert not EXTERNAL & splits["unlabeled"].keys()
     assert splits["unlabeled"].keys() >= INTERNAL

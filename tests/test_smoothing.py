@@ -97,10 +97,10 @@ def test_smoothed_clusters_of_digits_are_better_and_used(tmp_path: Path) -> None
     x, labels = load_digits(return_X_y=True)
     config = write(tmp_path, list("0123456789"), train=(x, labels))
     result = metrics(replace(config, components=30, seeds=3))
-    plain, smoothed = (part["splits"]["train"] for part in (result, result["smoothed"]))
+    plain, smoothed = (part["splits"]["train"] for part in (result["kmeans"], result["smoothed"]))
     assert smoothed["nmi"] > plain["nmi"] + 0.05
     assert smoothed["knn_accuracy"] == plain["knn_accuracy"]
-    assert result["smoothed"]["head_agreement"] > 0.95
+    assert result["fit"]["head_agreement"] > 0.95
     assert result["seeds"]["smoothed"]["train"]["nmi"]["mean"] > plain["nmi"] + 0.05
     clusters = Manifest(tmp_path).load(artifacts.ASSIGNMENTS, "train")
     assert hungarian_accuracy(labels, clusters) == smoothed["hungarian_accuracy"]
@@ -110,7 +110,7 @@ def test_both_are_scored_in_the_space_of_the_components(tmp_path: Path) -> None:
     """Blobs so far apart that both find the same clusters, hence the same silhouettes."""
     result = metrics(write(tmp_path, train=blobs(60, 1), test=blobs(30, 2)))
     for split in ("train", "test"):
-        plain, smoothed = (part["splits"][split] for part in (result, result["smoothed"]))
+        plain, smoothed = (part["splits"][split] for part in (result["kmeans"], result["smoothed"]))
         for name in ("silhouette", "davies_bouldin"):
             assert smoothed[name] == pytest.approx(plain[name], abs=1e-9)
     centroids = Manifest(tmp_path).load(artifacts.CENTROIDS)
@@ -125,7 +125,7 @@ def test_without_smoothing_only_k_means(tmp_path: Path) -> None:
     both, alone = metrics(config), metrics(replace(config, smooth=False, seeds=2))
     assert "smoothed" not in alone
     assert "smoothed" not in alone["seeds"]
-    assert alone["splits"] == both["splits"]
+    assert alone["kmeans"] == both["kmeans"]
 
 
 def test_the_flags_reach_the_rows(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """How many clusters: the numbers that the flag names, and a scan that picks one of them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
 from src.clusters.kmeans import kmeans
 from src.evaluation.metrics import internal_metrics
+from src.evaluation.scores import ScanScores
 from src.evaluation.tables import aligned
 from src.runtime.cli import UserError, progress
 
 AUTO = range(2, 21)
+IMAGES, RESTARTS = 5_000, 10
+"""Of a scan."""
 DEFAULT = 10
 REASONABLE = 0.5
 """Silhouette of clusters with a reasonable structure (Kaufman & Rousseeuw 1990, section 2.2)."""
@@ -47,9 +49,7 @@ def fewer(count: int, images: int, has_classes: bool) -> int:
     return most
 
 
-def scan(
-    x_NP: np.ndarray, counts: Sequence[int], seed: int, restarts: int = 10, images: int = 5_000
-) -> dict[str, Any]:
+def scan(x_NP: np.ndarray, counts: Sequence[int], seed: int) -> ScanScores:
     """Fit K-means with every number of clusters, and pick a number.
 
     The score is silhouette (how separated the clusters are) times stability (how well the clusters
@@ -60,38 +60,43 @@ def scan(
     the pick as a hint, and look at the runners-up.
 
     Args:
-        x_NP: the points to cluster; of more than `images`, evenly spaced ones: `images`, or as many
+        x_NP: the points to cluster; of more than `IMAGES`, evenly spaced ones: `IMAGES`, or as many
             as clusters if that is more.
 
     Returns:
-        `picked`, `runners_up` (the next two by score), the number of `images` used, and the curves
-        `clusters`, `silhouette`, `davies_bouldin` and `stability`.
+        The curves, the picked number and, as `runners_up`, the next two by score.
     """
-    most = min(max(images, max(counts)), len(x_NP))
+    most = min(max(IMAGES, max(counts)), len(x_NP))
     rows = np.linspace(0, len(x_NP) - 1, most).astype(int)
     x = np.asarray(x_NP[rows], np.float32)
-    curves: dict[str, list] = {"silhouette": [], "davies_bouldin": [], "stability": []}
+    scores, stable = [], []
     for count in progress(counts, desc="scan"):
-        found = np.asarray(kmeans(x, count, seed, restarts).labels_)
-        for name, value in internal_metrics(x, found).items():
-            curves[name].append(value)
-        curves["stability"].append(stability(x, count, seed, restarts))
-    silhouette = np.array([max(s or 0, 0) for s in curves["silhouette"]])
-    picked, *others = ranked(counts, silhouette, np.array(curves["stability"]))
+        found = np.asarray(kmeans(x, count, seed, RESTARTS).labels_)
+        scores.append(internal_metrics(x, found))
+        stable.append(stability(x, count, seed))
+    silhouette = [one["silhouette"] for one in scores]
+    picked, *others = ranked(
+        counts, np.array([max(s or 0, 0) for s in silhouette]), np.array(stable)
+    )
     return {
-        "picked": picked, "runners_up": others[:2], "images": len(x), "clusters": [*counts],
-        **curves,
-    }  # fmt: skip
+        "picked": picked,
+        "runners_up": others[:2],
+        "clusters": [*counts],
+        "silhouette": silhouette,
+        "davies_bouldin": [one["davies_bouldin"] for one in scores],
+        "stability": stable,
+    }
 
 
-def stability(x_NP: np.ndarray, count: int, seed: int, restarts: int, splits: int = 2) -> float:
-    """Mean adjusted Rand index of all points as K-means of either half assigns them; at least 0."""
+def stability(x_NP: np.ndarray, count: int, seed: int) -> float:
+    """Mean adjusted Rand index of all points as K-means of either half assigns them, for two splits
+    into halves; at least 0."""
     if count > len(x_NP) // 2:
         return 0.0
     scores = []
-    for i in range(splits):
+    for i in range(2):
         halves = np.array_split(np.random.default_rng([seed, i]).permutation(len(x_NP)), 2)
-        models = [kmeans(x_NP[half], count, seed, restarts) for half in halves]
+        models = [kmeans(x_NP[half], count, seed, RESTARTS) for half in halves]
         scores.append(adjusted_rand_score(*(model.predict(x_NP) for model in models)))
     return max(0.0, float(np.mean(scores)))
 
@@ -108,11 +113,11 @@ def ranked(counts: Sequence[int], silhouette: np.ndarray, stability: np.ndarray)
     return [counts[i] for i in order]
 
 
-def scan_table(result: dict[str, Any]) -> str:
+def scan_table(result: ScanScores) -> str:
     """The curves of a scan as aligned text, with a mark at the picked number."""
-    names = ("clusters", "silhouette", "davies_bouldin", "stability")
     rows = [["clusters", "silhouette", "Davies-Bouldin", "stability", ""]]
-    for count, *values in zip(*(result[name] for name in names), strict=True):
+    curves = (result["silhouette"], result["davies_bouldin"], result["stability"])
+    for count, *values in zip(result["clusters"], *curves, strict=True):
         numbers = ["-" if value is None else f"{value:.3f}" for value in values]
         note = "<- picked" if count == result["picked"] else ""
         rows.append([str(count), *numbers, "next" if count in result["runners_up"] else note])

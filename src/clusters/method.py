@@ -1,10 +1,9 @@
-"""From features to clusters and their scores: the same steps for learned ones and baselines.
+"""From features to clusters: the same steps for learned ones and baselines.
 
 Shape letters: N images, D features, P principal components, K clusters.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,12 +11,11 @@ from src.clusters.head import LinearHead, fit_head, nearest_centroid
 from src.clusters.kmeans import kmeans
 from src.clusters.pca import PCA, fit_pca
 from src.clusters.smoothing import smooth
-from src.evaluation.metrics import external_metrics, hungarian_match, internal_metrics, knn_accuracy
+from src.evaluation.metrics import hungarian_match
+from src.evaluation.scores import ClusteringName
 
 Splits = dict[str, np.ndarray]
 """An array for each split."""
-
-OVER_SEEDS = ("hungarian_accuracy", "transferred_accuracy", "nmi", "ari")
 
 
 @dataclass(frozen=True)
@@ -103,93 +101,16 @@ class Method:
         labels, assigned = self.labeled(clusters, self.named_on)
         return hungarian_match(labels, assigned, len(self.class_names), count)
 
-    def cluster_and_score(
-        self,
-        features: Splits,
-        reduced: Splits,
-        smoothed_NP: np.ndarray | None,
-        count: int,
-        seed: int,
-    ) -> tuple[list[Clustering], dict[str, Any]]:
-        """The clusters of K-means, then those of smoothed rows if there are any, and every metric.
-
-        Returns:
-            The clusterings, and their part of metrics.json: `splits` has the scores of K-means on
-            each split, `smoothed` those of the smoothed clusters.
-        """
-        knn = {split: self._knn(features, split) for split in features if split in self.labels}
-        found = [self.cluster(reduced, count, seed)]
-        scores: dict[str, Any] = {"splits": self._scores(reduced, found[0], knn)}
+    def clusterings(
+        self, reduced: Splits, smoothed_NP: np.ndarray | None, count: int, seed: int
+    ) -> dict[ClusteringName, Clustering]:
+        """K-means of the coordinates, and of smoothed rows if there are any."""
+        found: dict[ClusteringName, Clustering] = {"kmeans": self.cluster(reduced, count, seed)}
         if smoothed_NP is not None:
-            found.append(self.cluster(reduced, count, seed, smoothed_NP))
-            splits = self._scores(reduced, found[1], knn)
-            scores["smoothed"] = {"splits": splits, "head_agreement": found[1].agreement}
-        return found, scores
-
-    def score_baseline(self, features: Splits, count: int, seed: int) -> dict[str, Any]:
-        """The same metrics of other features (N, D)."""
-        _, reduced = self.reduce(features)
-        return self.cluster_and_score(features, reduced, self.smooth(reduced), count, seed)[1]
-
-    def over_seeds(
-        self, reduced: Splits, smoothed_NP: np.ndarray | None, count: int, seeds: range
-    ) -> dict[str, Any]:
-        """Mean and standard deviation (n - 1), over seeds of K-means, of the `OVER_SEEDS`."""
-
-        def means(rows_NP: np.ndarray | None) -> dict[str, Any]:
-            scores = []
-            for seed in seeds:
-                found = self.cluster(reduced, count, seed, rows_NP)
-                scores.append({split: self._external(found, split) for split in self.labels})
-            return {
-                split: {
-                    name: _mean_std([one[split][name] for one in scores]) for name in OVER_SEEDS
-                }
-                for split in self.labels
-            }
-
-        result = {"count": len(seeds), "splits": means(None)}
-        return result if smoothed_NP is None else {**result, "smoothed": means(smoothed_NP)}
-
-    def _scores(
-        self, reduced: Splits, found: Clustering, knn: dict[str, float | None]
-    ) -> dict[str, dict[str, Any]]:
-        """Every metric of every split; those that need labels only for splits with labels."""
-        scores = {}
-        for split, assigned in found.clusters.items():
-            scores[split] = {"images": len(assigned)}
-            if split in self.labels:
-                scores[split] |= self._external(found, split) | {"knn_accuracy": knn[split]}
-            scores[split] |= internal_metrics(reduced[split], assigned)
-            sizes = np.bincount(assigned, minlength=len(found.class_K))
-            scores[split]["cluster_sizes"] = sizes.tolist()
-        return scores
-
-    def _external(self, found: Clustering, split: str) -> dict[str, Any]:
-        labels, clusters = self.labeled(found.clusters, split)
-        return external_metrics(labels, clusters, found.class_K, self.class_names)
-
-    def _knn(self, features: Splits, split: str) -> float | None:
-        """k-NN accuracy of the features (N, D) of a split, independent of the clusters.
-
-        The neighbors come from the split that names the clusters. Within that split an image is
-        not its own neighbor. None where that leaves no neighbor.
-        """
-        assert self.named_on is not None
-        bank_labels, bank = self.labeled(features, self.named_on)
-        labels, queries = self.labeled(features, split)
-        same_split = split == self.named_on
-        if len(bank) == same_split:
-            return None
-        return knn_accuracy(bank, bank_labels, queries, labels, leave_one_out=same_split)
+            found["smoothed"] = self.cluster(reduced, count, seed, smoothed_NP)
+        return found
 
     def labeled(self, arrays: Splits, split: str) -> tuple[np.ndarray, np.ndarray]:
         """The known labels of a split, and the rows of its array that they belong to."""
         known = self.labels[split] >= 0
         return self.labels[split][known], arrays[split][known]
-
-
-def _mean_std(values: list[float | None]) -> dict[str, float] | None:
-    if None in values:
-        return None
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}  # type: ignore[arg-type]

@@ -1,23 +1,15 @@
 """What clustering prints: sizes, scores and notes about them."""
 
-from typing import Any
-
 from src.clusters.trust import describe
-from src.evaluation.tables import (
-    COLUMNS,
-    K_MEANS,
-    SMOOTHED,
-    class_line,
-    summary_table,
-    used_splits,
-)
+from src.evaluation.scores import PcaScores, ProbeScores, Scores, SeedScores, used_splits
+from src.evaluation.tables import CLUSTERINGS, COLUMNS, class_line, summary_table
 
 LOW_VARIANCE = 0.95
 
 
-def metrics_report(metrics: dict[str, Any]) -> str:
+def metrics_report(metrics: Scores) -> str:
     """What metrics.json says about the clusters: sizes, scores, and notes about both."""
-    fit_on, splits = metrics["kmeans"]["fit_on"], used_splits(metrics)
+    fit_on, splits = metrics["fit"]["fit_on"], used_splits(metrics)
     sizes = splits[fit_on]["cluster_sizes"]
     lines = [f"k-means: {len(sizes)} clusters of {fit_on}, {min(sizes):,} to {max(sizes):,} images"]
     if empty := sizes.count(0):
@@ -28,27 +20,37 @@ def metrics_report(metrics: dict[str, Any]) -> str:
         if undefined := [name for key, name in COLUMNS.items() if scores.get(key, 0) is None]:
             names = ", ".join(undefined)
             lines.append(f"note: {split}: {names} undefined with one class or one cluster")
-    labeled = [split for split in splits if "per_class" in splits[split]]
-    if labeled:
-        lines.append(f"{labeled[-1]}, {class_line(splits[labeled[-1]]['per_class'])}")
+    labeled = [
+        f"{split}, {class_line(scores['per_class'])}"
+        for split, scores in splits.items()
+        if "per_class" in scores
+    ]
+    lines += labeled[-1:]
     lines += ["", summary_table(metrics), ""]
     if "linear_probe" in metrics:
         lines += [probe_line(metrics["linear_probe"]), ""]
     if "trust" in metrics:
         lines.append(f"trust: {describe(metrics['trust'])}")
-    seeds = metrics.get("seeds", {})
-    for key, method in (("splits", K_MEANS), ("smoothed", SMOOTHED)):
-        for split, means in seeds.get(key, {}).items():
-            spreads = [
-                f"{name.replace('_', ' ')} {value['mean']:.3f} ± {value['std']:.3f}"
-                for name, value in means.items()
-                if value
-            ]
-            lines.append(f"{split}, {method}, over {seeds['count']} seeds: {', '.join(spreads)}")
+    if "seeds" in metrics:
+        lines += seed_lines(metrics["seeds"])
     return "\n".join(lines)
 
 
-def pca_lines(pca: dict[str, Any], dim: int, wanted: int) -> str:
+def seed_lines(seeds: SeedScores) -> list[str]:
+    """Mean and standard deviation of each score, a line for each clustering and split."""
+    lines = []
+    for key, title in CLUSTERINGS.items():
+        for split, scores in seeds.get(key, {}).items():
+            spreads = [
+                f"{name.replace('_', ' ')} {value['mean']:.3f} ± {value['std']:.3f}"
+                for name, value in scores.items()
+                if value
+            ]
+            lines.append(f"{split}, {title}, over {seeds['count']} seeds: {', '.join(spreads)}")
+    return lines
+
+
+def pca_lines(pca: PcaScores, dim: int, wanted: int) -> str:
     """How much of `dim` features its components keep, and a note if that is little."""
     kept, explained = pca["components"], pca["explained_variance"]
     text = (
@@ -65,7 +67,7 @@ def pca_lines(pca: dict[str, Any], dim: int, wanted: int) -> str:
     return text
 
 
-def probe_line(probe: dict[str, Any]) -> str:
+def probe_line(probe: ProbeScores) -> str:
     fit_on, scored_on, folds = probe["fit_on"], probe["scored_on"], probe["folds"]
     on = f"on {scored_on}" if scored_on != fit_on else f"on {fit_on} itself, cross-validated,"
     return (

@@ -18,13 +18,14 @@ Shape letters: N images, n of them, P principal components, S raw pixels.
 """
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score
 
 from src.clusters.method import Method
+from src.evaluation.scores import Agreement, TrustScores, Verdict
 from src.models.preprocessing import raw_pixels
 
 IMAGES = 4_000
@@ -32,7 +33,7 @@ IMAGES = 4_000
 VIEWS_MARGIN = 0.1
 """The agreement of views must exceed that of raw pixels by this much: 1.5 standard errors of the
 difference, as both come from 128 images."""
-MEANINGS = {
+MEANINGS: dict[Verdict, str] = {
     "clear": "stable across subsets",
     "partial": "some clusters change with the images they are found on",
     "no better than pixels": "train longer or on more images; check every cluster before using it",
@@ -80,7 +81,7 @@ def pixels_agreement(
     clusters: int,
     seed: int,
     views_2nS: np.ndarray | None,
-) -> dict[str, Any]:
+) -> Agreement:
     """Of raw pixels: the agreement of halves, and that of views if there are any."""
     pca, reduced = method.reduce({method.fit_on: small_pixels(images_NCSS)})
     halves, views = halves_agreement(method, reduced[method.fit_on], clusters, seed), None
@@ -108,7 +109,7 @@ def trust_report(
     clusters: int,
     seed: int,
     views: Views | None = None,
-) -> dict[str, Any] | None:
+) -> TrustScores | None:
     """The part `trust` of metrics.json; None for one cluster or too few images for halves.
 
     Args:
@@ -122,10 +123,10 @@ def trust_report(
     if images_NCSS is not None:
         raw = pixels_agreement(method, images_NCSS, clusters, seed, views and views.pixels_2nS)
     own = views and views_agreement(views.clusters_2n)
-    verdict = "clear" if halves >= clear_from(len(x_NP)) else "partial"
+    verdict: Verdict = "clear" if halves >= clear_from(len(x_NP)) else "partial"
     if raw and (
         (verdict == "partial" and halves <= raw["halves"])
-        or (own is not None and own <= raw["views"] + VIEWS_MARGIN)
+        or (own is not None and raw["views"] is not None and own <= raw["views"] + VIEWS_MARGIN)
     ):
         verdict = "no better than pixels"
     return {"verdict": verdict, "halves": halves, "views": own, "pixels": raw}
@@ -138,12 +139,15 @@ def small_pixels(images_NCSS: np.ndarray, block: int = 256) -> np.ndarray:
     return np.concatenate([raw_pixels(torch.tensor(part)).numpy() for part in parts])
 
 
-def describe(trust: dict[str, Any]) -> str:
+def describe(trust: TrustScores) -> str:
     """The verdict in one line, and the numbers that it comes from."""
-    raw, numbers = trust["pixels"], []
-    for key, measure in (("halves", "ARI between halves"), ("views", "Scott's pi between views")):
-        if trust[key] is not None:
-            compared = f", raw pixels {raw[key]:.2f}" if raw else ""
-            numbers.append(f"{measure} {trust[key]:.2f}{compared}")
-    verdict, evidence = trust["verdict"], "; ".join(numbers)
+    raw = trust["pixels"]
+    measured = [("ARI between halves", trust["halves"], raw and raw["halves"])]
+    if trust["views"] is not None:
+        measured.append(("Scott's pi between views", trust["views"], raw and raw["views"]))
+    evidence = "; ".join(
+        f"{name} {value:.2f}" + (f", raw pixels {pixels:.2f}" if pixels is not None else "")
+        for name, value, pixels in measured
+    )
+    verdict = trust["verdict"]
     return f"{verdict}: {MEANINGS[verdict]} ({evidence}; 1 is identical, 0 is chance)"

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from src.evaluation.scores import ProbeFit
 from src.runtime.cli import progress
 
 STRENGTHS = np.geomspace(1e-2, 1e3, 11)
@@ -28,7 +29,7 @@ FOLDS = 3
 
 def linear_probe(
     labels_N: np.ndarray, x_ND: np.ndarray, test: tuple[np.ndarray, np.ndarray] | None, seed: int
-) -> dict[str, Any] | None:
+) -> ProbeFit | None:
     """Accuracy of a logistic regression on features (N, D).
 
     Args:

@@ -5,14 +5,13 @@ Shape letters: N images, D features, P principal components, C classes, K cluste
 A label of -1 is an unknown class; callers leave those images out.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, davies_bouldin_score, normalized_mutual_info_score
 
 from src.evaluation.neighbors import nearest, unit
+from src.evaluation.scores import ClassScores, InternalScores, LabelScores
 from src.evaluation.silhouette import silhouette_samples
 
 
@@ -102,7 +101,7 @@ def entropy_rank(eigenvalues: np.ndarray) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def internal_metrics(x_NP: np.ndarray, clusters: np.ndarray) -> dict[str, float | None]:
+def internal_metrics(x_NP: np.ndarray, clusters: np.ndarray) -> InternalScores:
     """Exact mean silhouette and Davies-Bouldin index (Davies & Bouldin 1979), both Euclidean.
 
     None where they are undefined: fewer than two clusters hold samples, or none has two.
@@ -117,7 +116,7 @@ def internal_metrics(x_NP: np.ndarray, clusters: np.ndarray) -> dict[str, float 
 
 def external_metrics(
     labels: np.ndarray, clusters: np.ndarray, class_K: np.ndarray, class_names: list[str]
-) -> dict[str, Any]:
+) -> LabelScores:
     """Compare clusters with labels, under each way to name the clusters.
 
     Args:
@@ -125,8 +124,6 @@ def external_metrics(
 
     Returns:
         hungarian_accuracy: clusters matched to classes one to one on these images.
-        majority_accuracy: each cluster named after its most frequent class on these images;
-            several may share a class.
         transferred_accuracy: clusters named by `class_K`.
         nmi (arithmetic mean), ari: None with a single class or a single cluster.
         confusion: rows are classes, columns predicted classes by the Hungarian match; where there
@@ -135,13 +132,11 @@ def external_metrics(
             no image was predicted to be of the class.
     """
     matched_K = hungarian_match(labels, clusters, len(class_names), len(class_K))
-    majority_K = contingency(labels, clusters, len(class_names), len(class_K)).max(axis=0)
     predicted = np.where(matched_K < 0, len(class_names), matched_K)[clusters]
     confusion = contingency(labels, predicted, len(class_names), len(class_names) + 1)
     defined = len(np.unique(labels)) > 1 and len(np.unique(clusters)) > 1
     return {
         "hungarian_accuracy": float(np.mean(matched_K[clusters] == labels)),
-        "majority_accuracy": float(majority_K.sum() / len(labels)),
         "transferred_accuracy": float(np.mean(class_K[clusters] == labels)),
         "nmi": float(normalized_mutual_info_score(labels, clusters)) if defined else None,
         "ari": float(adjusted_rand_score(labels, clusters)) if defined else None,
@@ -150,8 +145,8 @@ def external_metrics(
     }
 
 
-def _per_class(confusion: np.ndarray, class_names: list[str]) -> dict[str, dict[str, float]]:
-    per_class = {}
+def _per_class(confusion: np.ndarray, class_names: list[str]) -> dict[str, ClassScores]:
+    per_class: dict[str, ClassScores] = {}
     for c, name in enumerate(class_names):
         right, predicted, images = confusion[c, c], confusion[:, c].sum(), confusion[c].sum()
         if images:

@@ -1,8 +1,15 @@
 """Metrics as aligned text."""
 
 from collections.abc import Iterator
-from typing import Any
 
+from src.evaluation.scores import (
+    ClassScores,
+    ClusteringName,
+    FeatureScores,
+    Scores,
+    SplitScores,
+    used_splits,
+)
 from src.runtime.cli import printable
 
 COLUMNS = {
@@ -13,53 +20,50 @@ COLUMNS = {
     "davies_bouldin": "Davies-Bouldin",
     "knn_accuracy": "k-NN",
 }
-K_MEANS, SMOOTHED = "K-means", "K-means, neighbors smoothed"
+CLUSTERINGS: dict[ClusteringName, str] = {
+    "kmeans": "K-means",
+    "smoothed": "K-means, neighbors smoothed",
+}
 FEATURES = "learned features"
 BASELINES = {"raw_pixels": "raw pixels", "untrained": "untrained network"}
 
 
-def summary_table(metrics: dict[str, Any]) -> str:
+def summary_table(scores: Scores) -> str:
     """The content of metrics.json as aligned text: a row for each split, features and clusters.
 
     A dash stands for a metric that is undefined or needs labels that the split does not have; a
     column of dashes is left out.
     """
-    scored = list(score_rows(metrics))
-    columns = [c for c in COLUMNS if any(scores.get(c) is not None for *_, scores in scored)]
+    scored = list(score_rows(scores))
+    columns = [c for c in COLUMNS if any(row.get(c) is not None for *_, row in scored)]
     rows = [["features", "clusters", "split", *(COLUMNS[column] for column in columns)]]
-    for *names, scores in scored:
-        rows.append([*names, *(_number(scores.get(column)) for column in columns)])
+    for *names, row in scored:
+        rows.append([*names, *(_number(row.get(column)) for column in columns)])
     table = aligned(rows, left=3)
-    named_on = metrics["kmeans"]["named_on"]
+    named_on = scores["fit"]["named_on"]
     if named_on is None:
         return table
     table += "\nHungarian accuracy: clusters matched to classes on each split itself, as in papers."
     table += f"\nk-NN: accuracy of the features themselves, by the 20 nearest images of {named_on}."
-    for split, scores in used_splits(metrics).items():
-        if split != named_on and "transferred_accuracy" in scores:
-            accuracy = _number(scores["transferred_accuracy"])
+    for split, used in used_splits(scores).items():
+        if split != named_on and "transferred_accuracy" in used:
+            accuracy = _number(used["transferred_accuracy"])
             table += f"\nWith clusters named on {named_on}, {split} has an accuracy of {accuracy}."
     return table
 
 
-def score_rows(metrics: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+def score_rows(scores: Scores) -> Iterator[tuple[str, str, str, SplitScores]]:
     """Features, clusters, split and scores of each row in metrics.json, grouped by split."""
-    parts = {FEATURES: metrics}
-    parts |= {BASELINES[name]: part for name, part in metrics.get("baselines", {}).items()}
-    for split in metrics["splits"]:
+    parts: dict[str, FeatureScores] = {FEATURES: scores}
+    parts |= {BASELINES[name]: part for name, part in scores.get("baselines", {}).items()}
+    for split in scores["kmeans"]["splits"]:
         for features, part in parts.items():
-            if split in part["splits"]:
-                yield features, K_MEANS, split, part["splits"][split]
-                if "smoothed" in part:
-                    yield features, SMOOTHED, split, part["smoothed"]["splits"][split]
+            for key, title in CLUSTERINGS.items():
+                if (clustering := part.get(key)) and split in clustering["splits"]:
+                    yield features, title, split, clustering["splits"][split]
 
 
-def used_splits(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The scores of the clusters that later stages use, by split."""
-    return metrics.get("smoothed", metrics)["splits"]
-
-
-def class_line(per_class: dict[str, dict[str, float]]) -> str:
+def class_line(per_class: dict[str, ClassScores]) -> str:
     """F1 of every class, or of the 10 worst, in one line."""
     worst = sorted(per_class, key=lambda name: per_class[name]["f1"])
     f1 = ", ".join(f"{printable(name)} {_number(per_class[name]['f1'])}" for name in worst[:10])

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 from typing_extensions import TypedDict
 
+from src.evaluation.scores import VERSION, Scores
 from src.runtime.cli import RunError, UserError
 from src.runtime.flag_choices import DatasetName
 from src.storage.files import (
@@ -229,10 +230,17 @@ class Manifest:
         """Whether the stage wrote it, as with labels that not every split has."""
         return path(artifact, self.directory, split).name in self._files(artifact.stage)
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Scores:
         """The content of metrics.json."""
-        with self._checked(self.directory / METRICS, CLUSTERING, CLUSTERING) as stream:
-            return json.loads(stream.read())
+        file = self.directory / METRICS
+        with self._checked(file, CLUSTERING, CLUSTERING) as stream:
+            scores = json.loads(stream.read())
+        if scores.get("version") != VERSION:
+            raise UserError(
+                f"{file} is of another version of this program: run python {CLUSTERING} to write "
+                "it again"
+            )
+        return scores
 
     def _files(self, stage: str) -> dict[str, str]:
         return (self.extraction if stage == EXTRACTION else self.clustering)["files"]

@@ -9,7 +9,7 @@ import json
 import math
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Tracker(contextlib.AbstractContextManager["Tracker"]):
     def __exit__(self, kind: object, *_: object) -> None:
         self.finish(exit_code=1 if kind else 0)
 
-    def log(self, record: dict[str, Any], prefix: str) -> None:
+    def log(self, record: Mapping[str, Any], prefix: str) -> None:
         """Log the finite numbers in `record` as `prefix/field`."""
         self._with_run(lambda run: run.log(_row(record, prefix)))
 
@@ -110,7 +110,7 @@ def stage_tracker(
     return Tracker(mode, directory, group=group, job_type=job_type, config=about)
 
 
-def _row(record: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _row(record: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {
         field if field == prefix else f"{prefix}/{field}": value  # `epoch`, not `epoch/epoch`
         for field, value in record.items()

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from src.evaluation.scores import ScanScores
 from src.runtime.cli import printable
 from src.visualization.palette import BASE
 
@@ -248,20 +249,20 @@ def cluster_pictures(
     return figure
 
 
-def cluster_scan(scan: dict[str, Any]) -> Figure:
+def cluster_scan(scan: ScanScores) -> Figure:
     """The scores of a scan over the number of clusters, and the number that it picked."""
-    panels = {
-        "silhouette": ("Silhouette", "higher is better"),
-        "davies_bouldin": ("Davies-Bouldin index", "lower is better"),
-        "stability": ("Stability", "adjusted Rand index of halves"),
-    }
-    measured = [name for name in panels if any(v is not None for v in scan.get(name, ()))]
+    panels = [
+        ("Silhouette", "higher is better", scan["silhouette"]),
+        ("Davies-Bouldin index", "lower is better", scan["davies_bouldin"]),
+        ("Stability", "adjusted Rand index of halves", scan["stability"]),
+    ]
+    panels = [panel for panel in panels if any(value is not None for value in panel[2])]
     figure = Figure(figsize=(WIDTH, 2.4))
-    for ax, name in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True):
-        values = np.array(scan[name], float)  # None becomes NaN, a gap in the line
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (title, unit, values) in zip(axes, panels, strict=True):
         ax.axvline(scan["picked"], color=ORANGE, linestyle=(0, (4, 3)), linewidth=1.2)
-        ax.plot(scan["clusters"], values, color=BLUE, marker="o", markersize=3)
-        title, unit = panels[name]
+        # None becomes NaN, a gap in the line.
+        ax.plot(scan["clusters"], np.array(values, float), color=BLUE, marker="o", markersize=3)
         ax.set(title=title, ylabel=unit, xlabel=f"clusters (picked: {scan['picked']})")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from src.clusters.trust import describe
+from src.evaluation.scores import ScanScores, Scores
 from src.evaluation.tables import COLUMNS, score_rows
 from src.storage.metrics_log import Record
 from src.visualization.figures import cluster_scan, styled, training_curves
@@ -33,7 +34,7 @@ def sections(results: Results, records: Sequence[Record]) -> str:
     )
 
 
-def scan_image(scan: dict[str, Any] | None) -> str:
+def scan_image(scan: ScanScores | None) -> str:
     """The scores by number of clusters, if the clustering stage chose it."""
     if scan is None:
         return ""
@@ -41,10 +42,10 @@ def scan_image(scan: dict[str, Any] | None) -> str:
         return _svg(cluster_scan(scan), "Scores by number of clusters")
 
 
-def metrics_table(metrics: dict[str, Any]) -> str:
+def metrics_table(metrics: Scores) -> str:
     """The metrics of every split, baselines below the learned features; only those that exist."""
     columns = {"images": "images"} | COLUMNS
-    columns["transferred_accuracy"] = "accuracy, named on " + str(metrics["kmeans"]["named_on"])
+    columns["transferred_accuracy"] = "accuracy, named on " + str(metrics["fit"]["named_on"])
     scored = list(score_rows(metrics))
     columns = {
         column: title

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from dataset.load_dataset import Dataset, reload_dataset
 from src.clusters.confidence import certainty
 from src.clusters.head import LinearHead
 from src.clusters.names import given_names, load_names
+from src.evaluation.scores import Scores
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.storage.artifacts import ClusteringRecord, ExtractionRecord, Manifest
@@ -39,7 +39,7 @@ class Results:
     variance_ratio: np.ndarray
     """float32 (P,)."""
     class_names: list[str]
-    metrics: dict[str, Any]
+    metrics: Scores
     extraction: ExtractionRecord
     clustering: ClusteringRecord
     distance: np.ndarray

@@ -11,8 +11,8 @@ from PIL import Image
 
 from dataset.folder import refuse_among
 from src.evaluation.near_duplicates import crossing, near_duplicates
+from src.evaluation.scores import used_splits
 from src.evaluation.silhouette import silhouette_samples
-from src.evaluation.tables import used_splits
 from src.runtime.cli import check_seed
 from src.storage import artifacts, checkpoint
 from src.storage.artifacts import ExtractionRecord
@@ -111,13 +111,13 @@ def draw(
         yield "training", figures.training_curves(records)
     yield "pca_variance", figures.pca_variance(results.variance_ratio)
     yield "map", projection_map(results, xy_N2, method)
-    labeled = {split: part for split, part in used_splits(metrics).items() if "confusion" in part}
-    if not labeled:
+    if metrics["fit"]["named_on"] is None:
         print("note: no labels, so no confusion matrix and no classes in the map")
-    for split, scores in labeled.items():
-        title = f"{split}, % of each class (accuracy {scores['hungarian_accuracy']:.1%})"
-        counts = np.array(scores["confusion"])
-        yield f"confusion_{split}", figures.confusion_matrix(counts, results.class_names, title)
+    for split, scores in used_splits(metrics).items():
+        if "confusion" in scores and "hungarian_accuracy" in scores:
+            title = f"{split}, % of each class (accuracy {scores['hungarian_accuracy']:.1%})"
+            counts = np.array(scores["confusion"])
+            yield f"confusion_{split}", figures.confusion_matrix(counts, results.class_names, title)
     if (figure := silhouettes(results, results.clustering["fit_on"])) is not None:
         yield "silhouette", figure
     sizes = {

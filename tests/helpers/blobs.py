@@ -6,6 +6,7 @@ import numpy as np
 
 from src import clustering
 from src.clustering import ClusteringConfig
+from src.evaluation.scores import Scores
 from src.storage import artifacts
 from src.storage.artifacts import EXTRACTION, Manifest
 from tests.helpers.pixel_run import extraction_part
@@ -33,6 +34,6 @@ def write(directory: Path, names: list[str] = NAMES, **splits: tuple) -> Cluster
     return ClusteringConfig(feature_dir=directory, components=5, restarts=2, wandb="disabled")
 
 
-def metrics(config: ClusteringConfig) -> dict:
+def metrics(config: ClusteringConfig) -> Scores:
     clustering.main(config)
     return Manifest(config.feature_dir).metrics()
