@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import torch
 from PIL import Image
 
 from dataset.load_dataset import Split, reload_dataset
 from src.clusters.confidence import confidence, gaussian_scale
-from src.clusters.head import LinearHead
 from src.prediction.onnx_export import onnx_clusters, to_onnx
 from src.prediction.predictor import Predictor
 from src.runtime.cli import run_script
@@ -72,7 +72,7 @@ def check_clusters(predictor: Predictor, name: str, split: Split) -> dict:
         return results
     right = predictor.cluster_to_class[predictions.clusters] == split.labels
     manifest = predictor.manifest
-    scores = LinearHead.load(manifest).scores(manifest.load(artifacts.REDUCED, name))
+    scores = predictor.head.linear(torch.tensor(manifest.load(artifacts.REDUCED, name)))
     scale = scale_without_labels(predictor)
     return results | {
         "right": float(right.mean()),

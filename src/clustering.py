@@ -7,9 +7,9 @@ all of them. K-means runs twice: on the principal components, and on rows averag
 nearest neighbors. Later stages use the clusters of the averaged rows; --no-smooth skips them.
 
 Reads features/{split}_features.npy and _labels.npy. Writes features/{split}_pca.npy, pca_*.npy,
-centroids.npy, head_*.npy, {split}_clusters.npy and _unusual.npy, cluster_to_class.npy,
-metrics.json and its part of manifest.json. Labels are used only to name and score the clusters,
-never to find them.
+centroids.npy, head_*.npy, cluster_to_class.npy, {split}_clusters.npy, _certainty.npy,
+_distance.npy (to the own cluster) and _unusual.npy, metrics.json and its part of manifest.json.
+Labels are used only to name and score the clusters, never to find them.
 
 There are two accuracies. `hungarian_accuracy` matches clusters to classes separately on each split,
 as papers report. `transferred_accuracy` matches them once, on the split that K-means was fitted on,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
@@ -13,7 +14,7 @@ from src.clustering import main
 from src.clusters import choose_k
 from src.clusters.choose_k import candidates, ranked, scan, scan_table, stability
 from src.clusters.confidence import fit_scale
-from src.clusters.head import LinearHead
+from src.clusters.head import ClusterHead
 from src.clusters.method import Method
 from src.runtime.cli import UserError
 from src.storage import artifacts
@@ -110,7 +111,8 @@ def test_which_split_names_the_clusters(
     clusters = manifest.load(artifacts.ASSIGNMENTS, "test")
     assert (names[clusters] == (blobs(30, 2)[1] + shift[named_on]) % 3).all()
     reduced, labels = manifest.load(artifacts.REDUCED, named_on), manifest.load(LABELS, named_on)
-    scale = fit_scale(reduced, LinearHead.load(manifest), names, labels, start=1.0)
+    scores = ClusterHead.load(manifest).linear(torch.tensor(reduced))
+    scale = fit_scale(scores, names, labels, start=1.0)
     assert manifest.clustering["confidence_scale"] == scale
 
 

@@ -140,7 +140,8 @@ def test_a_model_that_disagrees_is_not_written(
 ) -> None:
     before = file.read_bytes()
     predictor = Predictor.load(features, device="cpu", precision="fp32")
-    predictor.head.bias += torch.arange(10)  # the exported model is made of these, the other is not
+    # The exported model is made of these, the other is not.
+    predictor.head.linear.bias += torch.arange(10)
     wrong = onnx_export.to_onnx(predictor)
     monkeypatch.setattr(onnx_export, "to_onnx", lambda _: wrong)
     with pytest.raises(RunError, match="no file was written"):

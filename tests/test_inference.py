@@ -18,7 +18,7 @@ from dataset.decoding import decode
 from dataset.load_dataset import load_dataset
 from dataset.pictures import BadPicture, load_picture
 from src.clusters.confidence import confidence, fit_scale, gaussian_scale, margin
-from src.clusters.head import LinearHead
+from src.clusters.head import ClusterHead
 from src.inference import InferenceConfig, main
 from src.prediction import stage
 from src.prediction.output import Montage, NearCluster, Row, SortedPictures, line
@@ -87,12 +87,13 @@ def test_images_written_as_png_get_the_clusters_of_the_clustering(
 def test_head_is_l2_then_pca_then_linear(predictor: Predictor, features: Path) -> None:
     manifest = Manifest(features)
     mean, components, centroids, weights, bias = (
-        array.astype(np.float64)
-        for array in (
-            *map(
-                manifest.load, (artifacts.PCA_MEAN, artifacts.PCA_COMPONENTS, artifacts.CENTROIDS)
-            ),
-            *LinearHead.load(manifest),
+        manifest.load(artifact).astype(np.float64)
+        for artifact in (
+            artifacts.PCA_MEAN,
+            artifacts.PCA_COMPONENTS,
+            artifacts.CENTROIDS,
+            artifacts.HEAD_WEIGHTS,
+            artifacts.HEAD_BIAS,
         )
     )
     x = np.random.default_rng(0).normal(size=(50, len(mean)))
@@ -112,12 +113,33 @@ def test_head_is_l2_then_pca_then_linear(predictor: Predictor, features: Path) -
     assert far[25:].all()
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"smooth": False}, {"labeled": False}, {"smooth": False, "unusual": 1.0, "clusters": "3"}],
+)
+def test_features_get_what_the_clustering_wrote(tmp_path: Path, flags: dict) -> None:
+    pixel_run(tmp_path, "digits", Path(), **flags)
+    head, manifest = Predictor.load(tmp_path, features_only=True), Manifest(tmp_path)
+    for split in ("train", "test"):
+        x = np.array(manifest.load(artifacts.FEATURES, split))
+        for size in (len(x), 64, 7):
+            parts = [head.predict_features(x[i : i + size]) for i in range(0, len(x), size)]
+            clusters, sure, distances, far = map(np.concatenate, zip(*parts, strict=True))
+            np.testing.assert_array_equal(clusters, manifest.load(artifacts.ASSIGNMENTS, split))
+            np.testing.assert_array_equal(far, manifest.load(artifacts.UNUSUAL, split))
+            written = manifest.load(artifacts.CERTAINTY, split)
+            np.testing.assert_allclose(sure, written, atol=1e-4)
+            own = distances[np.arange(len(x)), clusters]
+            np.testing.assert_allclose(own, manifest.load(artifacts.DISTANCE, split), atol=1e-5)
+    assert flags.get("unusual") != 1.0 or not manifest.load(artifacts.UNUSUAL, "train").any()
+
+
 def test_without_smoothing_the_head_is_the_nearest_centroid(tmp_path: Path) -> None:
     """Confidence is the softmax of squared distances then."""
     pixel_run(tmp_path, "digits", Path(), smooth=False)
     run = load_arrays(tmp_path)
     assert (run.clusters == run.distances.argmin(axis=1)).all()
-    scores = LinearHead.load(Manifest(tmp_path)).scores(run.x.astype(np.float32))
+    scores = ClusterHead.load(Manifest(tmp_path)).linear(torch.tensor(run.x).float())
     squared = torch.tensor(run.distances).square()
     torch.testing.assert_close(
         confidence(scores, 0.1), confidence(-squared, 0.1), check_dtype=False, atol=1e-4, rtol=0
@@ -147,16 +169,15 @@ def test_confidence_and_margin_grow_towards_the_own_centroid() -> None:
 def test_confidence_scale_is_recovered_from_labels() -> None:
     rng = torch.Generator().manual_seed(0)
     points = torch.randn(5000, 3, generator=rng) * 2
-    head = LinearHead(*(torch.randn(*s, generator=rng).numpy() for s in ((5, 3), (5,))))
-    scores = head.scores(points.numpy())
+    scores = points @ torch.randn(3, 5, generator=rng) + torch.randn(5, generator=rng)
     own = scores.argmax(1)
     right = torch.rand(len(points), generator=rng) < confidence(scores, 3.0)
     labels = torch.where(right, own, (own + 1) % 5).numpy()
     labels[::5] = -1  # unknown
     for start in (0.1, 50):
-        scale = fit_scale(points.numpy(), head, np.arange(5), labels, start)
+        scale = fit_scale(scores, np.arange(5), labels, start)
         assert scale == pytest.approx(3.0, rel=0.15)
-        assert fit_scale(points.numpy(), head, np.arange(5), None, start) == start
+        assert fit_scale(scores, np.arange(5), None, start) == start
 
 
 def test_confidence_scale_without_labels_is_the_posterior_of_two_gaussians() -> None:
@@ -546,9 +567,9 @@ def copied(tmp_path: Path, features: Path) -> Path:
 def test_confidence_scale_is_fitted_to_the_labels_and_stored(copied: Path) -> None:
     manifest = Manifest(copied)
     x, labels = (manifest.load(a, "train") for a in (artifacts.REDUCED, artifacts.LABELS))
-    names, head = manifest.load(artifacts.CLUSTER_TO_CLASS), LinearHead.load(manifest)
-    part = dict(manifest.clustering)
-    assert part["confidence_scale"] == fit_scale(x, head, names, labels, start=1.0)
+    scores = ClusterHead.load(manifest).linear(torch.tensor(x))
+    names, part = manifest.load(artifacts.CLUSTER_TO_CLASS), dict(manifest.clustering)
+    assert part["confidence_scale"] == fit_scale(scores, names, labels, start=1.0)
     artifacts.record(copied, artifacts.CLUSTERING, part | {"confidence_scale": 0.25})
     assert Predictor.load(copied, device="cpu").head.confidence_scale == 0.25
 
@@ -559,7 +580,7 @@ def test_without_labels_every_output_says_margin(
     part = dict(Manifest(copied).clustering) | {"certainty": "margin", "confidence_scale": 4.0}
     artifacts.record(copied, artifacts.CLUSTERING, part)
     manifest = Manifest(copied)
-    weights, bias = LinearHead.load(manifest)
+    weights, bias = map(manifest.load, (artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS))
     scores = (weights @ manifest.load(artifacts.REDUCED, "test")[3] + bias) / 4.0
     *_, second, first = np.sort(scores)
     margin = pytest.approx(1 - np.exp(second - first), abs=1e-4)

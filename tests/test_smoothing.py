@@ -144,7 +144,7 @@ def test_the_head_is_a_logistic_regression(count: int) -> None:
     head = fit_head(x.astype(np.float32), clusters, count + 1)  # and a cluster without images
     length = np.sqrt((x**2).sum(axis=1).mean())
     expected = LogisticRegression(tol=1e-8, max_iter=1000).fit(x / length, clusters)
-    probability = head.scores(x.astype(np.float32)).softmax(1).numpy()
+    probability = head(torch.tensor(x).float()).softmax(1).numpy()
     np.testing.assert_allclose(
         probability[:, :count], expected.predict_proba(x / length), atol=2e-3
     )

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.clusters.head import LinearHead
 from src.storage.artifacts import CertaintyName
 
 
@@ -48,11 +47,7 @@ def margin(scores_NK: Tensor, scale: float) -> Tensor:
 
 
 def fit_scale(
-    reduced_NP: np.ndarray,
-    head: LinearHead,
-    class_K: np.ndarray,
-    labels_N: np.ndarray | None,
-    start: float,
+    scores_NK: Tensor, class_K: np.ndarray, labels_N: np.ndarray | None, start: float
 ) -> float:
     """The confidence scale T, fitted to the labels.
 
@@ -64,7 +59,7 @@ def fit_scale(
     if labels_N is None or len(class_K) == 1:  # the confidence in one cluster is 1 at any scale
         return start
     rows = _sample(np.flatnonzero(labels_N >= 0))
-    scores = head.scores(reduced_NP[rows])
+    scores = scores_NK[rows]
     right_N = torch.tensor(class_K[scores.argmax(1)] == labels_N[rows])
     scales = np.geomspace(start / 1000, start * 1000, 241)  # 6 % apart
     losses = []

@@ -1,47 +1,135 @@
-"""The linear head: the cluster of any image from its principal components alone.
+"""The cluster of any image from its features alone, how certain it is, and whether the image is
+unusual. Everything that assigns images uses it: clustering, inference and the exported model.
 
-    cluster = argmax_k s_k,    s = W x + b
+    z = PCA(x);    cluster = argmax_k s_k,    s = W z + b
 
-- K-means' nearest centroid c_k is such a head: W_k = 2 c_k, b_k = -|c_k|^2, since s_k is then
-  |x|^2 - |x - c_k|^2.
+- K-means' nearest centroid c_k is such a linear head: W_k = 2 c_k, b_k = -|c_k|^2, since s_k is
+  then |z|^2 - |z - c_k|^2.
 - Of smoothed clusters it is a multinomial logistic regression that was fitted to them, as a new
   image has no neighbors yet.
 
-Shape letters: N images, P principal components, K clusters.
+`confidence.py` turns the scores s into a certainty. Unusual pictures, "none of these", are farther
+from every cluster than most of what was clustered:
+
+    distance^2 = min_k |z - c_k|^2 + r,    r = |x - mean|^2 - |z|^2
+
+r is the squared distance from x to the space that the components span: together the distance from x
+to the nearest centroid in all dimensions. A picture of another kind often differs in dimensions
+outside the components. A softmax cannot detect this, as its scores only compare the clusters with
+each other.
+
+Shape letters: B images in a batch, N images, D features, P principal components, K clusters.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
-from torch import Tensor
+from torch import Tensor, nn
 
-from src.storage.artifacts import HEAD_BIAS, HEAD_WEIGHTS, Manifest
+from src.clusters.confidence import certainty, squared_distances
+from src.storage import artifacts
+from src.storage.artifacts import CertaintyName, Manifest
 
 NEVER = -1e9
 """The score of a cluster without images."""
 
 
-class LinearHead(NamedTuple):
-    weights_KP: np.ndarray
-    """float32."""
-    bias_K: np.ndarray
-    """float32."""
+class LinearHead(nn.Module):
+    """Principal components to the scores of the clusters."""
 
-    @classmethod
-    def load(cls, manifest: Manifest) -> "LinearHead":
-        return cls(*(np.array(manifest.load(artifact)) for artifact in (HEAD_WEIGHTS, HEAD_BIAS)))
+    weights: Tensor
+    """float32 (K, P)."""
+    bias: Tensor
+    """float32 (K,)."""
 
-    def scores(self, reduced_NP: np.ndarray) -> Tensor:
+    def __init__(self, weights_KP: np.ndarray, bias_K: np.ndarray):
+        super().__init__()
+        self.register_buffer("weights", torch.tensor(weights_KP))
+        self.register_buffer("bias", torch.tensor(bias_K))
+
+    def forward(self, reduced_NP: Tensor) -> Tensor:
         """float32 (N, K)."""
-        x, weights, bias = map(torch.tensor, (reduced_NP, self.weights_KP, self.bias_K))
-        return F.linear(x, weights, bias)
+        return F.linear(reduced_NP, self.weights, self.bias)
 
     def assign(self, reduced_NP: np.ndarray) -> np.ndarray:
         """The cluster of every image, int64 (N,)."""
-        return self.scores(reduced_NP).argmax(1).numpy()
+        return self(torch.tensor(reduced_NP)).argmax(1).numpy()
+
+
+class ClusterHead(nn.Module):
+    """Features to clusters, in float32."""
+
+    mean: Tensor
+    components: Tensor
+    centroids: Tensor
+
+    def __init__(
+        self,
+        mean_D: np.ndarray,
+        components_PD: np.ndarray,
+        centroids_KP: np.ndarray,
+        linear: LinearHead,
+        l2_normalize: bool,
+        certainty_name: CertaintyName,
+        confidence_scale: float = 1.0,
+        unusual_distance: float = math.inf,
+    ):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean_D))
+        self.register_buffer("components", torch.tensor(components_PD))
+        self.register_buffer("centroids", torch.tensor(centroids_KP))
+        self.linear = linear
+        self.l2_normalize = l2_normalize
+        self.certainty_name: CertaintyName = certainty_name
+        self.confidence_scale = confidence_scale
+        self.unusual_distance = unusual_distance
+
+    @classmethod
+    def load(cls, manifest: Manifest) -> "ClusterHead":
+        """From the files of the clustering stage."""
+        clustering = manifest.clustering
+        return cls(
+            manifest.load(artifacts.PCA_MEAN),
+            manifest.load(artifacts.PCA_COMPONENTS),
+            manifest.load(artifacts.CENTROIDS),
+            LinearHead(manifest.load(artifacts.HEAD_WEIGHTS), manifest.load(artifacts.HEAD_BIAS)),
+            clustering["config"]["l2_normalize"],
+            clustering["certainty"],
+            clustering["confidence_scale"],
+            clustering["unusual_distance"],
+        )
+
+    def measure(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The scores (B, K), the squared distances (B, K) to the centroids among the components,
+        and the distance (B,) to the nearest centroid in all dimensions."""
+        x = F.normalize(features_BD, dim=1) if self.l2_normalize else features_BD
+        x = x - self.mean
+        reduced = x @ self.components.T  # (B, P)
+        squared = squared_distances(reduced, self.centroids)
+        outside = (x.square().sum(1) - reduced.square().sum(1)).clamp_min(0)
+        return self.linear(reduced), squared, (squared.amin(1) + outside).sqrt()
+
+    def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The cluster (B,), its certainty (B,), the distance (B, K) to every centroid among the
+        components, and whether the image is unusual (B,)."""
+        scores, squared, distance = self.measure(features_BD)
+        sure = certainty(self.certainty_name, scores, self.confidence_scale)
+        return scores.argmax(1), sure, squared.sqrt(), distance > self.unusual_distance
+
+    def set_unusual(self, fitted_ND: np.ndarray, usual: float) -> None:
+        """Images farther from every cluster than the share `usual` of the fitted ones, float32, are
+        unusual from now on. Those at that distance are not, however rounding differs by batch."""
+        distances = [self.measure(x)[2].numpy() for x in batches(fitted_ND)]
+        self.unusual_distance = float(np.quantile(np.concatenate(distances), usual)) * (1 + 1e-5)
+
+
+def batches(features_ND: np.ndarray, size: int = 512) -> Iterator[Tensor]:
+    for start in range(0, len(features_ND), size):
+        yield torch.tensor(features_ND[start : start + size])
 
 
 def nearest_centroid(centroids_KP: np.ndarray) -> LinearHead:

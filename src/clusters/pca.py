@@ -35,14 +35,6 @@ class PCA:
             reduced_NP[rows] = (x - self.mean_D) @ self.components_PD.T
         return reduced_NP
 
-    def outside(self, x_ND: np.ndarray, reduced_NP: np.ndarray) -> np.ndarray:
-        """float64 (N,): the squared distance from each row to the space of the components, from the
-        rows and their `transform`."""
-        squared_N = -np.square(reduced_NP, dtype=np.float64).sum(axis=1)
-        for rows, x in _blocks(x_ND, self.l2_normalize):
-            squared_N[rows] += np.square(x - self.mean_D, dtype=np.float64).sum(axis=1)
-        return np.maximum(squared_N, 0)
-
 
 def fit_pca(x_ND: np.ndarray, components: int, l2_normalize: bool) -> PCA:
     """Exact principal components, computed in float64.

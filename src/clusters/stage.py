@@ -2,12 +2,15 @@
 
 import json
 from dataclasses import asdict
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from src.clusters.choose_k import candidates, scan, scan_table
 from src.clusters.confidence import fit_scale, gaussian_scale
 from src.clusters.flags import ClusteringConfig
+from src.clusters.head import ClusterHead, batches
 from src.clusters.inputs import Inputs, load_images, load_views, read_inputs
 from src.clusters.method import Clustering, Method, Splits
 from src.clusters.pca import PCA
@@ -21,7 +24,6 @@ from src.clusters.scoring import (
 )
 from src.clusters.summary import metrics_report, pca_lines
 from src.clusters.trust import trust_report
-from src.clusters.unusual import distance_to_clusters
 from src.evaluation.scores import VERSION, Scores, used_splits
 from src.runtime.cli import UserError, check_seed
 from src.storage import artifacts
@@ -55,26 +57,26 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, S
 
     found = method.clusterings(reduced, smoothed_NP, count, config.seed)
     used = found.get("smoothed", found["kmeans"])
-    unusual, limit = far_images(config.unusual, pca, features, reduced, used, fit_on)
+    head = calibrated_head(method, pca, reduced, used, features[fit_on], config.unusual)
+    images = {s: per_image(head, x, used.clusters[s]) for s, x in features.items()}
     scores: Scores = {
         "version": VERSION,
         "fit": fit_scores(method, found),
         "pca": pca_scores(pca),
         **score(method, features, reduced, found),
-        "unusual": {split: int(far.sum()) for split, far in unusual.items()},
+        "unusual": {split: int(part.unusual_N.sum()) for split, part in images.items()},
     }
     if scanned:
         scores["scan"] = scanned
     compare(scores, config, inputs, reduced, smoothed_NP)
-    images = load_images(inputs.manifest, fit_on)
+    pictures = load_images(inputs.manifest, fit_on)
     views = load_views(inputs.manifest, fit_on, pca, used.head)
-    if trust := trust_report(method, reduced[fit_on], images, count, config.seed, views):
+    if trust := trust_report(method, reduced[fit_on], pictures, count, config.seed, views):
         scores["trust"] = trust
 
-    save(stage, pca, reduced, used, unusual)
+    save(stage, pca, reduced, used, images)
     stage.write_json(artifacts.METRICS, scores)
-    is_smoothed = smoothed_NP is not None
-    record(config, stage, inputs, count, certainty_scale(method, reduced, used, is_smoothed), limit)
+    record(config, stage, inputs, count, head)
     return inputs.manifest.extraction, scores
 
 
@@ -99,38 +101,52 @@ def compare(
         }
 
 
-def certainty_scale(method: Method, reduced: Splits, used: Clustering, is_smoothed: bool) -> float:
-    """The confidence scale T, from the split that names the clusters, else from the fitted one."""
-    rows_NP = reduced[method.named_on or method.fit_on]
-    labels = method.labels[method.named_on] if method.named_on else None
-    start = 1.0 if is_smoothed else gaussian_scale(rows_NP, used.centroids_KP)
-    return fit_scale(rows_NP, used.head, used.class_K, labels, start)
+def calibrated_head(
+    method: Method, pca: PCA, reduced: Splits, used: Clustering, fitted_ND: np.ndarray, usual: float
+) -> ClusterHead:
+    """The head of the clusters that are used, with its confidence scale, from the split that names
+    them, and the distance from which on an image is unusual."""
+    named_on = method.named_on
+    head = ClusterHead(
+        pca.mean_D, pca.components_PD, used.centroids_KP, used.head, pca.l2_normalize,
+        certainty_name="confidence" if named_on else "margin",
+    )  # fmt: skip
+    rows_NP = reduced[named_on or method.fit_on]
+    start = 1.0 if method.hops else gaussian_scale(rows_NP, used.centroids_KP)
+    scores_NK = used.head(torch.tensor(rows_NP))
+    labels = method.labels[named_on] if named_on else None
+    head.confidence_scale = fit_scale(scores_NK, used.class_K, labels, start)
+    head.set_unusual(fitted_ND, usual)
+    return head
 
 
-def far_images(
-    usual: float, pca: PCA, features: Splits, reduced: Splits, used: Clustering, fit_on: str
-) -> tuple[Splits, float]:
-    """The images farther from every cluster than the share `usual` of the fitted ones, and that
-    distance."""
-    distances = {
-        split: distance_to_clusters(pca, x, reduced[split], used.centroids_KP)
-        for split, x in features.items()
-    }
-    limit = float(np.quantile(distances[fit_on], usual))
-    return {split: distance > limit for split, distance in distances.items()}, limit
+class PerImage(NamedTuple):
+    """What the head says about the images of a split."""
+
+    certainty_N: np.ndarray
+    distance_N: np.ndarray
+    """To the centroid of the own cluster."""
+    unusual_N: np.ndarray
+
+
+def per_image(head: ClusterHead, features_ND: np.ndarray, clusters: np.ndarray) -> PerImage:
+    parts = [head(x_BD) for x_BD in batches(features_ND)]
+    _, sure_N, distances_NK, unusual_N = (torch.cat(part) for part in zip(*parts, strict=True))
+    own_N = distances_NK[torch.arange(len(clusters)), torch.tensor(clusters)]
+    return PerImage(sure_N.numpy(), own_N.numpy(), unusual_N.numpy())
 
 
 def record(
-    config: ClusteringConfig, stage: Stage, inputs: Inputs, count: int, scale: float, limit: float
+    config: ClusteringConfig, stage: Stage, inputs: Inputs, count: int, head: ClusterHead
 ) -> None:
     stage.record(
         {
             "features": inputs.manifest.extraction["id"],
             "fit_on": inputs.method.fit_on,
             "clusters": count,
-            "certainty": "confidence" if inputs.method.named_on else "margin",
-            "confidence_scale": scale,
-            "unusual_distance": limit,
+            "certainty": head.certainty_name,
+            "confidence_scale": head.confidence_scale,
+            "unusual_distance": head.unusual_distance,
             "config": json.loads(json.dumps(asdict(config), default=str)),
             "commit": git_commit(),
             "versions": versions(),
@@ -154,19 +170,23 @@ def _check(config: ClusteringConfig) -> None:
     candidates(config.clusters, classes=0)  # raises if --clusters cannot be parsed
 
 
-def save(stage: Stage, pca: PCA, reduced: Splits, used: Clustering, unusual: Splits) -> None:
+def save(
+    stage: Stage, pca: PCA, reduced: Splits, used: Clustering, images: dict[str, PerImage]
+) -> None:
     """Write every array that later stages read."""
     stage.save(artifacts.PCA_MEAN, pca.mean_D)
     stage.save(artifacts.PCA_COMPONENTS, pca.components_PD)
     stage.save(artifacts.PCA_VARIANCE_RATIO, pca.variance_ratio_P)
     stage.save(artifacts.CENTROIDS, used.centroids_KP)
-    stage.save(artifacts.HEAD_WEIGHTS, used.head.weights_KP)
-    stage.save(artifacts.HEAD_BIAS, used.head.bias_K)
+    stage.save(artifacts.HEAD_WEIGHTS, used.head.weights.numpy())
+    stage.save(artifacts.HEAD_BIAS, used.head.bias.numpy())
     stage.save(artifacts.CLUSTER_TO_CLASS, used.class_K)
     for split in reduced:
         stage.save(artifacts.REDUCED, reduced[split], split)
         stage.save(artifacts.ASSIGNMENTS, used.clusters[split], split)
-        stage.save(artifacts.UNUSUAL, unusual[split], split)
+        stage.save(artifacts.CERTAINTY, images[split].certainty_N, split)
+        stage.save(artifacts.DISTANCE, images[split].distance_N, split)
+        stage.save(artifacts.UNUSUAL, images[split].unusual_N, split)
 
 
 def track(config: ClusteringConfig, extraction: ExtractionRecord, scores: Scores) -> None:

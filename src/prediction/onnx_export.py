@@ -17,12 +17,13 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 
 from dataset.load_dataset import reload_dataset
+from src.clusters.head import ClusterHead
 from src.models.batch_norm import torchvision_state
 from src.models.encoder import TrainedBackbone
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, preprocess
 from src.models.simclr import Backbone
 from src.prediction.flags import ExportConfig
-from src.prediction.predictor import ClusterHead, Predictor
+from src.prediction.predictor import Predictor
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
 

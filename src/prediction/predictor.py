@@ -12,12 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from dataset.decoding import decode
 from dataset.pictures import BadPicture
-from src.clusters.confidence import certainty, squared_distances
+from src.clusters.head import ClusterHead
 from src.clusters.names import given_names
 from src.models.encoder import TrainedBackbone, encode
 from src.models.simclr import Backbone
@@ -26,14 +24,9 @@ from src.runtime.device import select_device, select_precision
 from src.runtime.flag_choices import DeviceName, PrecisionName
 from src.storage import checkpoint
 from src.storage.artifacts import (
-    CENTROIDS,
     CLUSTER_TO_CLASS,
     CLUSTERING,
     EXTRACTION,
-    HEAD_BIAS,
-    HEAD_WEIGHTS,
-    PCA_COMPONENTS,
-    PCA_MEAN,
     CertaintyName,
     CheckpointRecord,
     ExtractionRecord,
@@ -51,44 +44,7 @@ class Predictions(NamedTuple):
     distances: np.ndarray
     """float32 (N, K), Euclidean, to every centroid among the principal components."""
     unusual: np.ndarray
-    """bool (N,), whether it is far from every cluster, see `src/clusters/unusual.py`."""
-
-
-class ClusterHead(nn.Module):
-    """Features to clusters, with the arithmetic of the clustering stage and from its files, in
-    float32."""
-
-    mean: Tensor
-    components: Tensor
-    centroids: Tensor
-    weights: Tensor
-    bias: Tensor
-
-    def __init__(self, manifest: Manifest):
-        super().__init__()
-        arrays = {
-            "mean": PCA_MEAN, "components": PCA_COMPONENTS, "centroids": CENTROIDS,
-            "weights": HEAD_WEIGHTS, "bias": HEAD_BIAS,
-        }  # fmt: skip
-        for name, artifact in arrays.items():
-            self.register_buffer(name, torch.tensor(np.array(manifest.load(artifact))))
-        clustering = manifest.clustering
-        self.l2_normalize = clustering["config"]["l2_normalize"]
-        self.certainty_name: CertaintyName = clustering["certainty"]
-        self.confidence_scale = clustering["confidence_scale"]
-        self.unusual_distance = clustering["unusual_distance"]
-
-    def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The fields of `Predictions`."""
-        x = F.normalize(features_BD, dim=1) if self.l2_normalize else features_BD
-        x = x - self.mean
-        reduced = x @ self.components.T  # (B, P)
-        scores = F.linear(reduced, self.weights, self.bias)
-        squared = squared_distances(reduced, self.centroids)  # (B, K)
-        outside = (x.square().sum(1) - reduced.square().sum(1)).clamp_min(0)
-        unusual = (squared.amin(1) + outside).sqrt() > self.unusual_distance
-        sure = certainty(self.certainty_name, scores, self.confidence_scale)
-        return scores.argmax(1), sure, squared.sqrt(), unusual
+    """bool (N,), whether it is far from every cluster, see `src/clusters/head.py`."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +100,7 @@ class Predictor:
             trained = _load_backbone(directory, checkpoint_file, extraction["checkpoint"], chosen)
         return cls(
             trained and trained.backbone,
-            ClusterHead(manifest),
+            ClusterHead.load(manifest),
             getattr(torch, extraction["precision"])
             if precision == "auto"
             else select_precision(precision, chosen),

@@ -82,6 +82,10 @@ PCA_COMPONENTS = Artifact("pca_components.npy", np.float32, "PD", CLUSTERING)
 PCA_VARIANCE_RATIO = Artifact("pca_explained_variance_ratio.npy", np.float32, "P", CLUSTERING)
 CENTROIDS = Artifact("centroids.npy", np.float32, "KP", CLUSTERING)
 ASSIGNMENTS = Artifact("{split}_clusters.npy", np.int64, "N", CLUSTERING)
+CERTAINTY = Artifact("{split}_certainty.npy", np.float32, "N", CLUSTERING)
+"""Confidence or margin, as `ClusteringRecord.certainty` says."""
+DISTANCE = Artifact("{split}_distance.npy", np.float32, "N", CLUSTERING)
+"""To the centroid of the own cluster among the principal components."""
 UNUSUAL = Artifact("{split}_unusual.npy", np.bool_, "N", CLUSTERING)
 HEAD_WEIGHTS = Artifact("head_weights.npy", np.float32, "KP", CLUSTERING)
 HEAD_BIAS = Artifact("head_bias.npy", np.float32, "K", CLUSTERING)
@@ -95,6 +99,8 @@ OF_SPLITS = (
     VIEW_PIXELS,
     REDUCED,
     ASSIGNMENTS,
+    CERTAINTY,
+    DISTANCE,
     UNUSUAL,
 )
 
@@ -162,7 +168,7 @@ class ClusteringRecord(StageRecord):
     """What a prediction's certainty is: confidence with labels, otherwise margin."""
     confidence_scale: float
     unusual_distance: float
-    """A picture farther from every cluster is unusual, see `src/clusters/unusual.py`."""
+    """A picture farther from every cluster is unusual, see `src/clusters/head.py`."""
     config: dict[str, Any]
     """The flags of the clustering."""
 

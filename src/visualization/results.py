@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from dataset.load_dataset import Dataset, reload_dataset
-from src.clusters.confidence import certainty
-from src.clusters.head import LinearHead
 from src.clusters.names import given_names, load_names
 from src.evaluation.scores import Scores
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
-from src.storage.artifacts import ClusteringRecord, ExtractionRecord, Manifest
+from src.storage.artifacts import Artifact, ClusteringRecord, ExtractionRecord, Manifest
 from src.visualization.palette import cluster_colors
 
 
@@ -91,45 +89,44 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
     `data_dir` is where the images are now, if they were moved.
     """
     manifest = Manifest(directory)
-    extraction, clustering = manifest.extraction, manifest.clustering
+    extraction, metrics = manifest.extraction, manifest.metrics()
     names = list(extraction["dataset"]["splits"])
-    parts = [_load_split(manifest, name) for name in names]
-    x_NP, clusters, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    scores = LinearHead.load(manifest).scores(x_NP)
-    centroids_KP = manifest.load(artifacts.CENTROIDS)
+
+    def all_splits(artifact: Artifact) -> np.ndarray:
+        return np.concatenate([manifest.load(artifact, split) for split in names])
+
     try:
         dataset = reload_dataset(extraction["dataset"], data_dir)
     except UserError as error:
         print(f"note: no pictures: {printable(str(error))}")
         dataset = None
+    sizes = [len(manifest.load(artifacts.ASSIGNMENTS, split)) for split in names]
     return Results(
         split_names=names,
-        splits=np.repeat(np.arange(len(names)), [len(part[0]) for part in parts]),
-        x_NP=x_NP,
-        clusters=clusters,
-        labels=labels,
+        splits=np.repeat(np.arange(len(names)), sizes),
+        x_NP=all_splits(artifacts.REDUCED),
+        clusters=all_splits(artifacts.ASSIGNMENTS),
+        labels=np.concatenate(
+            [_labels(manifest, s, size) for s, size in zip(names, sizes, strict=True)]
+        ),
         class_of_cluster=manifest.load(artifacts.CLUSTER_TO_CLASS),
         names=load_names(manifest),
         given_names=given_names(manifest),
         clusters_id=manifest.clusters_id,
         variance_ratio=manifest.load(artifacts.PCA_VARIANCE_RATIO),
         class_names=extraction["dataset"]["class_names"],
-        metrics=manifest.metrics(),
+        metrics=metrics,
         extraction=extraction,
-        clustering=clustering,
-        distance=np.linalg.norm(x_NP - centroids_KP[clusters], axis=1),
-        certainty=certainty(
-            clustering["certainty"], scores, clustering["confidence_scale"]
-        ).numpy(),
-        unusual=np.concatenate([manifest.load(artifacts.UNUSUAL, name) for name in names]),
+        clustering=manifest.clustering,
+        distance=all_splits(artifacts.DISTANCE),
+        certainty=all_splits(artifacts.CERTAINTY),
+        unusual=all_splits(artifacts.UNUSUAL),
         dataset=dataset,
         picture_dir=data_dir or Path(extraction["dataset"]["data_dir"] or "."),
     )
 
 
-def _load_split(manifest: Manifest, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    x = manifest.load(artifacts.REDUCED, split)
-    labels = np.full(len(x), -1)
+def _labels(manifest: Manifest, split: str, images: int) -> np.ndarray:
     if manifest.has(artifacts.LABELS, split):
-        labels = manifest.load(artifacts.LABELS, split)
-    return x, manifest.load(artifacts.ASSIGNMENTS, split), labels
+        return manifest.load(artifacts.LABELS, split)
+    return np.full(images, -1)

@@ -8,7 +8,6 @@ import numpy as np
 from dataset.load_dataset import load_dataset
 from src import clustering
 from src.clustering import ClusteringConfig
-from src.clusters.head import LinearHead
 from src.storage import artifacts
 
 
@@ -82,8 +81,8 @@ def load_arrays(directory: Path) -> Arrays:
 
     x = both(artifacts.REDUCED).astype(np.float64)
     centroids = manifest.load(artifacts.CENTROIDS).astype(np.float64)
-    weights, bias = (array.astype(np.float64) for array in LinearHead.load(manifest))
-    scores = (x @ weights.T + bias) / manifest.clustering["confidence_scale"]
+    weights, bias = map(manifest.load, (artifacts.HEAD_WEIGHTS, artifacts.HEAD_BIAS))
+    scores = (x @ weights.T.astype(np.float64) + bias) / manifest.clustering["confidence_scale"]
     *_, second, first = np.sort(scores, axis=1).T
     margins = 1 - np.exp(second - first)
     confidence = 1 / np.exp(scores - first[:, None]).sum(axis=1)
