@@ -133,10 +133,13 @@ def test_more_restarts_find_tighter_clusters(tmp_path: Path, capsys) -> None:
     assert "note: less than 95%; --components 10 would keep more" in capsys.readouterr().out
 
 
-def test_pca_above_its_limit_is_fitted_on_evenly_spaced_images() -> None:
+def test_pca_above_its_limit_is_fitted_on_evenly_spaced_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x = np.random.default_rng(0).normal(size=(61, 30)).astype(np.float32)
     for limit, seen in ((21, x[::3]), (30, x)):
-        method = Method("train", {}, [], False, components=5, restarts=1, pca_limit=limit)
+        monkeypatch.setattr("src.clusters.method.PCA_LIMIT", limit)
+        method = Method("train", {}, [], False, components=5, restarts=1, hops=0, neighbors=10)
         reduced = method.reduce({"train": x})[1]["train"]
         expected = PCA(5, svd_solver="full").fit(seen).transform(x)
         np.testing.assert_allclose(np.abs(reduced), np.abs(expected), atol=1e-4)

@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial.distance import cdist
 from sklearn import metrics as sk
 
+from src.evaluation import silhouette
 from src.evaluation.metrics import (
     effective_rank,
     external_metrics,
@@ -39,10 +40,10 @@ def test_a_cluster_without_an_image_of_the_class_left_for_it_has_no_class() -> N
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
-@pytest.mark.parametrize("k", [7, 80])  # fewer and more than the bank has
-def test_knn_agrees_with_a_naive_loop(k: int, leave_one_out: bool) -> None:
+@pytest.mark.parametrize("images", [50, 15])  # more and fewer than the 20 that vote
+def test_knn_agrees_with_a_naive_loop(images: int, leave_one_out: bool) -> None:
     rng = np.random.default_rng(0)
-    bank, bank_labels = rng.normal(size=(50, 6)), rng.integers(4, size=50)
+    bank, bank_labels = rng.normal(size=(images, 6)), rng.integers(4, size=images)
     queries, labels = rng.normal(size=(30, 6)), rng.integers(4, size=30)
     if leave_one_out:
         queries, labels = bank, bank_labels
@@ -50,10 +51,10 @@ def test_knn_agrees_with_a_naive_loop(k: int, leave_one_out: bool) -> None:
     for i, query in enumerate(queries):
         cosine = bank @ query / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
         votes = np.zeros(4)
-        for n in [n for n in np.argsort(-cosine) if not leave_one_out or n != i][:k]:
-            votes[bank_labels[n]] += np.exp(cosine[n] / 0.1)
+        for n in [n for n in np.argsort(-cosine) if not leave_one_out or n != i][:20]:
+            votes[bank_labels[n]] += np.exp(cosine[n] / 0.07)
         right.append(votes.argmax() == labels[i])
-    accuracy = knn_accuracy(bank, bank_labels, queries, labels, k, 0.1, leave_one_out)
+    accuracy = knn_accuracy(bank, bank_labels, queries, labels, leave_one_out)
     assert accuracy == pytest.approx(np.mean(right))
 
 
@@ -68,13 +69,14 @@ def test_effective_rank_is_the_entropy_of_singular_values(shape: tuple[int, int]
 
 
 @pytest.mark.parametrize("block", [7, 64, 512])
-def test_silhouette_equals_scikit_learn(block: int) -> None:
+def test_silhouette_equals_scikit_learn(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silhouette, "BLOCK", block)
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(300, 12)) + 4).astype(np.float32)
     clusters = rng.integers(5, size=300)
     x[10:40] = x[10]  # duplicates within and across clusters
     clusters[7] = 9  # a cluster of one, and labels with gaps
-    got = silhouette_samples(x, clusters, block)
+    got = silhouette_samples(x, clusters)
     np.testing.assert_allclose(got, sk.silhouette_samples(x, clusters), atol=1e-6)
     assert got[7] == 0
     undefined = {"silhouette": None, "davies_bouldin": None}
@@ -85,9 +87,10 @@ def test_silhouette_equals_scikit_learn(block: int) -> None:
 @pytest.mark.parametrize("spread", np.geomspace(1e-4, 1, 9))
 @pytest.mark.parametrize(("origin", "unit"), [(0, 1), (1000, 1), (0, 1e-30), (0, 1e30)])
 def test_silhouette_of_clusters_tight_and_close_in_pairs(
-    spread: float, origin: float, unit: float
+    spread: float, origin: float, unit: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Near neighbors, within a cluster and between two: where the product form cancels."""
+    monkeypatch.setattr(silhouette, "BLOCK", 16)
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(6), 40)
     centers = rng.normal(size=(3, 100)).repeat(2, axis=0) + spread * rng.normal(size=(6, 100))
@@ -97,7 +100,7 @@ def test_silhouette_of_clusters_tight_and_close_in_pairs(
     own = np.eye(6, dtype=bool)[clusters]
     within, between = sums_NK[own] / 39, np.where(own, np.inf, sums_NK / 40).min(axis=1)
     expected = (between - within) / np.maximum(between, within)
-    np.testing.assert_allclose(silhouette_samples(x, clusters, block=16), expected, atol=1e-6)
+    np.testing.assert_allclose(silhouette_samples(x, clusters), expected, atol=1e-6)
 
 
 def test_external_metrics_equal_scikit_learn() -> None:

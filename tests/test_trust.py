@@ -29,7 +29,7 @@ from tests.helpers.finished_run import FinishedRun, cluster
 
 
 def method(hops: int = 0, **labels: np.ndarray) -> Method:
-    return Method("train", labels, [], False, components=10, restarts=3, hops=hops)
+    return Method("train", labels, [], False, components=10, restarts=3, hops=hops, neighbors=10)
 
 
 def groups(count: int, spread: float) -> np.ndarray:
@@ -119,7 +119,8 @@ def test_more_images_must_agree_better() -> None:
 def test_small_pixels_are_means_of_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 255, (9, 3, 48, 48)).astype(np.uint8)
     expected = images.reshape(9, 3, 24, 2, 24, 2).mean(axis=(3, 5)).reshape(9, -1)
-    np.testing.assert_allclose(small_pixels(images, block=4), expected, rtol=1e-5)
+    monkeypatch.setattr(trust, "BLOCK", 4)
+    np.testing.assert_allclose(small_pixels(images), expected, rtol=1e-5)
     monkeypatch.setattr(trust, "IMAGES", 5)
     np.testing.assert_allclose(small_pixels(images), expected[::2], rtol=1e-5)
 

@@ -83,6 +83,6 @@ def gaussian_scale(reduced_NP: np.ndarray, centroids_KP: np.ndarray) -> float:
     return max(float(2 * along.square().mean()), 1e-12)
 
 
-def _sample(rows: np.ndarray, images: int = 5000) -> np.ndarray:
-    """Evenly spaced ones of `rows`, where there are more than `images`."""
-    return rows[np.linspace(0, len(rows) - 1, min(images, len(rows))).astype(int)]
+def _sample(rows: np.ndarray) -> np.ndarray:
+    """Evenly spaced ones of `rows`, where there are more than 5,000."""
+    return rows[np.linspace(0, len(rows) - 1, min(5_000, len(rows))).astype(int)]

@@ -127,9 +127,9 @@ class ClusterHead(nn.Module):
         self.unusual_distance = float(np.quantile(np.concatenate(distances), usual)) * (1 + 1e-5)
 
 
-def batches(features_ND: np.ndarray, size: int = 512) -> Iterator[Tensor]:
-    for start in range(0, len(features_ND), size):
-        yield torch.tensor(features_ND[start : start + size])
+def batches(features_ND: np.ndarray) -> Iterator[Tensor]:
+    for start in range(0, len(features_ND), 512):
+        yield torch.tensor(features_ND[start : start + 512])
 
 
 def nearest_centroid(centroids_KP: np.ndarray) -> LinearHead:

@@ -16,6 +16,8 @@ from src.evaluation.scores import ClusteringName
 
 Splits = dict[str, np.ndarray]
 """An array for each split."""
+PCA_LIMIT = 6_000
+"""Largest exact PCA, by the smaller side of its matrix: time grows with the cube of that."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,9 @@ class Method:
     l2_normalize: bool
     components: int
     restarts: int
-    hops: int = 0
+    hops: int
     """Of the smoothing; 0 is none."""
-    neighbors: int = 10
-    pca_limit: int = 6_000
-    """Largest exact PCA, by the smaller side of its matrix: time grows with the cube of that."""
+    neighbors: int
 
     @property
     def named_on(self) -> str | None:
@@ -59,12 +59,12 @@ class Method:
     def reduce(self, features: Splits) -> tuple[PCA, Splits]:
         """PCA of features (N, D), and the coordinates (N, P) of all splits.
 
-        Above `pca_limit`, as with raw pixels of very many images, PCA is fitted on a part of them.
+        Above `PCA_LIMIT`, as with raw pixels of very many images, PCA is fitted on a part of them.
         """
         x = features[self.fit_on]
-        if min(x.shape) > self.pca_limit:
-            print(f"note: PCA of {x.shape[1]:,} dimensions is fitted on {self.pca_limit:,} images")
-            x = x[np.linspace(0, len(x) - 1, self.pca_limit).astype(int)]
+        if min(x.shape) > PCA_LIMIT:
+            print(f"note: PCA of {x.shape[1]:,} dimensions is fitted on {PCA_LIMIT:,} images")
+            x = x[np.linspace(0, len(x) - 1, PCA_LIMIT).astype(int)]
         pca = fit_pca(x, self.components, self.l2_normalize)
         return pca, {split: pca.transform(x) for split, x in features.items()}
 

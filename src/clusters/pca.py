@@ -92,11 +92,9 @@ def l2_normalized(x_ND: np.ndarray) -> np.ndarray:
     return x_ND / np.maximum(length, np.finfo(np.float32).tiny)
 
 
-def _blocks(
-    x_ND: np.ndarray, l2_normalize: bool, size: int = 2048
-) -> Iterator[tuple[slice, np.ndarray]]:
+def _blocks(x_ND: np.ndarray, l2_normalize: bool) -> Iterator[tuple[slice, np.ndarray]]:
     """Slices of rows, each with those rows in float32."""
-    for start in range(0, len(x_ND), size):
-        rows = slice(start, start + size)
+    for start in range(0, len(x_ND), 2048):
+        rows = slice(start, start + 2048)
         x = np.asarray(x_ND[rows], np.float32)
         yield rows, l2_normalized(x) if l2_normalize else x

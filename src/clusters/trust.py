@@ -30,6 +30,8 @@ from src.models.preprocessing import raw_pixels
 
 IMAGES = 4_000
 """The most images that are split into halves."""
+BLOCK = 256
+"""Images whose raw pixels are taken at once."""
 VIEWS_MARGIN = 0.1
 """The agreement of views must exceed that of raw pixels by this much: 1.5 standard errors of the
 difference, as both come from 128 images."""
@@ -50,12 +52,10 @@ class Views(NamedTuple):
     """Their raw pixels."""
 
 
-def halves_agreement(
-    method: Method, x_NP: np.ndarray, clusters: int, seed: int, splits: int = 6
-) -> float:
-    """The mean adjusted Rand index of `splits` splits; a half must have `clusters` rows."""
+def halves_agreement(method: Method, x_NP: np.ndarray, clusters: int, seed: int) -> float:
+    """The mean adjusted Rand index of six splits; a half must have `clusters` rows."""
     blind, scores = _blind(method), []
-    for i in range(splits):
+    for i in range(6):
         order = np.random.default_rng([seed, i]).permutation(len(x_NP))[:IMAGES]
         assigned = []
         for rows in np.array_split(order, 2):
@@ -132,10 +132,10 @@ def trust_report(
     return {"verdict": verdict, "halves": halves, "views": own, "pixels": raw}
 
 
-def small_pixels(images_NCSS: np.ndarray, block: int = 256) -> np.ndarray:
+def small_pixels(images_NCSS: np.ndarray) -> np.ndarray:
     """The raw pixels, float32 (n, S), of at most `IMAGES` evenly spaced images."""
     rows = np.linspace(0, len(images_NCSS) - 1, min(IMAGES, len(images_NCSS))).astype(int)
-    parts = [images_NCSS[rows[i : i + block]] for i in range(0, len(rows), block)]
+    parts = [images_NCSS[rows[i : i + BLOCK]] for i in range(0, len(rows), BLOCK)]
     return np.concatenate([raw_pixels(torch.tensor(part)).numpy() for part in parts])
 
 

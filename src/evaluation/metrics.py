@@ -53,14 +53,12 @@ def knn_accuracy(
     bank_labels: np.ndarray,
     queries_MD: np.ndarray,
     labels: np.ndarray,
-    k: int = 20,
-    temperature: float = 0.07,
     leave_one_out: bool = False,
 ) -> float:
     """Share of queries whose weighted nearest neighbors in the bank vote for their class.
 
-    The k most similar by cosine vote with weight exp(similarity / temperature); k is cut to the
-    size of the bank.
+    The 20 most similar by cosine, or all of a smaller bank, vote with the weight
+    exp(similarity / 0.07).
 
     Args:
         bank_ND: numbers of any real dtype, as the queries.
@@ -71,10 +69,10 @@ def knn_accuracy(
     Discrimination", section 3.4.
     """
     own = torch.arange(len(queries_MD)) if leave_one_out else None
-    similarity, near_Mk = nearest(unit(bank_ND), unit(queries_MD), k, own)
+    similarity, near_Mk = nearest(unit(bank_ND), unit(queries_MD), 20, own)
     classes_N = torch.as_tensor(bank_labels)
     ballots = torch.zeros(len(near_Mk), int(classes_N.max()) + 1)
-    ballots.scatter_add_(1, classes_N[near_Mk], (similarity / temperature).exp())
+    ballots.scatter_add_(1, classes_N[near_Mk], (similarity / 0.07).exp())
     return float((ballots.argmax(dim=1) == torch.as_tensor(labels)).float().mean())
 
 

@@ -8,11 +8,12 @@ import torch
 
 from src.runtime.cli import progress
 
+BLOCK = 1024  # rows and columns of a block of distances
 NEAR = 0.02  # of |x|² + |y|²: a squared distance below it is computed in float64
 
 
 @torch.no_grad()
-def silhouette_samples(x_NP: np.ndarray, clusters: np.ndarray, block: int = 1024) -> np.ndarray:
+def silhouette_samples(x_NP: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     """The exact silhouette of every sample, Euclidean; the same numbers as scikit-learn's.
 
     With the samples sorted by cluster, every block of distances lies between two clusters, so its
@@ -22,7 +23,6 @@ def silhouette_samples(x_NP: np.ndarray, clusters: np.ndarray, block: int = 1024
     Args:
         x_NP: float (N, P).
         clusters: int (N,); at least two of them hold samples.
-        block: rows and columns of a block.
 
     Returns:
         float64 (N,), from -1 to 1; 0 for a cluster's only member.
@@ -33,7 +33,7 @@ def silhouette_samples(x_NP: np.ndarray, clusters: np.ndarray, block: int = 1024
     order = np.argsort(clusters, kind="stable")
     own = clusters[order]
     counts_K = np.bincount(own)
-    sums_KN = _distance_sums(x_NP[order], counts_K, block)
+    sums_KN = _distance_sums(x_NP[order], counts_K)
 
     each = np.arange(len(own))
     within = sums_KN[own, each] / np.maximum(counts_K[own] - 1, 1)
@@ -45,7 +45,7 @@ def silhouette_samples(x_NP: np.ndarray, clusters: np.ndarray, block: int = 1024
     return silhouette[np.argsort(order)]  # in the order of `x_NP`
 
 
-def _distance_sums(x_NP: np.ndarray, counts_K: np.ndarray, block: int) -> np.ndarray:
+def _distance_sums(x_NP: np.ndarray, counts_K: np.ndarray) -> np.ndarray:
     """float64 (K, N): the sum of the distances from each sample to all samples of a cluster.
 
     The rows of `x_NP` are sorted by cluster. A squared distance is a product, |x|² - 2xy + |y|²,
@@ -64,9 +64,9 @@ def _distance_sums(x_NP: np.ndarray, counts_K: np.ndarray, block: int) -> np.nda
     ends = np.cumsum(counts_K).tolist()
     starts = [0, *ends[:-1]]
     blocks = [
-        (k, slice(first, min(first + block, ends[k])))
+        (k, slice(first, min(first + BLOCK, ends[k])))
         for k in range(len(ends))
-        for first in range(starts[k], ends[k], block)
+        for first in range(starts[k], ends[k], BLOCK)
     ]
     near = {rows.start: NEAR * square[rows].max().item() for _, rows in blocks}
 
