@@ -18,6 +18,7 @@ from dataset.folder import class_of, find_pictures
 from dataset.picture_cache import load_pictures
 from dataset.stl10 import STL10_IMAGE_SIZE, load_stl10, load_stl10_classes, stl10_folder
 from src.runtime.cli import UserError
+from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
 from src.storage.artifacts import DatasetRecord
 from src.storage.files import json_digest
@@ -93,8 +94,8 @@ def reload_dataset(recorded: DatasetRecord, data_dir: Path | None = None) -> Dat
     """
     if recorded["name"] == "features" or recorded["data_dir"] is None:
         raise UserError(
-            "the features were imported without pictures: run python src/import_features.py again "
-            "with --data-dir and the names of the rows"
+            f"the features were imported without pictures: run {command('src/import_features.py')} "
+            "again with --data-dir and the names of the rows"
         )
     directory = data_dir or Path(recorded["data_dir"])
     cache_dir = Path(recorded["cache_dir"]) if recorded["cache_dir"] else None
@@ -102,8 +103,8 @@ def reload_dataset(recorded: DatasetRecord, data_dir: Path | None = None) -> Dat
     if dataset.fingerprint != recorded["fingerprint"]:
         raise UserError(
             f"{directory} holds other images than those that the features were extracted from: "
-            "run python src/feature_extraction.py again, or, if they were imported, python "
-            "src/import_features.py"
+            f"run {command('src/feature_extraction.py')} again, or, if they were imported, "
+            + command("src/import_features.py")
         )
     return dataset
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from src.runtime.cli import UserError, run_script
+from src.runtime.commands import command
 from src.storage import artifacts
 
 FIGURES = ("map", "clusters")
@@ -109,7 +110,7 @@ def recoded(sheet: re.Match[str], quality: int) -> str:
 
 def existing(file: Path) -> Path:
     if not file.exists():
-        raise UserError(f"{file} is missing: run python visualize_features.py first")
+        raise UserError(f"{file} is missing: run {command('visualize_features.py')} first")
     return file
 
 

@@ -1,5 +1,7 @@
 """Defaults that suit a folder of pictures, and experiments by name."""
 
+import dataclasses
+import importlib
 import re
 import shlex
 import shutil
@@ -7,7 +9,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ from src.clusters.choose_k import fewer
 from src.export import ExportConfig
 from src.feature_extraction import ExtractionConfig
 from src.import_features import ImportConfig
-from src.runtime.cli import UserError, in_same_place, parse
+from src.runtime import commands
+from src.runtime.cli import UserError, parse
 from src.storage import checkpoint
 from src.train import main
 from src.training import forecast
@@ -110,11 +113,14 @@ def test_the_batch_that_is_given_counts(folder: Path) -> None:
 
 
 def test_resuming_decides_nothing_again(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     own = {"data_dir": folder, "checkpoint_dir": tmp_path / "c", "device": "cpu"}
     own |= {"image_size": 32, "precision": "fp32", "wandb": "disabled", "name": "few"}
     config = TrainConfig.for_dataset("folder", **own)
+    monkeypatch.setattr(commands, "_given", {})
+    commands.run_with(replace(config, checkpoint_dir=Path("checkpoints/few")))
     assert main(replace(config, epochs=1)) == 0
     printed = capsys.readouterr().out
     assert "chosen for 13 pictures of about 96 px on a CPU: --arch resnet18" in printed
@@ -231,13 +237,21 @@ def test_advice_repeats_the_name(script: Script, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_advice_repeats_where_the_flags_lead(
-    config: Any, arguments: str, first: str, second: str
+    config: Any, arguments: str, first: str, second: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags: Any = parse(config, shlex.split(arguments), "x.py", "")
-    advice = "run python src/train.py{}, then python src/feature_extraction.py{} --untrained"
-    expected = advice.format(first, second)
-    assert in_same_place(advice.format("", ""), flags) == expected
-    assert in_same_place(expected, flags) == expected  # as in an error that quotes another
+    monkeypatch.setattr(commands, "_given", {})
+    commands.run_with(parse(config, shlex.split(arguments), "x.py", ""))
+    assert commands.command("src/train.py") == f"python src/train.py{first}"
+    extract = commands.command("src/feature_extraction.py", "--checkpoint", Path("my file.pt"))
+    assert extract == f"python src/feature_extraction.py{second} --checkpoint 'my file.pt'"
+    assert commands.command("src/sync_wandb.py", "wandb") == "python src/sync_wandb.py wandb"
+
+
+def test_a_command_takes_the_flags_that_messages_add() -> None:
+    for script, directories in commands.DIRECTORIES.items():
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        config = get_type_hints(module.main)["config"]
+        assert {field.name for field in dataclasses.fields(config)} >= {"name", *directories}
 
 
 def files(directory: Path) -> dict[str, int]:

@@ -16,10 +16,11 @@ from src.models.preprocessing import preprocess
 from src.models.simclr import Backbone, SimCLR
 from src.runtime import distributed
 from src.runtime.cli import UserError
+from src.runtime.commands import command
 from src.runtime.device import autocast
 from src.runtime.prefetch import prefetch
 from src.storage import checkpoint
-from src.storage.artifacts import Tracking
+from src.storage.artifacts import TRAINING, Tracking
 from src.storage.checkpoint import BadCheckpoint, Flags, TrainedOn
 
 
@@ -112,7 +113,7 @@ class TrainedBackbone:
             return cls._restored(file, checkpoint.load(file), device)
         use = partial(cls._restored, device=device)
         if (newest := checkpoint.newest(directory, use)) is None:
-            raise UserError(f"no checkpoint in {directory}: run python src/train.py first")
+            raise UserError(f"no checkpoint in {directory}: run {command(TRAINING)} first")
         return newest
 
     @classmethod

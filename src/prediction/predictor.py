@@ -20,6 +20,7 @@ from src.clusters.names import given_names
 from src.models.encoder import TrainedBackbone, encode
 from src.models.simclr import Backbone
 from src.runtime.cli import UserError
+from src.runtime.commands import command
 from src.runtime.device import select_device, select_precision
 from src.runtime.flag_choices import DeviceName, PrecisionName
 from src.storage import checkpoint
@@ -183,13 +184,15 @@ def _load_backbone(
     if recorded is None:
         raise UserError(
             f"the features in {directory} were imported, and the network that made them is not "
-            "here: give its features of new pictures, python src/inference.py --features FILE"
+            "here: give its features of new pictures, "
+            + command("src/inference.py", "--features", "FILE")
         )
     file = Path(moved_to or recorded["file"])
     if not file.is_file():
         raise UserError(
             f"{file} is missing: point --checkpoint at the checkpoint that the features in "
-            f"{directory} were made with, or run python {EXTRACTION} and python {CLUSTERING} again"
+            f"{directory} were made with, or run {command(EXTRACTION)} and "
+            f"{command(CLUSTERING)} again"
         )
     if checkpoint.file_digest(file) == recorded["digest"]:
         trained = TrainedBackbone.load(file, file.parent, device)
@@ -197,6 +200,6 @@ def _load_backbone(
             return trained
     raise UserError(
         f"{file} is not the checkpoint that the features in {directory} were made with "
-        f"({recorded['file']}): run python {EXTRACTION} --checkpoint {file} and python "
-        f"{CLUSTERING} again, or point --checkpoint at the right one"
+        f"({recorded['file']}): run {command(EXTRACTION, '--checkpoint', file)} and "
+        f"{command(CLUSTERING)} again, or point --checkpoint at the right one"
     )

@@ -2,12 +2,10 @@
 
 import argparse
 import contextlib
-import dataclasses
 import errno
 import io
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +13,8 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import tyro
 from tqdm import tqdm
+
+from src.runtime import commands
 
 Config = TypeVar("Config")
 
@@ -25,21 +25,6 @@ ENVIRONMENT_ERRORS = {
     errno.ENAMETOOLONG,
 }
 """Errors of the operating system that the user can fix and this code cannot."""
-
-
-COMMAND = re.compile(
-    r"python (src/(?:train|feature_extraction|import_features|clustering|inference)|"
-    r"visualize_features)\.py(?! --(?:name|checkpoint-dir|feature-dir)\b)"
-)
-"""A command in a message; one that says where it reads and writes is left alone."""
-USERS = {
-    "checkpoint_dir": ("src/train", "src/feature_extraction"),
-    "feature_dir": (
-        *("src/feature_extraction", "src/import_features", "src/clustering", "src/inference"),
-        "visualize_features",
-    ),
-}
-"""The commands that take these flags, of those in messages."""
 
 
 class CommandError(Exception):
@@ -67,24 +52,24 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
     If `config` has `for_dataset`, the defaults are those of the `--dataset` on the command line,
     and `--help` shows them; if it has a `name`, so are the directories of `--name`.
 
-    `UserError`, with commands that read and write where this script does, and `ENVIRONMENT_ERRORS`
-    become one line on standard error; a bug keeps its traceback.
+    `UserError` and `ENVIRONMENT_ERRORS` become one line on standard error; a bug keeps its
+    traceback.
     """
     _prepare_standard_streams()
     prog, description = Path(sys.argv[0]).name, sys.modules["__main__"].__doc__ or ""
     with _errors_in_one_line():
         flags = parse(config, sys.argv[1:], prog, description)
-    with _errors_in_one_line(flags):
+        commands.run_with(flags)
         sys.exit(main(flags) or 0)
 
 
 @contextlib.contextmanager
-def _errors_in_one_line(flags: Any = None) -> Iterator[None]:
+def _errors_in_one_line() -> Iterator[None]:
     prog = Path(sys.argv[0]).name
     try:
         yield
     except CommandError as error:
-        code = _complain(prog, in_same_place(str(error), flags), error.exit_code)
+        code = _complain(prog, str(error), error.exit_code)
     except KeyboardInterrupt:
         code = _complain(prog, "interrupted", 130)
     except BrokenPipeError:  # the reader of a pipe exited, as `| head` does
@@ -116,23 +101,6 @@ def parse(config: type[Config], arguments: list[str], prog: str, description: st
         if exit_.code:
             _complain(prog, f"{_first_message(tyro_error.getvalue())} (see --help)", 2)
         raise
-
-
-def in_same_place(message: str, config: Any) -> str:
-    """`message` with --name, --checkpoint-dir and --feature-dir of a script's flags `config`, where
-    given, added to its commands."""
-    name = getattr(config, "name", None)
-    usual = None if config is None else _named(type(config)(), name)
-
-    def with_flags(command: re.Match[str]) -> str:
-        flags = [f"--name {name}"] if name else []
-        for flag, users in USERS.items():
-            directory = getattr(config, flag, None)
-            if command[1] in users and directory and directory != getattr(usual, flag):
-                flags.append(f"--{flag.replace('_', '-')} {shlex.quote(str(directory))}")
-        return " ".join([command[0], *flags])
-
-    return COMMAND.sub(with_flags, message)
 
 
 def printable(text: str) -> str:
@@ -177,20 +145,14 @@ def _default(config: type[Config], arguments: list[str]) -> Any:
         get_type_hints(config)["dataset"]
     ):
         default = config.for_dataset(given.dataset)  # type: ignore[attr-defined]
-    return _named(default, given.name)
-
-
-def _named(default: Any, name: str | None) -> Any:
-    """`default` with the directories of the experiment `name`: folders of that name in its own."""
-    if name is None or not hasattr(default, "name"):
+    if given.name is None or not hasattr(default, "name"):
         return default
-    if not re.fullmatch(r"\w[\w.-]*", name):
+    if not re.fullmatch(r"\w[\w.-]*", given.name):
         raise UserError(
-            f"--name {name}: it may only hold letters, digits, - _ and ., and not begin with - or ."
+            f"--name {given.name}: it may only hold letters, digits, - _ and ., and not begin with "
+            "- or ."
         )
-    directories = {flag: getattr(default, flag, None) for flag in USERS}
-    own = {flag: directory / name for flag, directory in directories.items() if directory}
-    return dataclasses.replace(default, **own)
+    return commands.of_experiment(default, given.name)
 
 
 def _first_message(box: str) -> str:

@@ -23,6 +23,7 @@ from typing_extensions import TypedDict
 
 from src.evaluation.scores import VERSION, Scores
 from src.runtime.cli import RunError, UserError
+from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
 from src.storage.files import (
     digest,
@@ -46,8 +47,6 @@ IMPORT = "src/import_features.py"
 """Writes the same files as `EXTRACTION`, in its place."""
 CLUSTERING = "src/clustering.py"
 
-NO_FEATURES = f"run python {TRAINING}, then python {EXTRACTION}"
-
 
 @dataclass(frozen=True)
 class Artifact:
@@ -58,12 +57,16 @@ class Artifact:
     shape: str
     """Shape letters, such as "ND"."""
     writer: str
-    """The command that writes the file."""
+    """The script that writes the file, and its flags."""
 
     @property
     def stage(self) -> str:
         """The script that writes the file."""
         return self.writer.split()[0]
+
+    @property
+    def command(self) -> str:
+        return command(*self.writer.split())
 
 
 FEATURES = Artifact("{split}_features.npy", np.float32, "ND", EXTRACTION)
@@ -199,7 +202,7 @@ class Manifest:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._parts = read_json(directory / MANIFEST, NO_FEATURES)
+        self._parts = read_json(directory / MANIFEST, _first_stages())
 
     @cached_property
     def extraction(self) -> ExtractionRecord:
@@ -210,8 +213,8 @@ class Manifest:
         part = self._part(CLUSTERING, ClusteringRecord)
         if part["features"] != self.extraction["id"]:
             raise UserError(
-                f"the clusters in {self.directory} belong to other features: run python "
-                f"{CLUSTERING} again"
+                f"the clusters in {self.directory} belong to other features: run "
+                f"{command(CLUSTERING)} again"
             )
         return part
 
@@ -226,10 +229,10 @@ class Manifest:
         """The array, memory-mapped and read-only."""
         file = path(artifact, self.directory, split)
         if not self.has(artifact, split):
-            raise UserError(f"{file} is missing: run python {artifact.writer} first")
+            raise UserError(f"{file} is missing: run {artifact.command} first")
         is_imported = artifact.stage == EXTRACTION and self.extraction["checkpoint"] is None
-        writer = IMPORT if is_imported else artifact.writer
-        with self._checked(file, artifact.stage, writer) as stream:
+        remedy = command(IMPORT) if is_imported else artifact.command
+        with self._checked(file, artifact.stage, remedy) as stream:
             return map_array(stream, "r")
 
     def has(self, artifact: Artifact, split: str = "") -> bool:
@@ -239,12 +242,12 @@ class Manifest:
     def metrics(self) -> Scores:
         """The content of metrics.json."""
         file = self.directory / METRICS
-        with self._checked(file, CLUSTERING, CLUSTERING) as stream:
+        with self._checked(file, CLUSTERING, command(CLUSTERING)) as stream:
             scores = json.loads(stream.read())
         if scores.get("version") != VERSION:
             raise UserError(
-                f"{file} is of another version of this program: run python {CLUSTERING} to write "
-                "it again"
+                f"{file} is of another version of this program: run {command(CLUSTERING)} to "
+                "write it again"
             )
         return scores
 
@@ -252,23 +255,23 @@ class Manifest:
         return (self.extraction if stage == EXTRACTION else self.clustering)["files"]
 
     @contextlib.contextmanager
-    def _checked(self, file: Path, stage: str, command: str) -> Iterator[Any]:
+    def _checked(self, file: Path, stage: str, remedy: str) -> Iterator[Any]:
         """`file`, open at its start, once its digest is that which `stage` recorded."""
         recorded = self._files(stage).get(file.name)
-        with reading(file, f"run python {command} to write it again") as stream:
+        with reading(file, f"run {remedy} to write it again") as stream:
             if digest(stream) != recorded:
                 raise UserError(
                     f"{file} does not match its recorded digest (damaged, from another run, or "
-                    f"replaced while being read): try again, or run python {command}"
+                    f"replaced while being read): try again, or run {remedy}"
                 )
             stream.seek(0)
             yield stream
 
     def _part(self, stage: str, description: type[Record]) -> Record:
-        file, remedy = self.directory / MANIFEST, f"run python {stage} again"
+        file, remedy = self.directory / MANIFEST, f"run {command(stage)} again"
         if stage not in self._parts:
             raise UserError(
-                f"{self.directory} has no finished results of {stage}: run python {stage}"
+                f"{self.directory} has no finished results of {stage}: run {command(stage)}"
             )
         part = self._parts[stage]
         if problem := misfit(part, description):
@@ -357,7 +360,7 @@ def writing(directory: Path, stage: str) -> Iterator[Stage]:
 def only_writer(directory: Path) -> Iterator[None]:
     """Raises UserError if another process is in such a block, or `directory` does not exist."""
     if not directory.is_dir():
-        raise UserError(f"there is no {directory}: {NO_FEATURES}")
+        raise UserError(f"there is no {directory}: {_first_stages()}")
     with locked(
         directory,
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
@@ -376,6 +379,10 @@ def record(directory: Path, stage: str, part: dict[str, Any] | None) -> None:
     if part is not None:
         parts[stage] = part | {"digest": _part_digest(part)}
     write_json(file, parts)
+
+
+def _first_stages() -> str:
+    return f"run {command(TRAINING)}, then {command(EXTRACTION)}"
 
 
 def _part_digest(part: Any) -> str:

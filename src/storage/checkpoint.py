@@ -21,8 +21,9 @@ from torch import nn
 from typing_extensions import NotRequired, TypedDict
 
 from src.runtime.cli import RunError, UserError, reason_of
+from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
-from src.storage.artifacts import Tracking
+from src.storage.artifacts import TRAINING, Tracking
 from src.storage.files import digest, locked, misfit, open_regular, replacing, temporary_path
 from src.training.flags import TrainConfig, flag_values
 
@@ -148,7 +149,7 @@ def load(file: Path) -> dict[str, Any]:
     except PermissionError:
         raise
     except FileNotFoundError:
-        raise BadCheckpoint(f"{file} is missing: run python src/train.py first") from None
+        raise BadCheckpoint(f"{file} is missing: run {command(TRAINING)} first") from None
     except OSError as error:
         raise BadCheckpoint(f"{file} cannot be read ({error.strerror})") from None
 
@@ -207,7 +208,7 @@ def newest(directory: Path, use: Callable[[Path, dict[str, Any]], Result]) -> Re
     if files:
         raise UserError(
             f"none of the {len(files)} checkpoints in {directory} can be used: put an intact one "
-            "there, or start over with python src/train.py --fresh"
+            f"there, or start over with {command(TRAINING, '--fresh')}"
         )
     return None
 

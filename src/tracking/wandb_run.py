@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from src.runtime.cli import RunError, reason_of
+from src.runtime.commands import command
 from src.runtime.flag_choices import WandbMode
 
 CHECK_SECONDS = 5.0  # for the server to say anything at all
@@ -91,7 +92,7 @@ def open_run(mode: WandbMode, directory: Path, options: dict[str, Any]) -> Any:
 def close_run(run: Any, exit_code: int) -> None:
     """Finish the run; raises RunError where uploading takes longer than FINISH_SECONDS, and
     whatever W&B raises."""
-    later = f"python src/sync_wandb.py {os.path.relpath(Path(run.dir).parent)}"
+    later = command("src/sync_wandb.py", os.path.relpath(Path(run.dir).parent))
     try:
         run.finish(exit_code)
     except TimeoutError:

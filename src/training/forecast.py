@@ -6,7 +6,7 @@ import time
 
 from torch import Tensor
 
-from src.runtime.cli import in_same_place
+from src.runtime.commands import command
 from src.training.setup import Setup
 from src.training.state import TrainState
 
@@ -40,12 +40,12 @@ def announce(setup: Setup, state: TrainState) -> None:
         print(text, flush=True)
     is_short = images < FEW_IMAGES or setup.steps < FEW_STEPS
     if config.dataset == "folder" and not config.pretrained and is_short:
-        note = (
+        print(
             f"note: {images:,} pictures and {setup.steps:,} steps are too few for learning from "
             "random weights to work well. To use features that were learned elsewhere: --epochs 0 "
-            "--weights imagenet (or a FILE), or python src/import_features.py"
+            f"--weights imagenet (or a FILE), or {command('src/import_features.py')}",
+            flush=True,
         )
-        print(in_same_place(note, config), flush=True)
 
 
 class StepTimer:

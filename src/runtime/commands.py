@@ -1,0 +1,49 @@
+"""Commands in messages: they read and write where the running script does."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+DIRECTORIES = {
+    "src/train.py": ("checkpoint_dir",),
+    "src/feature_extraction.py": ("checkpoint_dir", "feature_dir"),
+    "src/import_features.py": ("feature_dir",),
+    "src/clustering.py": ("feature_dir",),
+    "src/inference.py": ("feature_dir",),
+    "visualize_features.py": ("feature_dir",),
+}
+"""The scripts that take --name, and their flags for the directories that it names."""
+
+_given: dict[str, str] = {}
+"""--name and the directories that the running script was given; empty in a library."""
+
+
+def of_experiment(flags: Any, name: str | None) -> Any:
+    """A script's `flags` with the directories of `name`: folders of that name in their own."""
+    if not name:
+        return flags
+    directories = {flag: getattr(flags, flag, None) for flag in ("checkpoint_dir", "feature_dir")}
+    return replace(flags, **{flag: own / name for flag, own in directories.items() if own})
+
+
+def run_with(flags: Any) -> None:
+    """Have every `command` from now on repeat --name and the directories in the running script's
+    `flags`, where they are not the defaults."""
+    _given.clear()
+    if name := getattr(flags, "name", None):
+        _given["name"] = name
+    default = of_experiment(type(flags)(), name)
+    for flag in ("checkpoint_dir", "feature_dir"):
+        directory = getattr(flags, flag, None)
+        if directory and directory != getattr(default, flag):
+            _given[flag] = str(directory)
+
+
+def command(script: str, *arguments: str | Path) -> str:
+    """What to type to run a script, such as "src/train.py", in the same place as this one."""
+    words = ["python", script]
+    for flag in ("name", *DIRECTORIES[script]) if script in DIRECTORIES else ():
+        if flag in _given:
+            words += [f"--{flag.replace('_', '-')}", _given[flag]]
+    return shlex.join([*words, *map(str, arguments)])
