@@ -21,8 +21,9 @@ FINISH_SECONDS = 60.0  # for uploads at the end of a run; what is left is on dis
 
 def load_wandb(directory: Path, mode: WandbMode = "auto") -> tuple[ModuleType, str]:
     """The package, set to write under `directory` alone and to print nothing; and which of its
-    environment variables are invalid, "" if none. W&B refuses to start with an invalid one."""
-    os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_CACHE_DIR"] = str(directory / ".staging")
+    environment variables are invalid, "" if none."""
+    # There are no settings for these two.
+    os.environ.setdefault("WANDB_CACHE_DIR", str(directory / ".staging"))
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its reporter delays the exit by 20 s
     try:
         import wandb
@@ -35,10 +36,11 @@ def load_wandb(directory: Path, mode: WandbMode = "auto") -> tuple[ModuleType, s
             Settings().update_from_env_vars({name: os.environ[name]})
         except Exception:  # of many kinds
             invalid.append(name)
-            del os.environ[name]
-    if os.environ.pop("WANDB_DISABLED", None):  # W&B ignores it: the run would be online
+            del os.environ[name]  # W&B reads it before any setting, and refuses to start
+    if os.environ.get("WANDB_DISABLED"):  # W&B ignores it: the run would be online
         invalid.append("WANDB_DISABLED")
-    logging.raiseExceptions = False  # on a full disk its own log would print tracebacks
+    # On a full disk its own log, which no setting turns off, would print tracebacks.
+    logging.raiseExceptions = False
     settings = Settings(
         silent=True,
         console="off",
@@ -69,7 +71,9 @@ def open_run(mode: WandbMode, directory: Path, options: dict[str, Any]) -> Any:
     allowed = wandb.setup().settings.mode
     if allowed == "disabled":  # the user said so, by WANDB_MODE or `wandb disabled`
         return None
-    del sys.argv[1:]  # W&B logs them, and fails where a path is no UTF-8; the config has the flags
+    # W&B logs the arguments, and fails where a path is no UTF-8. It has no setting for that; the
+    # config has the flags.
+    del sys.argv[1:]
     unexpected = bool(problem) or mode == "online"
     if allowed == "online" and not (problem := problem or why_not_online(wandb)):
         try:
