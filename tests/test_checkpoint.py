@@ -95,15 +95,15 @@ def test_newest_whole_one_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [p.name for p in checkpoint.listed(tmp_path)] == names
     (tmp_path / names[3]).write_bytes(b"")
     (tmp_path / "simclr_epoch_latest.pt").write_text("not ours to look at")
-    assert checkpoint.newest(tmp_path, lambda _, state: state["step"]) == 2
+    assert checkpoint.Newest(tmp_path).use(lambda _, state: state["step"]) == 2
     assert names[3] in capsys.readouterr().err
 
 
 def test_none_usable_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path, pytest.fail) is None
+    assert checkpoint.Newest(tmp_path).use(pytest.fail) is None
     (tmp_path / checkpoint.file_name(4)).write_bytes(b"PK")
     with pytest.raises(UserError, match="--fresh"):
-        checkpoint.newest(tmp_path, pytest.fail)
+        checkpoint.Newest(tmp_path).use(pytest.fail)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), torch.tensor([1.0, float("inf")])])

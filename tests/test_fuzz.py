@@ -395,8 +395,9 @@ def test_checkpoints(run: Path, rounds: int) -> None:
         return weights(trained.backbone)
 
     def resumed(directory: Path) -> bytes:
-        setup = prepare(train_config(run, directory, seed=0, epochs=3))
-        return weights(restore_or_initialize(setup).model)
+        newest = checkpoint.Newest(directory)
+        setup = prepare(train_config(run, directory, seed=0, epochs=3), newest)
+        return weights(restore_or_initialize(setup, newest).model)
 
     files = checkpoint.listed(run / "checkpoints")
     assert len(files) == 3

@@ -27,6 +27,7 @@ from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, Manifest
+from tests.helpers.counted_reads import count_reads
 from tests.helpers.finished_run import FinishedRun, rows_of
 from tests.helpers.pixel_run import load_arrays, pixel_run
 
@@ -607,6 +608,15 @@ def test_another_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
         Predictor.load(copied, other, "cpu")
     with pytest.raises(UserError, match=r"is missing.*--checkpoint"):
         Predictor.load(copied, tmp_path / "gone.pt", "cpu")
+
+
+def test_the_checkpoint_is_read_once(
+    copied: Path, digits: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = count_reads(monkeypatch)
+    Predictor.load(copied, device="cpu").predict(digits["test"][:2])
+    file = Path(Manifest(copied).extraction["checkpoint"]["file"])
+    assert counts == {file.name: file.stat().st_size}
 
 
 def test_clusters_of_other_features_or_another_pca_are_refused(copied: Path) -> None:

@@ -23,6 +23,7 @@ from src.training.flags import TrainConfig, ViewSettings
 from src.training.loop import learning_rate, loss_of, train_step
 from src.training.setup import prepare
 from src.training.state import calibrate, make_optimizer, make_scaler, random_state
+from tests.helpers.counted_reads import count_reads
 from tests.helpers.operations import Operations
 from tests.helpers.small_network import SMALL
 
@@ -272,6 +273,25 @@ def test_resuming_refuses_what_would_make_another_run(
     (aside,) = (p for p in config.checkpoint_dir.iterdir() if p.is_dir())
     assert {p.name for p in aside.iterdir()} > {checkpoint.METRICS_LOG, checkpoint.file_name(2)}
     assert saved(config, 1)["config"]["temperature"] == 0.5
+
+
+def test_resuming_reads_each_checkpoint_once(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also a damaged one, and with flags that are taken from the checkpoint."""
+    config = replace(config, dataset="digits", arch="resnet8", image_size=20, epochs=0)
+    main(config)
+    whole = config.checkpoint_dir / checkpoint.file_name(0)
+    damaged = config.checkpoint_dir / checkpoint.file_name(1)
+    damaged.write_bytes(whole.read_bytes()[:-9])
+    sizes = {file.name: file.stat().st_size for file in (whole, damaged)}
+    counts = count_reads(monkeypatch)
+    capsys.readouterr()
+    assert main(replace(config, batch_size=None)) == 0  # type: ignore[arg-type]
+    outputs = capsys.readouterr()
+    assert f"resuming from {whole}" in outputs.out
+    assert outputs.err.count(f"skipped: {damaged}") == 1
+    assert counts == sizes
 
 
 def test_a_checkpoint_without_newer_flags_has_their_defaults(

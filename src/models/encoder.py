@@ -103,16 +103,26 @@ class TrainedBackbone:
         return Path(self.config["cache_dir"]) if self.config["cache_dir"] else None
 
     @classmethod
-    def load(cls, file: Path | None, directory: Path, device: torch.device) -> "TrainedBackbone":
+    def load(
+        cls,
+        file: Path | None,
+        directory: Path,
+        device: torch.device,
+        recorded: str | None = None,
+    ) -> "TrainedBackbone":
         """From the checkpoint `file`, or from the newest intact one in `directory`.
 
+        Args:
+            recorded: the digest of an earlier `load` of `file`.
+
         Raises:
+            OtherCheckpoint: the file has another digest than `recorded`.
             UserError: there is none, or it cannot be used.
         """
         if file:
-            return cls._restored(file, checkpoint.load(file), device)
+            return cls._restored(file, checkpoint.load(file, recorded), device)
         use = partial(cls._restored, device=device)
-        if (newest := checkpoint.newest(directory, use)) is None:
+        if (newest := checkpoint.Newest(directory).use(use)) is None:
             raise UserError(f"no checkpoint in {directory}: run {command(TRAINING)} first")
         return newest
 

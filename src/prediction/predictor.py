@@ -23,7 +23,6 @@ from src.runtime.cli import UserError
 from src.runtime.commands import command
 from src.runtime.device import select_device, select_precision
 from src.runtime.flag_choices import DeviceName, PrecisionName
-from src.storage import checkpoint
 from src.storage.artifacts import (
     CLUSTER_TO_CLASS,
     CLUSTERING,
@@ -33,6 +32,7 @@ from src.storage.artifacts import (
     ExtractionRecord,
     Manifest,
 )
+from src.storage.checkpoint import OtherCheckpoint
 
 
 class Predictions(NamedTuple):
@@ -194,12 +194,11 @@ def _load_backbone(
             f"{directory} were made with, or run {command(EXTRACTION)} and "
             f"{command(CLUSTERING)} again"
         )
-    if checkpoint.file_digest(file) == recorded["digest"]:
-        trained = TrainedBackbone.load(file, file.parent, device)
-        if trained.digest == recorded["digest"]:  # nobody replaced the file in between
-            return trained
-    raise UserError(
-        f"{file} is not the checkpoint that the features in {directory} were made with "
-        f"({recorded['file']}): run {command(EXTRACTION, '--checkpoint', file)} and "
-        f"{command(CLUSTERING)} again, or point --checkpoint at the right one"
-    )
+    try:
+        return TrainedBackbone.load(file, file.parent, device, recorded["digest"])
+    except OtherCheckpoint:
+        raise UserError(
+            f"{file} is not the checkpoint that the features in {directory} were made with "
+            f"({recorded['file']}): run {command(EXTRACTION, '--checkpoint', file)} and "
+            f"{command(CLUSTERING)} again, or point --checkpoint at the right one"
+        ) from None

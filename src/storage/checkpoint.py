@@ -6,6 +6,7 @@ from a stranger can hold wrong numbers but cannot run code.
 """
 
 import contextlib
+import io
 import pickle
 import re
 import sys
@@ -13,7 +14,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, InstanceOf, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt
@@ -101,6 +102,10 @@ class BadCheckpoint(UserError):
     """The file is not an intact checkpoint of this project."""
 
 
+class OtherCheckpoint(BadCheckpoint):
+    """The file is not the one that was recorded."""
+
+
 def file_name(epoch: int, step: int | None = None) -> str:
     """The checkpoint after `epoch` whole epochs, or `step` steps into the next one."""
     return f"simclr_epoch_{epoch:04d}" + (f"_step_{step:07d}" if step else "") + ".pt"
@@ -121,53 +126,60 @@ def save(file: Path, state: dict[str, Any]) -> None:
     try:
         with replacing(file) as temporary:
             torch.save({"format": FORMAT, **state}, temporary)
-            with temporary.open("rb") as stream:
-                _intact(temporary, stream)
+            _intact(temporary, temporary.read_bytes())
     except (OSError, RuntimeError, BadCheckpoint) as error:
         raise RunError(
             f"{file} could not be written ({reason_of(error)}); earlier checkpoints are intact"
         ) from None
 
 
-def load(file: Path) -> dict[str, Any]:
+def load(file: Path, recorded: str | None = None) -> dict[str, Any]:
     """The state that `save` wrote, on the CPU, and the `digest` of the file. Flags that are newer
     than the checkpoint have their defaults.
 
+    Args:
+        recorded: the digest of an earlier `load`, which proves that the file is still intact.
+
     Raises:
+        OtherCheckpoint: the file has another digest than `recorded`.
         BadCheckpoint: the file is missing, truncated, damaged, of another kind, or holds more
             than tensors and built-in types, or other content than `SavedState` says.
     """
     try:
         with open_regular(file) as stream:
-            state = _intact(file, stream)
-            flags = dict[str, JsonValue]
-            if problem := misfit(state, SavedState) or misfit(state["config"], flags):
-                raise BadCheckpoint(f"{file} is damaged, or of another version: {problem}")
-            stream.seek(0)
-            complete = flag_values(TrainConfig()) | state["config"]
-            return state | {"config": complete, "digest": digest(stream)}
+            content = stream.read()
     except PermissionError:
         raise
     except FileNotFoundError:
         raise BadCheckpoint(f"{file} is missing: run {command(TRAINING)} first") from None
     except OSError as error:
         raise BadCheckpoint(f"{file} cannot be read ({error.strerror})") from None
+    found = digest(io.BytesIO(content))
+    if recorded and found != recorded:
+        raise OtherCheckpoint(f"{file} is another checkpoint, or damaged")
+    state = _intact(file, content, is_known=recorded is not None)
+    if problem := misfit(state, SavedState) or misfit(state["config"], dict[str, JsonValue]):
+        raise BadCheckpoint(f"{file} is damaged, or of another version: {problem}")
+    complete = flag_values(TrainConfig()) | state["config"]
+    return state | {"config": complete, "digest": found}
 
 
-def _intact(file: Path, stream: BinaryIO) -> dict[str, Any]:
-    if not stream.read(1):
+def _intact(file: Path, content: bytes, is_known: bool = False) -> dict[str, Any]:
+    """The state in `content`, that of `file`, which an earlier call found intact if `is_known`."""
+    if not content:
         raise BadCheckpoint(f"{file} is empty")
-    try:  # torch.load ignores the archive's checksums: only they reveal a flipped bit in a tensor
-        with zipfile.ZipFile(stream) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # of many kinds, as for torch.load
-        raise BadCheckpoint(f"{file} is damaged or truncated ({reason_of(error)})") from None
-    if damaged is not None:
-        raise BadCheckpoint(f"{file} is damaged: the checksum of {damaged} does not match")
-    stream.seek(0)
+    if not is_known:
+        # torch.load ignores the archive's checksums: only they reveal a flipped bit in a tensor.
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                damaged = archive.testzip()
+        except Exception as error:  # of many kinds, as for torch.load
+            raise BadCheckpoint(f"{file} is damaged or truncated ({reason_of(error)})") from None
+        if damaged is not None:
+            raise BadCheckpoint(f"{file} is damaged: the checksum of {damaged} does not match")
     try:
-        state = torch.load(stream, map_location="cpu", weights_only=True)
-        not_finite = _not_finite(state)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        not_finite = None if is_known else _not_finite(state)
     except pickle.UnpicklingError:
         raise BadCheckpoint(
             f"{file} holds more than tensors and built-in types: refused, as it could run code"
@@ -190,35 +202,46 @@ def load_into(model: nn.Module, weights: dict[str, torch.Tensor], file: Path) ->
         raise BadCheckpoint(f"{file} holds another network: {reason}") from None
 
 
-def newest(directory: Path, use: Callable[[Path, dict[str, Any]], Result]) -> Result | None:
-    """What `use` makes of the newest checkpoint that is intact and that `use` does not refuse with
-    BadCheckpoint; None if the directory holds no checkpoint at all.
+class Newest:
+    """The newest checkpoint in a directory that can be used. No file is read twice.
 
     Each one that cannot be used is named on standard error and skipped.
-
-    Raises:
-        UserError: no checkpoint can be used.
     """
-    files = listed(directory)
-    for file in reversed(files):
-        try:
-            return use(file, load(file))
-        except BadCheckpoint as error:
-            print(f"warning: skipped: {error}", file=sys.stderr)
-    if files:
-        raise UserError(
-            f"none of the {len(files)} checkpoints in {directory} can be used: put an intact one "
-            f"there, or start over with {command(TRAINING, '--fresh')}"
-        )
-    return None
 
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._files = directory, listed(directory)
+        self._count, self._state = len(self._files), None
 
-def newest_flags(directory: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest intact checkpoint and the flags in it; None without one."""
-    for file in reversed(listed(directory)):
-        with contextlib.suppress(BadCheckpoint):  # `newest` names it
-            return file, load(file)["config"]
-    return None
+    def use(self, use: Callable[[Path, dict[str, Any]], Result]) -> Result | None:
+        """What `use` makes of the newest one that is intact and that it does not refuse with
+        BadCheckpoint; None if the directory holds no checkpoint at all.
+
+        Raises:
+            UserError: no checkpoint can be used.
+        """
+        while self._files:
+            file = self._files[-1]
+            try:
+                state, self._state = self._state or load(file), None
+                return use(file, state)
+            except BadCheckpoint as error:
+                print(f"warning: skipped: {error}", file=sys.stderr)
+                self._files.pop()
+        if self._count:
+            raise UserError(
+                f"none of the {self._count} checkpoints in {self._directory} can be used: put an "
+                f"intact one there, or start over with {command(TRAINING, '--fresh')}"
+            )
+        return None
+
+    def flags(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest intact one, kept in memory for `use`, and the flags in it."""
+
+        def keep(file: Path, state: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+            self._state = state
+            return file, state["config"]
+
+        return self.use(keep)
 
 
 def prune(directory: Path, current: Path, keep: int | None) -> None:
@@ -255,11 +278,6 @@ def training_in(directory: Path) -> Iterator[None]:
         for half_written in directory.glob(temporary_path(Path("simclr_epoch_*.pt")).name):
             half_written.unlink()
         yield
-
-
-def file_digest(file: Path) -> str:
-    with open_regular(file) as stream:
-        return digest(stream)
 
 
 def _not_finite(value: Any, name: str = "checkpoint") -> str | None:

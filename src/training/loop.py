@@ -18,6 +18,7 @@ from src.runtime.device import autocast, can_compile, gpu_utilization
 from src.runtime.output import unbreakable_output
 from src.runtime.prefetch import prefetch
 from src.storage import checkpoint
+from src.storage.checkpoint import Newest
 from src.storage.metrics_log import MetricsLog
 from src.storage.provenance import git_commit
 from src.tracking.tracker import PREFIXES, Tracker
@@ -167,36 +168,31 @@ def warn_of_collapse(record: dict[str, Any], config: TrainConfig, projection_dim
             print(f"warning: {warning}", file=sys.stderr)
 
 
-def train_as_main(setup: Setup, stop: StopSignal) -> int:
+def train_as_main(state: TrainState, setup: Setup, stop: StopSignal) -> int:
     """Train in the process that writes: the only one, or the first under torchrun."""
     config, directory = setup.config, setup.config.checkpoint_dir
-    with checkpoint.training_in(directory):
-        fresh = config.fresh and not distributed.restarts()
-        if fresh and (aside := checkpoint.set_aside(directory)):
-            print(f"the files of the earlier run are now in {aside}")
-        state = restore_or_initialize(setup)
-        is_new = not state.tracking
-        group = config.name or f"{config.dataset}-{secrets.token_hex(4)}"
-        group = state.tracking.get("group") or group
-        described = {"dataset_fingerprint": setup.dataset.fingerprint, "commit": git_commit()}
-        with (
-            MetricsLog(directory / checkpoint.METRICS_LOG, keep_until_step=state.step) as metrics,
-            Tracker(
-                config.wandb, config.wandb_dir, job_type="train", group=group,
-                run_id=state.tracking.get("run_id"), config=flag_values(config) | described,
-            ) as tracker,
-        ):  # fmt: skip
-            state.tracking = {"group": group, "run_id": tracker.run_id}
-            forecast.announce(setup, state)
-            if is_new:  # epoch 0, the untrained network; fails now if nothing can be written
-                save_checkpoint(state, setup)
+    is_new = not state.tracking
+    group = config.name or f"{config.dataset}-{secrets.token_hex(4)}"
+    group = state.tracking.get("group") or group
+    described = {"dataset_fingerprint": setup.dataset.fingerprint, "commit": git_commit()}
+    with (
+        MetricsLog(directory / checkpoint.METRICS_LOG, keep_until_step=state.step) as metrics,
+        Tracker(
+            config.wandb, config.wandb_dir, job_type="train", group=group,
+            run_id=state.tracking.get("run_id"), config=flag_values(config) | described,
+        ) as tracker,
+    ):  # fmt: skip
+        state.tracking = {"group": group, "run_id": tracker.run_id}
+        forecast.announce(setup, state)
+        if is_new:  # epoch 0, the untrained network; fails now if nothing can be written
+            save_checkpoint(state, setup)
 
-            def log(record: dict[str, Any]) -> None:
-                metrics.write(record)
-                tracker.log(record, PREFIXES[record["kind"]])
+        def log(record: dict[str, Any]) -> None:
+            metrics.write(record)
+            tracker.log(record, PREFIXES[record["kind"]])
 
-            code = train(state, setup, log, stop)
-            tracker.finish(code)
+        code = train(state, setup, log, stop)
+        tracker.finish(code)
     if code == 0:
         done = f"trained for {config.epochs} epochs" if config.epochs else "nothing was trained"
         print(f"{done}: {checkpoint.listed(directory)[-1]}")
@@ -206,8 +202,16 @@ def train_as_main(setup: Setup, stop: StopSignal) -> int:
 def run(config: TrainConfig) -> int:
     """Train; returns the exit code."""
     with unbreakable_output(), distributed.process_group():
-        setup = prepare(config)
-        with StopSignal() as stop:
-            if distributed.is_main():
-                return train_as_main(setup, stop)
-            return train(restore_or_initialize(setup), setup, lambda record: None, stop)
+        if not distributed.is_main():
+            setup = prepare(config)
+            with StopSignal() as stop:
+                state = restore_or_initialize(setup, None)
+                return train(state, setup, lambda record: None, stop)
+        with checkpoint.training_in(config.checkpoint_dir):
+            fresh = config.fresh and not distributed.restarts()
+            newest = None if fresh else Newest(config.checkpoint_dir)
+            setup = prepare(config, newest)
+            with StopSignal() as stop:
+                if fresh and (aside := checkpoint.set_aside(config.checkpoint_dir)):
+                    print(f"the files of the earlier run are now in {aside}")
+                return train_as_main(restore_or_initialize(setup, newest), setup, stop)

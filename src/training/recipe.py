@@ -14,7 +14,7 @@ from dataset.pictures import BadPicture, shorter_side
 from src.models.architectures import Architecture
 from src.runtime import distributed
 from src.runtime.cli import UserError
-from src.storage import checkpoint
+from src.storage.checkpoint import Newest
 from src.storage.files import misfit
 from src.training.flags import CHOSEN, FREE_TO_CHANGE, TrainConfig, flag_values
 
@@ -85,19 +85,17 @@ def open_flags(config: TrainConfig) -> set[str]:
     return {name for name in CHOSEN if getattr(config, name) is None}
 
 
-def resolve(config: TrainConfig, gpu: bool) -> TrainConfig:
+def resolve(config: TrainConfig, gpu: bool, newest: Newest | None) -> TrainConfig:
     """`config` with a value for every flag: the checkpoint's if the run is resumed, otherwise the
     data set's default or, for a folder, one that suits the pictures.
+
+    Args:
+        newest: the checkpoint to resume from; None for a new run, and except in the main process.
 
     Raises:
         UserError: the flags conflict with the checkpoint (checked before decoding).
     """
-    if not open_flags(config):
-        return config
-    found = None
-    if distributed.is_main() and (not config.fresh or distributed.restarts()):
-        found = checkpoint.newest_flags(config.checkpoint_dir)
-    found = distributed.from_main(found)
+    found = distributed.from_main(newest.flags() if newest else None)
     config = choose(config, gpu, found[1] if found else {})
     if found:
         refuse_changes(*found, config)

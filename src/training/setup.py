@@ -14,6 +14,7 @@ from dataset.stl10_archive import get_stl10
 from src.runtime import distributed
 from src.runtime.cli import UserError, printable
 from src.runtime.device import DTYPES, select_device, select_precision
+from src.storage.checkpoint import Newest
 from src.training.batches import ImageStore, TrainingBatches
 from src.training.flags import TrainConfig, check
 from src.training.recipe import resolve
@@ -38,8 +39,11 @@ class Setup:
         return round(self.config.warmup_epochs * self.batches.per_epoch)
 
 
-def prepare(config: TrainConfig) -> Setup:
+def prepare(config: TrainConfig, newest: Newest | None = None) -> Setup:
     """Check the flags, select device and precision, open the images.
+
+    Args:
+        newest: as for `resolve`.
 
     Raises:
         UserError: flags, images and processes do not fit together.
@@ -50,7 +54,7 @@ def prepare(config: TrainConfig) -> Setup:
     names = {value: name for name, value in DTYPES.items()}
     config = dataclasses.replace(config, precision=names[dtype])
     batch_size_given = config.batch_size is not None
-    config = resolve(config, gpu=device.type != "cpu")
+    config = resolve(config, device.type != "cpu", newest)
     check(config)
     torch.backends.cudnn.benchmark = not config.deterministic  # shapes hardly change
     if config.deterministic:

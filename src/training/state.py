@@ -16,7 +16,7 @@ from src.runtime import distributed
 from src.runtime.cli import UserError, progress
 from src.runtime.device import autocast
 from src.storage import checkpoint
-from src.storage.checkpoint import BadCheckpoint, ResumableState
+from src.storage.checkpoint import BadCheckpoint, Newest, ResumableState
 from src.storage.files import misfit
 from src.storage.provenance import git_commit, versions
 from src.training import health
@@ -44,20 +44,23 @@ class TrainState:
     """Group and id of the W&B run; empty before the first checkpoint."""
 
 
-def restore_or_initialize(setup: Setup) -> TrainState:
+def restore_or_initialize(setup: Setup, newest: Newest | None) -> TrainState:
     """The state of the newest checkpoint, or of a run that has not begun: with pretrained
-    weights, or random ones and their batch-norm statistics."""
+    weights, or random ones and their batch-norm statistics.
+
+    Args:
+        newest: as for `resolve`.
+    """
     state, config = random_state(setup), setup.config
 
     def use(file: Path, saved: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
         restore(state, setup, file, saved)
         return file, saved
 
-    found = checkpoint.newest(config.checkpoint_dir, use) if distributed.is_main() else None
-    if newest := distributed.from_main(found):
+    if found := distributed.from_main(newest.use(use) if newest else None):
         if not distributed.is_main():
-            use(*newest)
-        print(f"resuming from {newest[0]}: {state.step:,} of {setup.steps:,} steps are done")
+            use(*found)
+        print(f"resuming from {found[0]}: {state.step:,} of {setup.steps:,} steps are done")
     elif config.pretrained:
         with distributed.local_main_first():  # downloads for the others
             load_weights(state.model.backbone, config.arch, config.weights)

@@ -35,7 +35,7 @@ def five_steps(bn: str, dtype: torch.dtype, output: Path) -> None:
         warmup_epochs=0, checkpoint_dir=output.parent,
     )  # fmt: skip
     setup = prepare(config)
-    state = restore_or_initialize(setup)
+    state = restore_or_initialize(setup, None)
     state.model.to(dtype)
     state.model.backbone.register_forward_pre_hook(lambda _, args: (args[0].to(dtype),))
     network = distributed.wrap_ddp(state.model, setup.device)
