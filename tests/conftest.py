@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from dataset.load_dataset import load_dataset
 from tests.helpers import HELPERS, ROOT
+from tests.helpers.digits import save_picture
 from tests.helpers.fake_wandb_server import FakeServer
 from tests.helpers.finished_run import FinishedRun, finish_digits
+from tests.helpers.pixel_run import pixel_run
 from tests.helpers.processes import Script, run_python
 from tests.helpers.tracked_run import KEY, clean_environment
 
@@ -51,8 +52,15 @@ def pictures_dir(stl10_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     for name, split in load_dataset("stl10", stl10_dir).splits.items():
         for i, image in enumerate(split.images):
             folder = directory / name / ("" if split.labels is None else str(split.labels[i]))
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i:02d}.png")
+            save_picture(image, folder / f"{i:02d}.png")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def pixel_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pixels of the digits as features, clustered. Shared, as the next one."""
+    directory = tmp_path_factory.mktemp("pixels")
+    pixel_run(directory, "digits", Path())
     return directory
 
 

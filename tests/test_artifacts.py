@@ -14,7 +14,7 @@ from src.storage import artifacts
 from src.storage.artifacts import CENTROIDS, CLUSTERING, EXTRACTION, FEATURES, LABELS, Manifest
 from src.storage.files import open_regular, write_json
 from tests.helpers import ROOT
-from tests.helpers.pixel_run import extraction_part, pixel_run
+from tests.helpers.pixel_run import extraction_part
 from tests.helpers.processes import assert_refused, run_python, start_python
 
 HOLD = """
@@ -27,16 +27,9 @@ with artifacts.only_writer(Path(sys.argv[1])):
 """
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("made")
-    pixel_run(directory, "digits", Path())
-    return directory
-
-
 @pytest.fixture
-def finished(made: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+def finished(pixel_digits: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(pixel_digits, tmp_path, dirs_exist_ok=True)
 
 
 def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(finished: Path) -> None:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from dataset.load_dataset import load_dataset
 from src import inference
 from src.clusters.names import load_names
 from src.inference import InferenceConfig
@@ -19,6 +17,7 @@ from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
 from src.visualization.results import load_results
+from tests.helpers.digits import write_digits
 from tests.helpers.finished_run import FinishedRun, cluster, rows_of
 
 
@@ -29,9 +28,7 @@ def features(tmp_path: Path, digits_run: FinishedRun) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    (tmp_path / "in").mkdir()
-    for i, image in enumerate(load_dataset("digits", Path()).splits["test"].images[:40]):
-        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "in" / f"{i:02d}.png")
+    write_digits(tmp_path / "in", 40)
     return tmp_path / "in"
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,6 @@ import pytest
 from PIL import Image
 from scipy.spatial import KDTree
 
-from dataset.load_dataset import load_dataset
 from docs.make_pictures import FLAGS, READY
 from src.clusters.names import load_names
 from src.storage import artifacts
@@ -29,12 +28,13 @@ from src.visualization import thumbnails
 from src.visualization.images_table import write_images
 from src.visualization.report import write_report
 from src.visualization.results import load_results
+from tests.helpers.digits import all_digits, digits, save_picture
 from tests.helpers.pixel_run import Arrays, load_arrays, pixel_run
 from tests.helpers.processes import Script
 from visualize_features import VisualizeConfig, main
 
 PHONE = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
-WIDTHS = pytest.mark.parametrize("context", [{}, PHONE], ids=["wide", "phone"])
+CONTEXTS = {"wide": {}, "phone": PHONE}
 WRITTEN = """
 window.written = [];
 const canvas = CanvasRenderingContext2D.prototype, { putImageData, fillText } = canvas;
@@ -46,11 +46,8 @@ HOSTILE = ("<img src=x onerror=hacked=1>", "<script>hacked=1<", "a&amp;b'c\"@@da
 
 
 def draw_report(directory: Path) -> None:
-    main(
-        VisualizeConfig(
-            feature_dir=directory, checkpoint_dir=directory, projection="pca", wandb="disabled"
-        )
-    )
+    flags = {"projection": "pca", "wandb": "disabled"}
+    main(VisualizeConfig(feature_dir=directory, checkpoint_dir=directory, **flags))
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +67,9 @@ def chromium(program: str) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn(pixel_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The features, and a report, of a run on the digits."""
-    directory = tmp_path_factory.mktemp("features")
-    pixel_run(directory, "digits", Path())
+    directory = shutil.copytree(pixel_digits, tmp_path_factory.mktemp("drawn") / "features")
     log = directory / "metrics.jsonl"
     log.write_text('{"kind": "epoch", "epoch": 1, "step": 1, "loss": 4}\n')
     draw_report(directory)
@@ -81,8 +77,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def arrays(digits: Path) -> Arrays:
-    return load_arrays(digits)
+def arrays(pixel_digits: Path) -> Arrays:
+    return load_arrays(pixel_digits)
 
 
 ODD_NAMES = {0: "a b#1?.png", 1: 'x, "y".png', 2: "caf\udce9.png"}  # the last one is no UTF-8
@@ -93,10 +89,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The features and report of 60 pictures without labels, in a folder, with everything that a
     clustering may record about them."""
     root = tmp_path_factory.mktemp("root")
-    (root / "my pictures/sub").mkdir(parents=True)
-    for i, image in enumerate(load_dataset("digits", Path()).splits["train"].images[:60]):
-        file = root / "my pictures/sub" / ODD_NAMES.get(i, f"digit{i:02d}.png")
-        Image.fromarray(image.transpose(1, 2, 0)).save(file)
+    for i, image in enumerate(digits("train")[:60]):
+        save_picture(image, root / "my pictures/sub" / ODD_NAMES.get(i, f"digit{i:02d}.png"))
     directory = root / "features"
     pixel_run(directory, "folder", root / "my pictures", clusters="3:5")
     results = load_results(directory)
@@ -228,8 +222,20 @@ def read_table(content: bytes) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
+def assert_nearest(
+    report: Report, arrays: Arrays, image: int, among: Sequence[int] = range(1797)
+) -> None:
+    """The page shows the nearest neighbors of an image."""
+    distance = np.linalg.norm(arrays.x - arrays.x[image], axis=1)
+    nearest = np.sort(distance[[other for other in among if other != image]])[:12]
+    np.testing.assert_allclose(distance[report.images("#neighbors")], nearest, rtol=1e-5)
+
+
+OpenReport = Callable[..., Report]
+
+
 @pytest.fixture
-def open_report(chromium: Any) -> Iterator[Callable[..., Report]]:
+def open_report(chromium: Any) -> Iterator[OpenReport]:
     """Opens the report in a directory; the test fails if anything goes wrong in the page."""
     reports = []
 
@@ -245,14 +251,19 @@ def open_report(chromium: Any) -> Iterator[Callable[..., Report]]:
 
 
 @pytest.fixture
-def report(open_report: Callable[..., Report], digits: Path) -> Report:
-    return open_report(digits)
+def report(open_report: OpenReport, drawn: Path) -> Report:
+    return open_report(drawn)
 
 
-def test_readme_pictures(script: Script, digits: Path, program: str, tmp_path: Path) -> None:
+@pytest.fixture(params=CONTEXTS.values(), ids=CONTEXTS)
+def unlabeled(open_report: OpenReport, pictures: Path, request: pytest.FixtureRequest) -> Report:
+    return open_report(pictures, **request.param)
+
+
+def test_readme_pictures(script: Script, drawn: Path, program: str, tmp_path: Path) -> None:
     pytest.importorskip("playwright", reason="playwright is not installed")
     flags = ("--output-dir", tmp_path, "--chromium", program)
-    run = script("docs/make_pictures.py", "--feature-dir", digits, *flags)
+    run = script("docs/make_pictures.py", "--feature-dir", drawn, *flags)
     assert run.returncode == 0, run.stderr
     for name in ("map", "clusters", "report"):
         picture = tmp_path / f"{name}.png"
@@ -267,14 +278,14 @@ def test_readme_pictures(script: Script, digits: Path, program: str, tmp_path: P
 
 
 def test_the_example_is_the_page_with_smaller_pictures(
-    script: Script, digits: Path, tmp_path: Path
+    script: Script, drawn: Path, tmp_path: Path
 ) -> None:
-    flags = ("--feature-dir", digits, "--output-dir", tmp_path, "--example")
+    flags = ("--feature-dir", drawn, "--output-dir", tmp_path, "--example")
     run = script("docs/make_pictures.py", *flags)
     assert run.returncode == 0, run.stderr
-    whole, example = (digits / "report.html", tmp_path / "example_report.html")
+    example = tmp_path / "example_report.html"
     assert example.stat().st_size < 500_000
-    pages = [file.read_text(encoding="utf-8") for file in (whole, example)]
+    pages = [file.read_text(encoding="utf-8") for file in (drawn / "report.html", example)]
     sheet = re.compile(r'(?<=id="sheet-0" data-type="">)[^<]+')
     assert len({sheet.sub("", page) for page in pages}) == 1
     sizes = [Image.open(io.BytesIO(base64.b64decode(sheet.findall(p)[0]))).size for p in pages]
@@ -292,21 +303,17 @@ def test_it_shows_every_point(report: Report) -> None:
 
 
 def test_hovering_shows_a_picture_and_a_click_more(report: Report, arrays: Arrays) -> None:
-    splits = load_dataset("digits", Path()).splits
-    images = np.concatenate([split.images for split in splits.values()]).transpose(0, 2, 3, 1)
-    images = np.stack([Image.fromarray(image).resize((32, 32)) for image in images])  # as tiles
+    tiles = [Image.fromarray(x).resize((32, 32)) for x in all_digits().transpose(0, 2, 3, 1)]
+    images = np.stack(tiles).astype(int)
     for image in report.isolated_images(5):
         assert report.hovers_over(image, *report.point(image))
-        differences = images.astype(int) - report.pixels("#tip canvas")
+        differences = images - report.pixels("#tip canvas")
         assert np.abs(differences).mean(axis=(1, 2, 3)).argmin() == image
         report.page.mouse.click(*report.point(image))
-        distance = np.linalg.norm(arrays.x - arrays.x[image], axis=1)
-        distance[image] = np.inf
-        neighbors = report.images("#neighbors")
-        assert len(neighbors) == 12
-        np.testing.assert_allclose(distance[neighbors], np.sort(distance)[:12], rtol=1e-5)
+        assert_nearest(report, arrays, image)
+    second = report.images("#neighbors")[1]
     report.page.click("#neighbors .thumb >> nth=1")
-    assert report.selected() == neighbors[1]
+    assert report.selected() == second
 
 
 def test_filters_keep_what_they_name(report: Report, arrays: Arrays) -> None:
@@ -338,11 +345,8 @@ def test_the_gallery_is_in_order(report: Report, arrays: Arrays) -> None:
     own = np.flatnonzero(arrays.clusters == 4)
     distance = arrays.distances[:, 4]
     report.page.click("#cluster-4 ~ button.name")
-    for order, key in (
-        ("nearest", distance),
-        ("unsure", arrays.certainty),
-        ("farthest", -distance),
-    ):
+    keys = {"nearest": distance, "unsure": arrays.certainty, "farthest": -distance}
+    for order, key in keys.items():
         report.page.select_option("#gallery-order", order)
         images = report.images("#gallery-grid")
         assert set(images) <= set(own)
@@ -405,8 +409,8 @@ def test_dragging_and_the_wheel_move_the_map(report: Report) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_it_fits_a_phone(open_report: Callable[..., Report], digits: Path, theme: str) -> None:
-    report = open_report(digits, color_scheme=theme, **PHONE)
+def test_it_fits_a_phone(open_report: OpenReport, drawn: Path, theme: str) -> None:
+    report = open_report(drawn, color_scheme=theme, **PHONE)
     assert report.js("document.documentElement.scrollWidth") <= 400
     background = report.js("getComputedStyle(document.body).backgroundColor")
     brightness = sum(map(int, background[4:-1].split(","))) / 3
@@ -423,14 +427,12 @@ def test_it_fits_a_phone(open_report: Callable[..., Report], digits: Path, theme
     assert report.js("getComputedStyle(document.body).backgroundColor") != background
 
 
-def test_names_are_shown_and_not_run(open_report: Callable[..., Report], tmp_path: Path) -> None:
+def test_names_are_shown_and_not_run(open_report: OpenReport, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in HOSTILE:
-        folder = tmp_path / "pictures/train" / name
-        folder.mkdir(parents=True)
         for i in range(6):
-            noise = rng.integers(0, 255, (96, 96, 3), np.uint8)
-            Image.fromarray(noise).save(folder / f"script><b>{i}.png")
+            noise = rng.integers(0, 255, (3, 96, 96), np.uint8)
+            save_picture(noise, tmp_path / "pictures/train" / name / f"script><b>{i}.png")
     pixel_run(tmp_path, "folder", tmp_path / "pictures")
     draw_report(tmp_path)
     report = open_report(tmp_path)
@@ -445,12 +447,12 @@ def test_names_are_shown_and_not_run(open_report: Callable[..., Report], tmp_pat
 
 
 def test_a_sample_of_the_pictures_is_called_one(
-    open_report: Callable[..., Report], digits: Path, arrays: Arrays, tmp_path: Path
-) -> None:
-    shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(thumbnails, "PIXELS", 32 * 32 * 300)
-        draw_report(tmp_path)
+    open_report: OpenReport, drawn: Path, arrays: Arrays, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(thumbnails, "PIXELS", 32 * 32 * 300)
+    draw_report(tmp_path)
     report = open_report(tmp_path)
     assert "random sample of 300 images" in report.page.inner_text("#summary")
     assert report.shown() == 1797
@@ -461,19 +463,16 @@ def test_a_sample_of_the_pictures_is_called_one(
     assert len(pictured) == 300
     image = next(i for i in range(1797) if i not in pictured)
     report.select(image)
-    distance = np.linalg.norm(arrays.x - arrays.x[image], axis=1)
-    nearest = np.sort(distance[pictured])[:12]
-    np.testing.assert_allclose(distance[report.images("#neighbors")], nearest, rtol=1e-5)
+    assert_nearest(report, arrays, image, pictured)
     assert report.page.is_hidden("#portrait canvas")
 
 
-@WIDTHS
+@pytest.mark.parametrize("width", CONTEXTS)
 def test_what_answers_a_click_is_in_view(
-    open_report: Callable[..., Report], digits: Path, arrays: Arrays, context: dict[str, Any]
+    open_report: OpenReport, drawn: Path, arrays: Arrays, width: str
 ) -> None:
-    report = open_report(digits, **context)
-    page, wide = report.page, not context
-    place = "cluster " * wide
+    report = open_report(drawn, **CONTEXTS[width])
+    page, place = report.page, "cluster " if width == "wide" else ""
     names = [f"{place}{k} → {c}" for k, c in enumerate(arrays.class_of_cluster)]
     assert sorted(report.js("written")) == names
     assert page.inner_text("#gallery-title").startswith(f"Cluster {names[0].removeprefix(place)}:")
@@ -525,9 +524,7 @@ def test_the_wheel_is_the_pages_until_a_click(report: Report) -> None:
     assert report.js("scrollY") == 100
 
 
-def test_one_finger_scrolls_and_two_zoom(
-    open_report: Callable[..., Report], pictures: Path
-) -> None:
+def test_one_finger_scrolls_and_two_zoom(open_report: OpenReport, pictures: Path) -> None:
     report = open_report(pictures, **PHONE)
     before = report.pixels("#map")
     box = report.page.locator("#map").bounding_box()
@@ -545,16 +542,9 @@ def test_one_finger_scrolls_and_two_zoom(
     np.testing.assert_array_equal(report.pixels("#map"), before)
 
 
-@WIDTHS
-def test_pictures_without_labels(
-    open_report: Callable[..., Report], pictures: Path, context: dict[str, Any]
-) -> None:
-    report = open_report(pictures, **context)
-    page, results = report.page, load_results(pictures)
-    count = results.clustering["clusters"]
-
-    # Nothing that does not exist; every number that does.
-    report.open_filters()
+def test_without_labels_it_shows_every_number_that_exists_and_no_other(unlabeled: Report) -> None:
+    page = unlabeled.page
+    unlabeled.open_filters()
     body = page.inner_html("main") + page.inner_text("body")
     assert "unknown" not in body
     assert "Class" not in page.inner_text("body")
@@ -570,39 +560,45 @@ def test_pictures_without_labels(
     shown = [groups.nth(i).locator(".thumb") for i in range(groups.count())]
     images = [[int(t.get_attribute("data-image")) for t in row.all()] for row in shown]
     assert images == [[3, 9, 30], [20, 21]]
+    assert unlabeled.js("document.documentElement.scrollWidth") <= unlabeled.js("innerWidth")
 
-    # Pictures on the map, by their pixels.
-    (image,) = report.isolated_images(1)
-    box = page.locator("#map").bounding_box()
+
+def test_few_points_are_pictures(unlabeled: Report, pictures: Path) -> None:
+    (image,) = unlabeled.isolated_images(1)
+    box = unlabeled.page.locator("#map").bounding_box()
     side = int(min(64, 0.55 * (box["width"] * box["height"] / 60) ** 0.5)) - 6
-    x, y = report.point(image)
+    x, y = unlabeled.point(image)
     left, top = int(x - box["x"] - side / 2), int(y - box["y"] - side / 2)
-    drawn = report.pixels("#map")[top : top + side, left : left + side, 0]
-    tiles = [Image.fromarray(x).resize((side, side)) for x in results.pictures(np.arange(60))]
+    drawn = unlabeled.pixels("#map")[top : top + side, left : left + side, 0]
+    shown = load_results(pictures).pictures(np.arange(60))
+    tiles = [Image.fromarray(x).resize((side, side)) for x in shown]
     red = np.stack([np.asarray(tile)[..., 0].ravel() for tile in tiles])
     assert np.corrcoef(drawn.ravel(), red)[0, 1:].argmax() == image
 
-    # Search, unusual ones, the original picture.
+
+def test_search_unusual_ones_and_the_original_picture(unlabeled: Report, pictures: Path) -> None:
+    page, results = unlabeled.page, load_results(pictures)
     names = results.file_names or []
     page.fill("#search", "DIGIT1")
-    assert report.shown() == sum("digit1" in name for name in names) == 10
+    assert unlabeled.shown() == sum("digit1" in name for name in names) == 10
     page.fill("#search", "")
+    unlabeled.open_filters()
     page.check("#unusual-only")
-    assert report.shown() == 9
+    assert unlabeled.shown() == 9
     assert page.inner_text("label:has(#unusual-only) .count") == "9"
     page.click("#show-all")
-    for image, name in ODD_NAMES.items():
+    for name in ODD_NAMES.values():
         row = names.index(f"sub/{name}")
-        report.select(row)
+        unlabeled.select(row)
         link = page.locator("#portrait a").evaluate("a => a.href")
         target = os.fsdecode(unquote_to_bytes(link.removeprefix("file://")))
-        assert Path(target) == pictures.parent / "my pictures/sub" / name, image
-        assert Path(target).is_file()
+        assert Path(target) == pictures.parent / "my pictures/sub" / name
         assert f"{results.certainty[row]:.3f}" in page.inner_text("#portrait")
     assert "Margin" in page.inner_text("#portrait")
-    page.click("#deselect")
 
-    # A frame around a part of the map, and its images as a file.
+
+def test_a_frame_around_a_part_of_the_map_and_its_images_as_a_file(unlabeled: Report) -> None:
+    report, page = unlabeled, unlabeled.page
     page.click("#frame")
     page.locator("#stage").scroll_into_view_if_needed()
     box = page.locator("#map").bounding_box()
@@ -625,32 +621,32 @@ def test_pictures_without_labels(
     page.click("#frame")
     assert report.shown() == 60
 
-    # Names: two clusters with one name are one.
+
+def test_two_clusters_with_one_name_are_one(unlabeled: Report, pictures: Path) -> None:
+    page, results = unlabeled.page, load_results(pictures)
+    count = results.clustering["clusters"]
     for k in (0, 1):
         page.fill(f"[aria-label='name of cluster {k}']", " sparrow")
         page.keyboard.press("Tab")
     assert page.locator("#gallery-cluster option").count() == 1 + count - 1
     page.select_option("#gallery-cluster", index=1)
     assert page.inner_text("#gallery-title").startswith("Clusters 0 + 1 → sparrow: ")
+    unlabeled.open_filters()
     page.click("#cluster-0 ~ button.link")
-    assert report.shown() == (results.clusters < 2).sum()
-    saved = json.loads(report.downloaded("#save-names"))
+    assert unlabeled.shown() == (results.clusters < 2).sum()
+    saved = json.loads(unlabeled.downloaded("#save-names"))
     assert saved == {"clusters": results.clusters_id, "names": {"0": "sparrow", "1": "sparrow"}}
     (pictures / artifacts.NAMES).write_text(json.dumps(saved))
     assert load_names(artifacts.Manifest(pictures)) == ["sparrow"] * 2 + [None] * (count - 2)
     (pictures / artifacts.NAMES).unlink()
-    assert report.js("document.documentElement.scrollWidth") <= report.js("innerWidth")
 
 
 def test_copies_across_splits_are_warned_of(
-    open_report: Callable[..., Report], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    open_report: OpenReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = load_dataset("digits", Path()).splits["train"].images
     for split, rows in {"train": [*range(30), 5], "test": [*range(40, 60), 2, 3]}.items():
-        (tmp_path / "pictures" / split / "x").mkdir(parents=True)
         for i, row in enumerate(rows):
-            picture = Image.fromarray(images[row].transpose(1, 2, 0))
-            picture.save(tmp_path / f"pictures/{split}/x/{i:02d}.png")
+            save_picture(digits("train")[row], tmp_path / f"pictures/{split}/x/{i:02d}.png")
     pixel_run(tmp_path, "folder", tmp_path / "pictures")
     draw_report(tmp_path)
     assert "note: near-duplicates across splits: 2 groups" in capsys.readouterr().out
@@ -672,12 +668,9 @@ def changed(directory: Path, copy: Path, **changes: Any) -> Path:
     return copy
 
 
-@WIDTHS
-def test_typed_names_outlive_the_tab(
-    open_report: Callable[..., Report], pictures: Path, tmp_path: Path, context: dict[str, Any]
-) -> None:
-    report = open_report(pictures, **context)
-    page, count = report.page, load_results(pictures).clustering["clusters"]
+def test_typed_names_outlive_the_tab(unlabeled: Report, pictures: Path, tmp_path: Path) -> None:
+    report, page = unlabeled, unlabeled.page
+    count = load_results(pictures).clustering["clusters"]
 
     def type_name(cluster: int, name: str) -> None:
         field = f"[aria-label='name of cluster {cluster}']"
@@ -718,7 +711,7 @@ def test_typed_names_outlive_the_tab(
     "storage", ["undefined", "(() => { throw new DOMException('refused', 'SecurityError'); })()"]
 )
 def test_names_work_in_a_browser_without_storage(
-    open_report: Callable[..., Report], pictures: Path, storage: str
+    open_report: OpenReport, pictures: Path, storage: str
 ) -> None:
     report = open_report(pictures)
     page = report.page
