@@ -28,8 +28,11 @@ from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, Manifest
 from tests.helpers.counted_reads import count_reads
+from tests.helpers.digits import digits, save_picture, write_digits
 from tests.helpers.finished_run import FinishedRun, rows_of
 from tests.helpers.pixel_run import load_arrays, pixel_run
+
+Infer = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +46,7 @@ def predictor(features: Path) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def digits() -> dict[str, np.ndarray]:
-    return {name: split.images for name, split in load_dataset("digits", Path()).splits.items()}
-
-
-def save(image_3SS: np.ndarray, file: Path, **options: object) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image_3SS.transpose(1, 2, 0)).save(file, **options)  # type: ignore[arg-type]
-    return file
-
-
-@pytest.fixture(scope="module")
-def infer(features: Path) -> Callable[..., int]:
+def infer(features: Path) -> Infer:
     """Run the stage on `paths` and return its exit code."""
 
     def run(*paths: object, **flags: object) -> int:
@@ -68,21 +60,17 @@ def infer(features: Path) -> Callable[..., int]:
 
 
 def test_images_written_as_png_get_the_clusters_of_the_clustering(
-    infer: Callable, features: Path, digits: dict[str, np.ndarray], tmp_path: Path
+    infer: Infer, features: Path, tmp_path: Path
 ) -> None:
-    for split, images in digits.items():
-        for i, image in enumerate(images):
-            save(image, tmp_path / split / f"{i:05d}.png")
+    files = [x for s in ("train", "test") for x in write_digits(tmp_path / s, 1438, s)]
     output = tmp_path / "predictions.json"
-    assert infer(tmp_path / "train", tmp_path / "test", output=output) == 0
-    clusters = [row["cluster"] for row in rows_of(output)]
+    assert infer(*files, output=output) == 0
     manifest = Manifest(features)
-    expected = [manifest.load(artifacts.ASSIGNMENTS, s) for s in ("train", "test")]
-    assert clusters == np.concatenate(expected).tolist()
-    expected = [manifest.load(artifacts.UNUSUAL, s) for s in ("train", "test")]
-    assert [row["unusual"] for row in rows_of(output)] == np.concatenate(expected).tolist()
+    for column, artifact in (("cluster", artifacts.ASSIGNMENTS), ("unusual", artifacts.UNUSUAL)):
+        expected = [manifest.load(artifact, split) for split in ("train", "test")]
+        assert [row[column] for row in rows_of(output)] == np.concatenate(expected).tolist()
     assert expected[0].sum() == 15  # a hundredth of 1,438
-    assert len(set(clusters)) == 10
+    assert len({row["cluster"] for row in rows_of(output)}) == 10
 
 
 def test_head_is_l2_then_pca_then_linear(predictor: Predictor, features: Path) -> None:
@@ -97,6 +85,9 @@ def test_head_is_l2_then_pca_then_linear(predictor: Predictor, features: Path) -
             artifacts.HEAD_BIAS,
         )
     )
+    names = (artifacts.PCA_MEAN, artifacts.PCA_COMPONENTS, artifacts.CENTROIDS)
+    arrays = (*map(manifest.load, names), *LinearHead.load(manifest))
+    mean, components, centroids, weights, bias = (x.astype(np.float64) for x in arrays)
     x = np.random.default_rng(0).normal(size=(50, len(mean)))
     x[:25] = manifest.load(artifacts.FEATURES, "test")[:25]
     cluster, sure, distances, far = (t.numpy() for t in predictor.head(torch.tensor(x).float()))
@@ -194,40 +185,37 @@ def test_confidence_scale_without_labels_is_the_posterior_of_two_gaussians() -> 
 
 
 def test_every_file_is_predicted_or_named_with_its_reason(
-    infer: Callable, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path,
-    capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
-    image = digits["test"][3]
+    infer: Infer, predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    image = digits()[3]
     same = {"UPPER.PNG": "PNG", "plain.bmp": "BMP", "png_named.jpg": "PNG", "ünïcode 画.png": "PNG"}
     for name, encoding in same.items():
-        save(image, tmp_path / name, format=encoding)
-    broken = {
-        "cut.png": ((tmp_path / "UPPER.PNG").read_bytes()[:200], "damaged"),
-        "empty.png": (b"", "empty file"),
-        "phone.heic": (b"\0\0\0\x18ftypheic" + bytes(40), "not a picture"),
-        "pickle.png": (b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.", "not a picture"),
-    }
-    for name, (content, _) in broken.items():
-        (tmp_path / name).write_bytes(content)
+        save_picture(image, tmp_path / name, format=encoding)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "UPPER.PNG").read_bytes()[:200])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    (tmp_path / "pickle.png").write_bytes(b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.")
     (tmp_path / "nowhere.png").symlink_to(tmp_path / "missing.png")
     os.mkfifo(tmp_path / "pipe.png")
-    reasons = {name: reason for name, (_, reason) in broken.items()}
-    reasons |= {"nowhere.png": "no such file", "pipe.png": "neither a file nor a folder"}
-
+    reasons = {
+        "cut.png": "damaged", "empty.png": "empty file", "phone.heic": "not a picture",
+        "pickle.png": "not a picture", "nowhere.png": "no such file",
+        "pipe.png": "neither a file nor a folder", "gone.png": "no such file",
+    }  # fmt: skip
     assert infer(tmp_path, tmp_path / "gone.png", json=True) == 3
     printed = capsys.readouterr()
     rows = {Path(row["path"]).name: row for row in map(json.loads, printed.out.splitlines())}
-    assert list(rows) == [*sorted([*same, *reasons]), "gone.png"]
-    for name, reason in (reasons | {"gone.png": "no such file"}).items():
+    assert list(rows) == [*sorted([*same, *reasons.keys() - {"gone.png"}]), "gone.png"]
+    for name, reason in reasons.items():
         assert reason in rows[name]["error"]
         assert f"{name}: {rows[name]['error']}" in printed.err
     expected = predictor.predict(image[None])
+    (own,), (distances,), (certainty,) = expected.clusters, expected.distances, expected.certainty
     for name in same:
-        assert rows[name]["cluster"] == expected.clusters[0]
+        assert rows[name]["cluster"] == own
         assert len(rows[name]["nearest"]) == 3
-        assert rows[name]["confidence"] == pytest.approx(expected.certainty[0], abs=1e-6)
-        distances = expected.distances[0]
-        assert rows[name]["distance"] == pytest.approx(distances[expected.clusters[0]], rel=1e-3)
+        assert rows[name]["confidence"] == pytest.approx(certainty, abs=1e-6)
+        assert rows[name]["distance"] == pytest.approx(distances[own], rel=1e-3)
     assert "predicted 4 of 11 pictures" in printed.err
     assert not Path("pwned").exists()
 
@@ -267,12 +255,11 @@ def test_folders_and_missing_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_paths_on_standard_input_and_csv(
-    infer: Callable, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+    infer: Infer, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:  # fmt: skip
-    names = ["0.png", "1.png", "2.png", 'with "quotes", and\tmore.png']
-    files = [save(image, tmp_path / n) for n, image in zip(names, digits["test"], strict=False)]
-    paths = [*map(str, files), str(tmp_path / "gone.png")]
+    odd = save_picture(digits()[3], tmp_path / 'with "quotes", and\tmore.png')
+    paths = [str(file) for file in (*write_digits(tmp_path, 3), odd, tmp_path / "gone.png")]
     lines = "\r\n".join([*paths[:3], "", *paths[3:]])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     assert infer("-", csv=True) == 3
@@ -280,7 +267,7 @@ def test_paths_on_standard_input_and_csv(
     assert [row["path"] for row in rows] == paths
     assert rows[4]["error"] == "no such file or directory"
     assert rows[4]["cluster"] == ""
-    expected = predictor.predict(digits["test"][:4])
+    expected = predictor.predict(digits()[:4])
     for row, own, distances in zip(rows, expected.clusters, expected.distances, strict=False):
         others = [k for k in np.argsort(distances) if k != own]
         assert int(row["cluster"]) == own
@@ -304,12 +291,11 @@ def test_no_more_than_a_window_is_decoded_ahead(tmp_path: Path) -> None:
 
 
 def test_demonstration_without_pictures(
-    infer: Callable, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    infer: Infer, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:  # fmt: skip
-    digits = load_dataset("digits", Path())
-    test = digits.splits["test"]
-    assert test.labels is not None
+    dataset = load_dataset("digits", Path())
+    test = dataset.splits["test"]
     montage = tmp_path / "montage.png"
     flags = {"sample": 25, "montage": montage, "montage_size": 12, "wandb": "disabled"}
     assert infer(**flags) == 0
@@ -327,7 +313,7 @@ def test_demonstration_without_pictures(
         assert grid.size == (10 * 104 + 8, 2 * 120 + 32)
         assert np.asarray(grid).std() > 30
 
-    unlabeled = replace(digits, splits={"unlabeled": replace(test, labels=None)})
+    unlabeled = replace(dataset, splits={"unlabeled": replace(test, labels=None)})
     monkeypatch.setattr(stage, "reload_dataset", lambda *_: unlabeled)
     assert infer(**flags) == 0
     assert "own class" not in capsys.readouterr().err
@@ -345,12 +331,13 @@ def test_odd_names_in_table_and_montage(tmp_path: Path) -> None:
 
 
 def test_an_unusual_picture_is_marked_in_every_output(
-    infer: Callable, features: Path, digits: dict[str, np.ndarray], tmp_path: Path,
-    capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
+    infer: Infer, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     marked = Manifest(features).load(artifacts.UNUSUAL, "train")
-    images = [digits["train"][marked == is_far][0] for is_far in (False, True)]
-    files = [save(x, tmp_path / name) for x, name in zip(images, ("a.png", "b.png"), strict=True)]
+    files = [
+        save_picture(digits("train")[marked == is_far][0], tmp_path / f"{is_far}.png")
+        for is_far in (False, True)
+    ]
     output, montage = tmp_path / "p.csv", tmp_path / "m.png"
     assert infer(*files, output=output, montage=montage) == 0
     assert "outliers: 1" in capsys.readouterr().err
@@ -377,12 +364,11 @@ def test_montage_is_a_uniform_sample_in_the_order_of_the_clusters() -> None:
 
 
 def test_sorted_pictures_are_read_back_with_their_clusters_as_classes(
-    infer: Callable, predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path,
-    capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
-    for i, image in enumerate(digits["test"][:20]):
-        save(image, tmp_path / "in" / "ab"[i % 2] / f"{i // 2}.png")  # each name twice
-    clusters = predictor.predict(digits["test"][:20]).clusters
+    infer: Infer, predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for i, image in enumerate(digits()[:20]):
+        save_picture(image, tmp_path / "in" / "ab"[i % 2] / f"{i // 2}.png")  # each name twice
+    clusters = predictor.predict(digits()[:20]).clusters
     for copy in (False, True):
         place = tmp_path / f"sorted {copy}"
         assert infer(tmp_path / "in", sort_into=place / "train", copy=copy) == 0
@@ -399,53 +385,47 @@ def test_sorted_pictures_are_read_back_with_their_clusters_as_classes(
 
 
 def test_the_data_set_itself_is_sorted_as_it_was_clustered(
-    tmp_path: Path, digits: dict[str, np.ndarray], capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """Without the network: these features are imported."""
-    for i, image in enumerate(digits["test"][:60]):
-        save(image, tmp_path / "in" / f"{i:02d}.png")
+    files = write_digits(tmp_path / "in", 60)
     directory = tmp_path / "features"
     pixel_run(directory, "folder", tmp_path / "in", clusters="4")
     place = tmp_path / "sorted"
     assert main(InferenceConfig(feature_dir=directory, sort_into=place)) == 0
     assert "sorted 60 pictures" in capsys.readouterr().out
     clusters = Manifest(directory).load(artifacts.ASSIGNMENTS, "unlabeled")
-    for i, k in enumerate(clusters):
-        assert (place / f"{k:02d}" / f"{i:02d}.png").resolve() == tmp_path / "in" / f"{i:02d}.png"
+    for k, file in zip(clusters, files, strict=True):
+        assert (place / f"{k:02d}" / file.name).resolve() == file
     with pytest.raises(UserError, match="without pictures"):
         main(InferenceConfig(feature_dir=directory, sort_into=tmp_path / "b", csv=True))
 
 
-def test_no_file_is_written_among_the_pictures(
-    infer: Callable, copied: Path, digits: dict[str, np.ndarray], tmp_path: Path
-) -> None:
-    file = save(digits["test"][0], tmp_path / "in" / "a.png")
+def test_no_file_is_written_among_the_pictures(infer: Infer, copied: Path, tmp_path: Path) -> None:
+    (file,) = write_digits(tmp_path / "in", 1)
     content = file.read_bytes()
-    with pytest.raises(UserError, match=r"--montage .*a\.png is one of the pictures"):
+    with pytest.raises(UserError, match=r"--montage .*00\.png is one of the pictures"):
         infer(file, montage=file)
-    for flags in (
-        {"montage": file.parent / "m.png"}, {"output": file.parent / "deep/table.JPG"},
-        {"sort_into": file.parent / "sorted"},
-    ):  # fmt: skip
-        with pytest.raises(UserError, match=r"is among the pictures in .*in: choose"):
-            infer(file.parent, **flags)
-        part = dict(Manifest(copied).extraction)
-        part["dataset"] |= {"name": "folder", "data_dir": str(file.parent)}
-        artifacts.record(copied, artifacts.EXTRACTION, part)
-        with pytest.raises(UserError, match=r"is among the pictures in .*in: choose"):
-            infer(file, feature_dir=copied, **flags)
+    part = dict(Manifest(copied).extraction)
+    part["dataset"] |= {"name": "folder", "data_dir": str(file.parent)}
+    artifacts.record(copied, artifacts.EXTRACTION, part)
+    for flag, name in (("montage", "m.png"), ("output", "deep/table.JPG"), ("sort_into", "sorted")):
+        place = {flag: file.parent / name}
+        for pictures, more in ((file.parent, {}), (file, {"feature_dir": copied})):
+            with pytest.raises(UserError, match=r"is among the pictures in .*in: choose"):
+                infer(pictures, **place, **more)
     assert file.read_bytes() == content
     assert infer(file, montage=tmp_path / "m.png", output=file.parent / "table.csv") == 0
     load_picture(tmp_path / "m.png", 8)  # moved among pictures by hand, it is one
 
 
 def test_names_as_long_as_names_can_be(
-    infer: Callable, digits: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    infer: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "ä" * 125 + "x.png"
     assert len(name.encode()) == 255
     for folder in "abc":
-        save(digits["test"][0], tmp_path / "in" / folder / name)
+        save_picture(digits()[0], tmp_path / "in" / folder / name)
     assert infer(tmp_path / "in", sort_into=tmp_path / "out") == 0
     names = sorted(file.name for file in tmp_path.glob("out/*/*.png"))
     assert names == [f"{'ä' * 124}_2.png", f"{'ä' * 124}_3.png", name]
@@ -453,7 +433,7 @@ def test_names_as_long_as_names_can_be(
         (folder,) = SortedPictures(tmp_path / "new", [None], [class_name], copy=False).folders
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)  # from here the path is short enough
-    deep = save(digits["test"][0], Path(*["d" * 250] * 16, f"{'x' * 60}.png"))
+    deep = save_picture(digits()[0], Path(*["d" * 250] * 16, f"{'x' * 60}.png"))
     assert infer(deep, sort_into=Path("deep")) == 3
     with pytest.raises(OSError, match="too long"):  # which ends a script with one line
         infer(tmp_path / "in", output=tmp_path / f"{'x' * 251}.csv")
@@ -461,35 +441,26 @@ def test_names_as_long_as_names_can_be(
 
 @pytest.mark.parametrize("copy", [False, True])
 def test_a_picture_that_is_gone_before_it_is_sorted_is_named(
-    infer: Callable, digits: dict[str, np.ndarray], tmp_path: Path, copy: bool,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+    infer: Infer, tmp_path: Path, copy: bool, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:  # fmt: skip
-    for i in range(3):
-        save(digits["test"][i], tmp_path / "in" / f"{i}.png")
+    _, lost, _ = write_digits(tmp_path / "in", 3)
     real = Predictor.features
 
     def then_lose_one(self: Predictor, images: np.ndarray) -> np.ndarray:
-        (tmp_path / "in" / "1.png").unlink()
+        lost.unlink()
         return real(self, images)
 
     monkeypatch.setattr(Predictor, "features", then_lose_one)
     assert infer(tmp_path / "in", sort_into=tmp_path / "out", copy=copy) == 3
     printed = capsys.readouterr()
-    assert "in/1.png: no such file or directory" in printed.err
+    assert "in/01.png: no such file or directory" in printed.err
     assert "predicted 3 of 3" in printed.err
-    assert sorted(file.name for file in (tmp_path / "out").glob("*/*.png")) == ["0.png", "2.png"]
+    assert sorted(file.name for file in (tmp_path / "out").glob("*/*.png")) == ["00.png", "02.png"]
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> str:
-    file = tmp_path / "new\nline\r.png"
-    Image.new("RGB", (32, 32), "red").save(file)
-    return str(file)
-
-
-def test_output_leaves_links_and_pipes_what_they_are(
-    infer: Callable, picture: str, tmp_path: Path
-) -> None:
+def test_output_leaves_links_and_pipes_what_they_are(infer: Infer, tmp_path: Path) -> None:
+    picture = save_picture(digits()[0], tmp_path / "new\nline\r.png")
     target, link, pipe = (tmp_path / name for name in ("target.csv", "link.csv", "pipe.csv"))
     link.symlink_to(target)
     assert infer(picture, output=link) == 0
@@ -500,7 +471,7 @@ def test_output_leaves_links_and_pipes_what_they_are(
     assert pipe.is_fifo()
     assert reader.communicate(timeout=60)[0] == target.read_bytes()
     (row,) = rows_of(target)
-    assert row["path"] == picture  # with its line breaks
+    assert row["path"] == str(picture)  # with its line breaks
     assert 0 < float(row["confidence"]) <= 1
 
 
@@ -529,7 +500,7 @@ def test_an_interrupted_copy_leaves_nothing(
         ({"batch_size": 0}, "above 0"),
     ],
 )
-def test_bad_flags(infer: Callable, flags: dict, message: str) -> None:
+def test_bad_flags(infer: Infer, flags: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         infer(**flags)
 
@@ -537,11 +508,8 @@ def test_bad_flags(infer: Callable, flags: dict, message: str) -> None:
 # --- from Python ------------------------------------------------------------------------------
 
 
-def test_arrays_and_paths_give_the_same(
-    predictor: Predictor, digits: dict[str, np.ndarray], tmp_path: Path
-) -> None:
-    images = digits["test"][:65]
-    files = [save(image, tmp_path / f"{i}.png") for i, image in enumerate(images)]
+def test_arrays_and_paths_give_the_same(predictor: Predictor, tmp_path: Path) -> None:
+    images, files = digits()[:65], write_digits(tmp_path, 65)
     from_files, from_arrays = predictor.predict(files, batch_size=2), predictor.predict(images)
     np.testing.assert_array_equal(from_files.clusters, from_arrays.clusters)
     np.testing.assert_allclose(from_files.distances, from_arrays.distances, rtol=1e-4)
@@ -576,7 +544,7 @@ def test_confidence_scale_is_fitted_to_the_labels_and_stored(copied: Path) -> No
 
 
 def test_without_labels_every_output_says_margin(
-    copied: Path, infer: Callable, digits: dict[str, np.ndarray], tmp_path: Path
+    copied: Path, infer: Infer, tmp_path: Path
 ) -> None:
     part = dict(Manifest(copied).clustering) | {"certainty": "margin", "confidence_scale": 4.0}
     artifacts.record(copied, artifacts.CLUSTERING, part)
@@ -585,7 +553,7 @@ def test_without_labels_every_output_says_margin(
     scores = (weights @ manifest.load(artifacts.REDUCED, "test")[3] + bias) / 4.0
     *_, second, first = np.sort(scores)
     margin = pytest.approx(1 - np.exp(second - first), abs=1e-4)
-    picture = save(digits["test"][3], tmp_path / "3.png")
+    picture = save_picture(digits()[3], tmp_path / "3.png")
     files = {ending: tmp_path / f"predictions.{ending}" for ending in ("csv", "json", "txt")}
     for file in files.values():
         assert infer(picture, feature_dir=copied, output=file) == 0
