@@ -43,8 +43,19 @@ def expected(*levels: int) -> np.ndarray:
     return np.stack([pixels(level) for level in levels]).transpose(0, 3, 1, 2)
 
 
+def tree(folder: Path, *names: str) -> Path:
+    """A folder of pictures with these names, the ramps of which start at 0, 1, ..."""
+    for level, name in enumerate(names):
+        picture(folder / f"{name}.png", level)
+    return folder
+
+
 def load(folder: Path, **options: object) -> Dataset:
     return load_dataset("folder", folder, SIZE, **options)  # type: ignore[arg-type]
+
+
+def unlabeled(folder: Path, **options: object) -> np.ndarray:
+    return load(folder, **options).splits["unlabeled"].images
 
 
 # --- STL-10 -------------------------------------------------------------------------------------
@@ -108,51 +119,40 @@ def test_opening_all_of_stl10_takes_no_time(stl10: Path) -> None:
 
 
 def test_classes_in_train_and_test_and_unlabeled(tmp_path: Path) -> None:
-    picture(tmp_path / "train" / "dog" / "b.png", 1)
-    picture(tmp_path / "train" / "dog" / "husky" / "a.png", 2)
-    picture(tmp_path / "train" / "ant" / "z.png", 3)
-    picture(tmp_path / "test" / "dog" / "c.png", 4)
-    picture(tmp_path / "test" / "zebra" / "c.PNG", 5)
-    picture(tmp_path / "unlabeled" / "deep" / "er" / "d.png", 6)
-    picture(tmp_path / "unlabeled" / "e.png", 7)
-    picture(tmp_path / "beside.png", 8)
-    (tmp_path / "train" / "empty").mkdir()
-    (tmp_path / "train" / "dog" / "notes.txt").write_text("not a picture")
-    (tmp_path / "train" / ".hidden").mkdir()
-    picture(tmp_path / "train" / ".hidden" / "f.png")
-    picture(tmp_path / "train" / "dog" / "._b.png")
+    names = ("train/dog/b", "train/dog/husky/a", "train/ant/z", "test/dog/c")
+    tree(tmp_path, *names, "unlabeled/deep/er/d", "unlabeled/e")
+    picture(tmp_path / "test/zebra/c.PNG", 6)
+    tree(tmp_path, "beside", "train/.hidden/f", "train/dog/._b")  # none of these counts
+    (tmp_path / "train/empty").mkdir()
+    (tmp_path / "train/dog/notes.txt").write_text("not a picture")
     dataset = load(tmp_path)
     assert dataset.class_names == ("ant", "dog", "zebra")
-    train, test, unlabeled = (dataset.splits[name] for name in ("train", "test", "unlabeled"))
-    assert train.names == ("train/ant/z.png", "train/dog/b.png", "train/dog/husky/a.png")
-    np.testing.assert_array_equal(train.labels, [0, 1, 1])
-    np.testing.assert_array_equal(test.labels, [1, 2])
-    assert unlabeled.labels is None
-    np.testing.assert_array_equal(train.images, expected(3, 1, 2))
-    np.testing.assert_array_equal(test.images, expected(4, 5))
-    np.testing.assert_array_equal(unlabeled.images, expected(6, 7))
     assert list(dataset.splits) == ["unlabeled", "train", "test"]
     assert dataset.image_size == SIZE
+    names = ("train/ant/z.png", "train/dog/b.png", "train/dog/husky/a.png")
+    assert dataset.splits["train"].names == names
+    for split, labels, levels in (
+        ("train", [0, 1, 1], (2, 0, 1)), ("test", [1, 2], (3, 6)), ("unlabeled", None, (4, 5)),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(dataset.splits[split].labels, labels)
+        np.testing.assert_array_equal(dataset.splits[split].images, expected(*levels))
 
 
 @pytest.mark.parametrize(
     ("names", "split"),
     [
-        (["a.png", "b/c.png", "b/d/e.png"], "unlabeled"),
-        (["dog/a.png", "cat/b.png"], "unlabeled"),  # folders are classes only below train and test
-        (["train/a.png", "train/b.png"], "train"),
-        (["test/a.png"], "test"),
+        (["a", "b/c", "b/d/e"], "unlabeled"),
+        (["cat/b", "dog/a"], "unlabeled"),  # folders are classes only below train and test
+        (["train/a", "train/b"], "train"),
+        (["test/a"], "test"),
     ],
 )
 def test_no_labels(tmp_path: Path, names: list[str], split: str) -> None:
-    for level, name in enumerate(sorted(names)):
-        picture(tmp_path / name, level)
-    dataset = load(tmp_path)
-    assert list(dataset.splits) == [split]
-    assert dataset.splits[split].labels is None
-    assert dataset.splits[split].names == tuple(sorted(names))
-    assert dataset.class_names == ()
-    np.testing.assert_array_equal(dataset.splits[split].images, expected(*range(len(names))))
+    dataset = load(tree(tmp_path, *names))
+    (part,) = dataset.splits.values()
+    assert (list(dataset.splits), dataset.class_names, part.labels) == ([split], (), None)
+    assert part.names == tuple(f"{name}.png" for name in names)
+    np.testing.assert_array_equal(part.images, expected(*range(len(names))))
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,7 @@ def test_no_labels(tmp_path: Path, names: list[str], split: str) -> None:
 def test_what_is_used_and_what_is_left_out(
     tmp_path: Path, names: list[str], splits: dict[str, int], note: str
 ) -> None:
-    for name in names:
-        picture(tmp_path / f"{name}.png")
-    dataset = load(tmp_path)
+    dataset = load(tree(tmp_path, *names))
     assert {split: len(part.images) for split, part in dataset.splits.items()} == splits
     assert len(dataset.notes) == bool(note)
     assert re.search(note, " ".join(dataset.notes))
@@ -184,22 +182,26 @@ def test_what_is_used_and_what_is_left_out(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train/dog/a", "train/stray"], r"1 pictures next to them, such as train/stray\.png"),
+        (["train/dog/a", "train/stray"], r"train/stray\.png"),
         (["unlabeled/1", "Unlabelled/1"], "both hold the unlabeled split"),
+        ([], "no pictures in"),
+        (["beside"], r"no pictures in .*train"),
     ],
 )
 def test_what_is_not_guessed_at(tmp_path: Path, names: list[str], message: str) -> None:
-    for name in names:
-        picture(tmp_path / f"{name}.png")
+    (tmp_path / "words.txt").write_text("x")
+    if names == ["beside"]:
+        (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match=message):
-        load(tmp_path)
+        load(tree(tmp_path, *names))
+    with pytest.raises(UserError, match="is not a directory"):
+        load(tmp_path / "none")
 
 
 def test_an_unreadable_folder_is_left_out_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture(tmp_path / "open" / "1.png")
-    picture(tmp_path / "closed" / "2.png")
+    tree(tmp_path, "open/1", "closed/2")
     real = os.scandir
 
     def refusing(folder: str) -> object:
@@ -214,25 +216,11 @@ def test_an_unreadable_folder_is_left_out_by_name(
 
 
 def test_a_class_without_a_sound_picture_does_not_count(tmp_path: Path) -> None:
-    for name in ("a/1", "c/2"):
-        picture(tmp_path / "train" / f"{name}.png")
-    (tmp_path / "train" / "b").mkdir()
-    (tmp_path / "train" / "b" / "3.png").write_bytes(b"no picture")
+    tree(tmp_path, "train/a/1", "train/c/2", "train/b/3")
+    (tmp_path / "train/b/3.png").write_bytes(b"no picture")
     dataset = load(tmp_path)
     assert dataset.class_names == ("a", "c")
     np.testing.assert_array_equal(dataset.splits["train"].labels, [0, 1])
-
-
-def test_folders_without_pictures(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a directory"):
-        load(tmp_path / "none")
-    (tmp_path / "words.txt").write_text("x")
-    with pytest.raises(UserError, match="no pictures in"):
-        load(tmp_path)
-    (tmp_path / "train").mkdir()
-    picture(tmp_path / "beside.png")
-    with pytest.raises(UserError, match=r"no pictures in .*train"):
-        load(tmp_path)
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -247,30 +235,26 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert load(data).splits["unlabeled"].names == ("linked/a.png",)
 
 
-def test_no_place_among_the_pictures_is_written_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    picture(tmp_path / "pictures/a.png")
-    root = tmp_path / "pictures"
-    for place in (root, root / "deep/new", tmp_path / "other/../pictures/m.png"):
+def test_no_place_among_the_pictures_is_written_to(tmp_path: Path) -> None:
+    def refused(place: Path, **more: bool) -> None:
         with pytest.raises(UserError, match=r"--montage .* is among the pictures in .*pictures"):
-            refuse_among("--montage", place, root)
+            refuse_among("--montage", place, root, **more)
+
+    root = tree(tmp_path / "pictures", "a")
+    for place in (root, root / "deep/new", tmp_path / "other/../pictures/m.png"):
+        refused(place)
     for place in (tmp_path, tmp_path / "pictures2", root / ".hidden/m.png", root / "@eaDir"):
         refuse_among("--montage", place, root)
     (root / "train").mkdir()
     refuse_among("--montage", root / "features", root)  # only train/ is read now
-    for place in (root / "train/new",):
-        with pytest.raises(UserError, match="--montage"):
-            refuse_among("--montage", place, root)
-    with pytest.raises(UserError, match="--montage"):
-        refuse_among("--montage", root / "features", root, with_splits=False)
+    refused(root / "train/new")
+    refused(root / "features", with_splits=False)
 
 
 def test_the_program_is_not_among_the_pictures_around_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("a", "program/docs/b", "program/features/c"):
-        picture(tmp_path / f"{name}.png")
+    tree(tmp_path, "a", "program/docs/b", "program/features/c")
     monkeypatch.setattr("dataset.folder.PROGRAM", tmp_path / "program")
     assert load(tmp_path).splits["unlabeled"].names == ("a.png",)
     refuse_among("--feature-dir", tmp_path / "program/features", tmp_path)
@@ -307,11 +291,9 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system takes Unicode names only")
     for _ in range(2):
-        np.testing.assert_array_equal(load(tmp_path).splits["unlabeled"].images, expected(9))
+        np.testing.assert_array_equal(unlabeled(tmp_path), expected(9))
     picture(tmp_path / "plain.png", 10)
-    found = find_pictures(tmp_path)["unlabeled"]
-    images, _ = load_pictures(found, SIZE, tmp_path / "cache")
-    np.testing.assert_array_equal(images, expected(9, 10))
+    np.testing.assert_array_equal(unlabeled(tmp_path), expected(9, 10))
 
 
 @pytest.mark.parametrize("change", [
@@ -387,9 +369,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for level in range(5):
-        picture(tmp_path / "pictures" / f"{level}.png", level)
-    return tmp_path / "pictures"
+    return tree(tmp_path / "pictures", *"01234")
 
 
 def test_second_open_decodes_nothing_and_maps_the_file(folder: Path, decoded: list[str]) -> None:
@@ -405,7 +385,7 @@ def test_second_open_decodes_nothing_and_maps_the_file(folder: Path, decoded: li
     assert isinstance(images, np.memmap)
     np.testing.assert_array_equal(images, expected(0, 1, 2, 3, 4))
     images[:] = 0  # stays in this process
-    np.testing.assert_array_equal(load(folder).splits["unlabeled"].images, expected(0, 1, 2, 3, 4))
+    np.testing.assert_array_equal(unlabeled(folder), expected(0, 1, 2, 3, 4))
 
 
 def test_every_change_of_the_folder_rebuilds(folder: Path, decoded: list[str]) -> None:
@@ -436,11 +416,10 @@ def test_every_change_of_the_folder_rebuilds(folder: Path, decoded: list[str]) -
 
 
 def test_sizes_have_caches_of_their_own(folder: Path, decoded: list[str]) -> None:
-    assert load_dataset("folder", folder, 8).splits["unlabeled"].images.shape == (5, 3, 8, 8)
-    assert load_dataset("folder", folder).image_size == 96
-    decoded.clear()
-    assert load_dataset("folder", folder, 8).splits["unlabeled"].images.shape == (5, 3, 8, 8)
-    assert decoded == []
+    for _ in range(2):
+        assert load_dataset("folder", folder, 8).splits["unlabeled"].images.shape == (5, 3, 8, 8)
+        assert load_dataset("folder", folder).image_size == 96
+    assert len(decoded) == 10
 
 
 def test_cache_dir_keeps_folders_apart_and_theirs_untouched(tmp_path: Path) -> None:
@@ -450,8 +429,8 @@ def test_cache_dir_keeps_folders_apart_and_theirs_untouched(tmp_path: Path) -> N
         os.utime(tmp_path / name / "a.png", ns=(1, 1))  # alike in name, size and time
     for _ in range(2):
         for level, name in enumerate(("one", "two")):
-            dataset = load(tmp_path / name, cache_dir=cache)
-            np.testing.assert_array_equal(dataset.splits["unlabeled"].images, expected(level))
+            images = unlabeled(tmp_path / name, cache_dir=cache)
+            np.testing.assert_array_equal(images, expected(level))
             assert [file.name for file in (tmp_path / name).iterdir()] == ["a.png"]
 
 
@@ -494,7 +473,7 @@ def test_many_broken_pictures_are_counted(tmp_path: Path, capsys: pytest.Capture
         load(tmp_path)
     assert "left out 40 of 40 pictures of unlabeled" in capsys.readouterr().err
     picture(tmp_path / "good.png", 3)
-    np.testing.assert_array_equal(load(tmp_path).splits["unlabeled"].images, expected(3))
+    np.testing.assert_array_equal(unlabeled(tmp_path), expected(3))
     lines = capsys.readouterr().err.splitlines()
     assert len([line for line in lines if line.startswith("left out")]) == 11
 
@@ -517,11 +496,10 @@ def test_cache_that_cannot_be_written_names_the_flag(
 def test_pictures_keep_their_order_and_broken_ones_leave_no_gap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for level in range(150):
-        picture(tmp_path / "pictures" / f"{level:03d}.png", level)
+    folder = tree(tmp_path / "pictures", *(f"{level:03d}" for level in range(150)))
     for broken in (0, 99, 100, 149):
-        (tmp_path / "pictures" / f"{broken:03d}.png").write_bytes(b"")
-    pictures = find_pictures(tmp_path / "pictures")["unlabeled"]
+        (folder / f"{broken:03d}.png").write_bytes(b"")
+    pictures = find_pictures(folder)["unlabeled"]
     files = []
     for threads in (1, 5):
         monkeypatch.setattr(decoding, "THREADS", threads)
@@ -614,9 +592,7 @@ def test_fingerprint_of_a_folder_is_that_of_a_copy(folder: Path, tmp_path: Path)
 
 
 def test_fingerprint_of_a_folder_sees_a_picture_that_is_not_sampled(tmp_path: Path) -> None:
-    for level in range(200):
-        picture(tmp_path / f"{level:03d}.png", level)
-    before = load(tmp_path).fingerprint
+    before = load(tree(tmp_path, *(f"{level:03d}" for level in range(200)))).fingerprint
     Image.fromarray(pixels(9)).save(tmp_path / "101.png", compress_level=0)
     assert load(tmp_path).fingerprint != before
 
