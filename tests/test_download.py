@@ -27,15 +27,11 @@ QUICK = RetryPolicy(timeout=0.5, attempts=4, pause=0.001)
 
 def stl10_files(seed: int = 0) -> dict[str, bytes]:
     rng = np.random.default_rng(seed)
-    return {
-        "train_X.bin": rng.bytes(3 * IMAGE),
-        "train_y.bin": bytes([1, 10, 5]),
-        "test_X.bin": rng.bytes(2 * IMAGE),
-        "test_y.bin": bytes([2, 2]),
-        "unlabeled_X.bin": rng.bytes(4 * IMAGE),
-        "class_names.txt": b"polar bear\nb\nc\nd\ne\nf\ng\nh\ni\nj\n",
-        "fold_indices.txt": b"0 1 2\n",
-    }
+    images = {"train": 3, "test": 2, "unlabeled": 4}
+    return {f"{split}_X.bin": rng.bytes(count * IMAGE) for split, count in images.items()} | {
+        "train_y.bin": bytes([1, 10, 5]), "test_y.bin": bytes([2, 2]),
+        "class_names.txt": b"polar bear\nb\nc\nd\ne\nf\ng\nh\ni\nj\n", "fold_indices.txt": b"0 1 2",
+    }  # fmt: skip
 
 
 def packed(
@@ -140,9 +136,8 @@ def archive(url: str, md5: str | None = MD5) -> Archive:
 
 def assert_whole(data_dir: Path, files: dict[str, bytes] | None = None) -> None:
     """The folder has STL-10's files, and nothing else is left behind."""
-    folder = data_dir / "stl10_binary"
-    files = stl10_files() if files is None else files
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == files
+    found = {file.name: file.read_bytes() for file in (data_dir / "stl10_binary").iterdir()}
+    assert found == (files or stl10_files())
     assert visible(data_dir) == {"stl10_binary"}
 
 
@@ -150,9 +145,9 @@ def visible(data_dir: Path) -> set[str]:
     return {file.name for file in data_dir.iterdir() if file.name != ".stl10_binary.lock"}
 
 
-def download(server: Server, data_dir: Path, *answers: Answer) -> None:
+def download(server: Server, data_dir: Path, *answers: Answer, md5: str | None = MD5) -> None:
     server.answers, server.ranges = list(answers), []
-    get_stl10(data_dir, archive(server.url), policy=QUICK)
+    get_stl10(data_dir, archive(server.url, md5), policy=QUICK)
 
 
 THIRD = len(ARCHIVE) // 3
@@ -193,7 +188,7 @@ def test_what_ends_well(
 def test_a_later_run_resumes_also_from_a_mirror(server: Server, tmp_path: Path, path: str) -> None:
     with pytest.raises(DownloadError, match="500"):
         download(server, tmp_path, serve(send=1000), refuse(500))
-    assert visible(tmp_path) == {"stl10_binary.tar.gz.part"}
+    assert visible(tmp_path) == PART
     server.url = server.url.replace("stl10_binary.tar.gz", path)
     download(server, tmp_path, serve())
     assert server.ranges == ["bytes=1000-"]
@@ -201,12 +196,10 @@ def test_a_later_run_resumes_also_from_a_mirror(server: Server, tmp_path: Path, 
 
 
 def test_a_damaged_download_without_checksum_is_not_resumed(server: Server, tmp_path: Path) -> None:
-    unchecked = archive(server.url, md5=None)
-    server.answers = [serve(OTHER, send=THIRD), serve()]
     with pytest.raises(UserError, match=r"not a complete \.tar\.gz"):
-        get_stl10(tmp_path, unchecked, policy=QUICK)
+        download(server, tmp_path, serve(OTHER, send=THIRD), serve(), md5=None)
     assert visible(tmp_path) == set()
-    get_stl10(tmp_path, unchecked, policy=QUICK)
+    download(server, tmp_path, serve(), md5=None)
     assert_whole(tmp_path)
 
 
@@ -232,15 +225,19 @@ def test_what_cannot_be_downloaded_is_an_error(
     assert visible(tmp_path) == left
 
 
-def test_nobody_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("url", "error", "message"),
+    [
+        ("http://127.0.0.1:1/file", DownloadError, r"cannot be reached .*refused"),
+        *((url, UserError, "not an http:// or https:// address")
+          for url in ("file:///etc/hostname", "stl10.tar.gz", "http://[bad/x.tar.gz")),
+    ],
+)  # fmt: skip
+def test_addresses_that_lead_nowhere(
+    tmp_path: Path, url: str, error: type, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with pytest.raises(DownloadError, match=r"cannot be reached .*refused"):
-        fetch("http://127.0.0.1:1/file", tmp_path / "file", QUICK)
-
-
-@pytest.mark.parametrize("url", ["file:///etc/hostname", "stl10.tar.gz", "http://[bad/x.tar.gz"])
-def test_other_addresses_are_refused(tmp_path: Path, url: str) -> None:
-    with pytest.raises(UserError, match="not an http:// or https:// address"):
+    with pytest.raises(error, match=message):
         fetch(url, tmp_path / "file", QUICK)
 
 
@@ -252,12 +249,10 @@ def test_too_little_space_is_found_before_anything_is_asked(server: Server, tmp_
 
 
 def test_failure_is_explained_and_success_is_final(server: Server, tmp_path: Path) -> None:
-    server.answers = [refuse(404), serve()]
-    advice = r"404 .*--archive a copy.*--data-dir.*--dataset digits"
-    with pytest.raises(DownloadError, match=advice):
-        get_stl10(tmp_path, archive(server.url), policy=QUICK)
-    for requests in (2, 2):
-        get_stl10(tmp_path, archive(server.url), policy=QUICK)
+    with pytest.raises(DownloadError, match=r"404 .*--archive.*--data-dir.*--dataset digits"):
+        download(server, tmp_path, refuse(404))
+    for requests in (1, 0):
+        download(server, tmp_path, serve())
         assert_whole(tmp_path)
         assert len(server.ranges) == requests
 

@@ -17,7 +17,6 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
-from dataset.load_dataset import load_dataset
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
 from src.visualization import figures, projection, results, thumbnails
@@ -29,7 +28,7 @@ from src.visualization.report_sections import training_image
 from src.visualization.results import load_results
 from src.visualization.stage import silhouettes
 from tests.helpers import ROOT
-from tests.helpers.finished_run import FinishedRun
+from tests.helpers.digits import all_digits, digits, write_digits
 from tests.helpers.pixel_run import load_arrays, pixel_run
 from tests.helpers.processes import Script, run_python
 
@@ -40,29 +39,20 @@ RECORDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("features")
-    pixel_run(directory, "digits", Path())
-    return directory
-
-
-def test_results_agree_with_the_files(digits: Path) -> None:
-    results, arrays = load_results(digits), load_arrays(digits)
+@pytest.mark.parametrize("labeled", [True, False])
+def test_results_agree_with_the_files(labeled: bool, pixel_digits: Path, tmp_path: Path) -> None:
+    if not labeled:
+        pixel_run(tmp_path, "digits", Path(), labeled=False)
+    directory = pixel_digits if labeled else tmp_path
+    results, arrays = load_results(directory), load_arrays(directory)
     own = arrays.distances[np.arange(len(arrays.x)), arrays.clusters]
     np.testing.assert_allclose(results.distance, own, rtol=1e-4)
+    assert results.clustering["certainty"] == ("confidence" if labeled else "margin")
     np.testing.assert_allclose(results.certainty, arrays.certainty, atol=1e-4)
 
 
-def test_certainty_without_labels_is_the_margin(tmp_path: Path) -> None:
-    pixel_run(tmp_path, "digits", Path(), labeled=False)
-    results, arrays = load_results(tmp_path), load_arrays(tmp_path)
-    assert results.clustering["certainty"] == "margin"
-    np.testing.assert_allclose(results.certainty, arrays.certainty, atol=1e-4)
-
-
-def test_the_table_has_a_row_for_each_image(digits: Path, tmp_path: Path) -> None:
-    results, arrays = load_results(digits), load_arrays(digits)
+def test_the_table_has_a_row_for_each_image(pixel_digits: Path, tmp_path: Path) -> None:
+    results, arrays = load_results(pixel_digits), load_arrays(pixel_digits)
     near, xy = np.full(len(arrays.x), -1), np.float32(arrays.x[:, :2])
     near[[5, 1500]] = 3
     unusual = np.arange(len(near)) % 100 == 0
@@ -73,34 +63,32 @@ def test_the_table_has_a_row_for_each_image(digits: Path, tmp_path: Path) -> Non
         "path", "cluster", "name", "confidence", "distance", "unusual", "split", "near_duplicates",
         "x", "y",
     ]  # fmt: skip
-    assert len(rows) == 1797
-    assert [rows[i]["path"] for i in (0, 1437, 1438, -1)] == [
-        "train[0]", "train[1437]", "test[0]", "test[358]",
-    ]  # fmt: skip
-    assert [row["split"] for row in rows] == ["train"] * 1438 + ["test"] * 359
-    assert [int(row["cluster"]) for row in rows] == arrays.clusters.tolist()
-    assert [int(row["name"]) for row in rows] == arrays.class_of_cluster[arrays.clusters].tolist()
-    assert [row["unusual"] for row in rows] == [str(int(flag)) for flag in unusual]
-    assert {i: r["near_duplicates"] for i, r in enumerate(rows) if r["near_duplicates"]} == {
-        5: "3", 1500: "3",
-    }  # fmt: skip
+    places = [(split, i) for split, count in (("train", 1438), ("test", 359)) for i in range(count)]
+    for column, expected in {
+        "path": [f"{split}[{i}]" for split, i in places],
+        "split": [split for split, _ in places],
+        "cluster": arrays.clusters,
+        "name": arrays.class_of_cluster[arrays.clusters],
+        "unusual": unusual.astype(int),
+        "near_duplicates": np.where(near >= 0, "3", ""),
+    }.items():
+        assert [row[column] for row in rows] == list(map(str, expected)), column
     own = arrays.distances[np.arange(len(arrays.x)), arrays.clusters]
     columns = {"confidence": arrays.certainty, "distance": own, "x": xy[:, 0], "y": xy[:, 1]}
     for column, expected in columns.items():
         np.testing.assert_allclose([float(row[column]) for row in rows], expected, atol=2e-4)
 
 
-def test_pictures_come_in_the_order_asked_for(digits: Path) -> None:
+def test_pictures_come_in_the_order_asked_for(pixel_digits: Path) -> None:
     rows = np.array([1500, 3, 1437, 1438, 0])
-    splits = load_dataset("digits", Path()).splits.values()
-    images = np.concatenate([split.images for split in splits]).transpose(0, 2, 3, 1)
-    np.testing.assert_array_equal(load_results(digits).pictures(rows), images[rows])
+    expected = all_digits()[rows].transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(load_results(pixel_digits).pictures(rows), expected)
 
 
-def test_missing_and_mixed_files_are_named(digits: Path, tmp_path: Path) -> None:
+def test_missing_and_mixed_files_are_named(pixel_digits: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="feature_extraction"):
         load_results(tmp_path)
-    shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(pixel_digits, tmp_path, dirs_exist_ok=True)
     np.save(tmp_path / "test_clusters.npy", np.zeros(359, int))
     with pytest.raises(UserError, match=r"test_clusters\.npy does not match"):
         load_results(tmp_path)
@@ -147,8 +135,8 @@ def test_tiny_maps(count: int, dim: int) -> None:
 def test_every_tile_shows_its_image(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thumbnails, "COLUMNS", 8)  # sheets of 64
     monkeypatch.setattr(thumbnails, "PIXELS", 32 * 32 * count)
-    digits = load_dataset("digits", Path()).splits["train"].images[:150]
-    images = np.pad(digits.transpose(0, 2, 3, 1), ((0, 0), (6, 6), (6, 6), (0, 0)))
+    pictures = digits("train")[:150].transpose(0, 2, 3, 1)
+    images = np.pad(pictures, ((0, 0), (6, 6), (6, 6), (0, 0)))
     sheets = thumbnails.make_sheets(lambda rows: images[rows], 150, 48)  # 48 pixels do not fit
     assert len(np.unique(sheets.rows)) == count
     assert len(sheets.webp) == -(-count // 64)
@@ -232,17 +220,16 @@ def test_the_cluster_sizes_are_the_sums_of_the_splits() -> None:
 
 @pytest.mark.parametrize("names", [["a", "b"], ["a rather long name of a class"] * 20, ["x"] * 40])
 @pytest.mark.parametrize(("known", "height"), [(True, 0.5), (False, 1.3), (True, 0.1), (False, 3)])
-def test_points_fill_the_map(digits: Path, names: list[str], known: bool, height: float) -> None:
+def test_points_fill_the_map(
+    pixel_digits: Path, names: list[str], known: bool, height: float
+) -> None:
     rng = np.random.default_rng(0)
     xy, groups = rng.uniform(size=(100, 2)) * [1, height], rng.integers(0, len(names), 100)
     results = replace(
-        load_results(digits),
-        clusters=groups,
-        labels=np.where(np.arange(100) < 50, groups, -1) if known else np.full(100, -1),
-        class_of_cluster=np.arange(len(names)) - 1,
-        names=[None, *names[:-1]],
-        class_names=names,
-    )
+        load_results(pixel_digits), clusters=groups, class_of_cluster=np.arange(len(names)) - 1,
+        labels=np.where((np.arange(100) < 50) & known, groups, -1),
+        names=[None, *names[:-1]], class_names=names,
+    )  # fmt: skip
     with figures.styled():
         figure = projection_map(results, xy, "t-SNE")
         figure.draw_without_rendering()
@@ -263,8 +250,8 @@ def test_points_fill_the_map(digits: Path, names: list[str], known: bool, height
             assert legend_box.y1 <= box.y0 + 1
 
 
-def test_both_maps_draw_a_cluster_and_its_class_in_one_color(digits: Path) -> None:
-    results = load_results(digits)
+def test_both_maps_draw_a_cluster_and_its_class_in_one_color(pixel_digits: Path) -> None:
+    results = load_results(pixel_digits)
     assert results.class_of_cluster.tolist() != list(range(10))
     points = np.float32(np.random.default_rng(0).permutation(len(results.clusters)))
     with figures.styled():
@@ -281,11 +268,10 @@ def test_both_maps_draw_a_cluster_and_its_class_in_one_color(digits: Path) -> No
     assert [name.split(" → ")[1] for name in by_cluster] == by_class
 
 
-def test_the_silhouette_figure_names_the_mean(digits: Path) -> None:
-    results = load_results(digits)
+def test_the_silhouette_figure_names_the_mean(pixel_digits: Path) -> None:
+    results = load_results(pixel_digits)
     figure = silhouettes(results, "train")
     mean = results.metrics["smoothed"]["splits"]["train"]["silhouette"]
-    assert figure is not None
     assert figure.axes[0].texts[0].get_text() == f"mean {mean:.3f}"
 
 
@@ -323,11 +309,7 @@ def test_missing_inputs_are_named(script: Script, stl10_dir: Path, tmp_path: Pat
 
 
 def test_own_pictures_and_a_bad_seed(script: Script, tmp_path: Path) -> None:
-    images = load_dataset("digits", Path()).splits["train"].images[:40]
-    for i, image in enumerate(images):
-        file = tmp_path / "pictures" / f"{i}.png"
-        file.parent.mkdir(exist_ok=True)
-        Image.fromarray(image.transpose(1, 2, 0)).save(file)
+    write_digits(tmp_path / "pictures", 40, "train")
     pixel_run(tmp_path / "features", "folder", tmp_path / "pictures", clusters="3")
     draw = ("visualize_features.py", "--projection", "pca")
     for seed in (-1, 2**32):
@@ -348,11 +330,11 @@ def test_own_pictures_and_a_bad_seed(script: Script, tmp_path: Path) -> None:
 
 
 def test_a_failed_run_is_not_taken_for_missing_pictures(
-    digits_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+    pixel_digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise RunError("a process died")
 
     monkeypatch.setattr(results, "reload_dataset", fail)
     with pytest.raises(RunError):
-        results.load_results(digits_run.features)
+        load_results(pixel_digits)
