@@ -11,12 +11,10 @@ import pytest
 import timm
 import torch
 import torchvision
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 
-from dataset.load_dataset import load_dataset
 from src.export import ExportConfig, main
 from src.models.architectures import ARCHITECTURES
 from src.models.encoder import TrainedBackbone, encode
@@ -26,6 +24,7 @@ from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
 from tests.helpers import ROOT
+from tests.helpers.digits import all_digits, digits, save_picture
 from tests.helpers.documentation import python_examples
 from tests.helpers.finished_run import FinishedRun, write_checkpoint
 from tests.helpers.finished_run import cluster as run_clustering
@@ -54,7 +53,7 @@ def session(file: Path) -> onnxruntime.InferenceSession:
 def test_the_same_as_pytorch_on_every_digit(features: Path, file: Path) -> None:
     predictor = Predictor.load(features, device="cpu", precision="fp32")
     runtime = session(file)
-    images = np.concatenate([s.images for s in load_dataset("digits", Path()).splits.values()])
+    images = all_digits()
     batches = np.split(images, [1, 4, *range(104, len(images), 100)])
     outputs = [runtime.run(None, {"images": batch}) for batch in batches]
     cluster, confidence, distances, unusual = map(np.concatenate, zip(*outputs, strict=True))
@@ -97,9 +96,8 @@ def test_the_example_of_the_documentation(
     features: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (example,) = (block for block in python_examples() if "onnxruntime" in block)
-    digits = load_dataset("digits", Path()).splits["test"].images
-    row = np.concatenate([image.transpose(1, 2, 0) for image in digits[:3]], axis=1)
-    Image.fromarray(row).save(tmp_path / "photo.jpg")  # 96 x 32, the second is in the center
+    row = np.concatenate(digits()[:3], axis=2)
+    save_picture(row, tmp_path / "photo.jpg")  # three side by side, the second is in the center
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / file.name).symlink_to(file)
     monkeypatch.chdir(tmp_path)
@@ -117,7 +115,7 @@ def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_pat
     part = dict(Manifest(tmp_path).clustering)
     artifacts.record(tmp_path, artifacts.CLUSTERING, part | {"certainty": "margin"})
     main(ExportConfig(feature_dir=tmp_path))
-    images = load_dataset("digits", Path()).splits["test"].images
+    images = digits()
     runtime = session(tmp_path / artifacts.MODEL)
     assert [output.name for output in runtime.get_outputs()][1] == "margin"
     cluster, margin, distances, unusual = runtime.run(None, {"images": images})
@@ -160,13 +158,9 @@ def test_images_that_are_gone_are_named(features: Path, tmp_path: Path) -> None:
 
 def photographs() -> torch.Tensor:
     """uint8 (24, 3, 96, 96), cut out of the two photographs that scikit-learn has."""
-    parts = [
-        photo[y : y + 96, x : x + 96]
-        for photo in load_sample_images().images
-        for y in range(0, 288, 96)
-        for x in range(0, 384, 96)
-    ]
-    return torch.from_numpy(np.stack(parts).transpose(0, 3, 1, 2))
+    photos = np.stack(load_sample_images().images)[:, :288, :384]
+    parts = photos.reshape(2, 3, 96, 4, 96, 3).transpose(0, 1, 3, 5, 2, 4)
+    return torch.from_numpy(parts.reshape(-1, 3, 96, 96))
 
 
 @pytest.mark.parametrize(
@@ -189,10 +183,8 @@ def test_backbone_in_torchvision_and_timm_alone(
     file = tmp_path / f"backbone.{suffix}"
     main(ExportConfig(backbone=file, checkpoint_dir=tmp_path))
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    if suffix == "pt":
-        state = torch.load(file, weights_only=True)
-    else:
-        state = load_file(file)
+    state = torch.load(file, weights_only=True) if suffix == "pt" else load_file(file)
+    if suffix == "safetensors":
         assert file.stat().st_mode == checkpoint_file.stat().st_mode
         with safe_open(file, "pt") as tensors:
             about = tensors.metadata()

@@ -48,6 +48,16 @@ def saved(config: TrainConfig, epoch: int) -> dict[str, Any]:
     return checkpoint.load(config.checkpoint_dir / checkpoint.file_name(epoch))
 
 
+def assert_same_model(first: TrainConfig, second: TrainConfig, epoch: int) -> None:
+    ours, theirs = (saved(config, epoch)["model"] for config in (first, second))
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def assert_finite(state: dict[str, Any]) -> None:
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
 def test_batch_norm_is_frozen_when_the_warm_up_ends(config: TrainConfig) -> None:
     main(config := replace(config, epochs=2, warmup_epochs=1, checkpoint_every=1))
     states = [saved(config, epoch)["model"] for epoch in range(3)]
@@ -72,8 +82,7 @@ def test_no_epochs_are_the_beginning_of_any_training(config: TrainConfig) -> Non
     assert checkpoint.listed(config.checkpoint_dir)[-1].name == checkpoint.file_name(0)
     main(config)
     for epoch in range(2):
-        first, second = (saved(c, epoch)["model"] for c in (config, other))
-        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert_same_model(config, other, epoch)
 
 
 def test_no_epochs_need_no_full_batch(
@@ -97,8 +106,7 @@ def test_labels_change_nothing(config: TrainConfig, stl10_dir: Path, tmp_path: P
     relabeled = replace(config, data_dir=other.parent, checkpoint_dir=tmp_path / "other")
     main(config)
     main(relabeled)
-    for name, tensor in saved(config, 1)["model"].items():
-        assert torch.equal(tensor, saved(relabeled, 1)["model"][name]), name
+    assert_same_model(config, relabeled, 1)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.004)])
@@ -131,9 +139,7 @@ def test_the_statistics_count_every_image_once(
 ) -> None:
     """Parts count the same whatever their size, so none may be smaller than the others."""
     sizes: list[int] = []
-    monkeypatch.setattr(
-        state, "calibrate_batch_norm", lambda _, views: sizes.extend(len(x) for x in views)
-    )
+    monkeypatch.setattr(state, "calibrate_batch_norm", lambda _, x: sizes.extend(map(len, x)))
     setup = prepare(config)
     monkeypatch.setattr(type(setup.batches.store), "__len__", lambda _: 257)
     monkeypatch.setattr(type(setup.batches.store), "views", lambda _, indices, *__: indices)
@@ -160,17 +166,14 @@ def test_a_nan_is_survived(config: TrainConfig, monkeypatch: pytest.MonkeyPatch)
     assert losses[1] is None
     assert saved(config, 1)["scaler"]["scale"] == 1
     assert epoch["loss"] == pytest.approx((losses[0] + losses[2]) / 2)
-    assert all(t.isfinite().all() for t in saved(config, 1)["model"].values())
+    assert_finite(saved(config, 1))
 
 
-def test_many_nans_in_a_row_stop_the_run(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nans_in_a_row_stop_the_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     plant_nan(monkeypatch, set(range(2, 10**4)))
     with pytest.raises(RunError, match="not finite"):
         main(replace(config, epochs=8, checkpoint_every=2))
-    last = checkpoint.listed(config.checkpoint_dir)[-1]
-    assert all(t.isfinite().all() for t in checkpoint.load(last)["model"].values())
+    assert_finite(checkpoint.load(checkpoint.listed(config.checkpoint_dir)[-1]))
 
 
 def test_a_network_whose_output_is_not_finite_stops_the_run(config: TrainConfig) -> None:
@@ -198,9 +201,8 @@ def test_accumulated_gradient_is_the_mean(config: TrainConfig) -> None:
         return grabbed
 
     both = gradients(batches)
-    for together, one, two in zip(
-        both, gradients(batches[:1]), gradients(batches[1:]), strict=True
-    ):
+    apart = (gradients(batches[:1]), gradients(batches[1:]))
+    for together, one, two in zip(both, *apart, strict=True):
         torch.testing.assert_close(together, (one + two) / 2, rtol=1e-3, atol=1e-5)
 
 
@@ -258,13 +260,12 @@ def test_schedule_and_weight_decay() -> None:
 
 
 def test_resuming_refuses_what_would_make_another_run(
-    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(config)
-    with pytest.raises(UserError, match=r"--temperature 0.2 \(now 0.5\)"):
-        main(replace(config, temperature=0.5))
-    with pytest.raises(UserError, match=r"--precision fp32 \(now bf16\)"):
-        main(replace(config, precision="bf16"))
+    for flag, was, now in (("temperature", 0.2, 0.5), ("precision", "fp32", "bf16")):
+        with pytest.raises(UserError, match=rf"--{flag} {was} \(now {now}\)"):
+            main(replace(config, **{flag: now}))
     assert main(replace(config, epochs=2)) == 0
     assert "3 of 6 steps" in capsys.readouterr().out
     with pytest.raises(UserError, match="saved after 6 steps, but --epochs 1 is only 3"):

@@ -15,7 +15,6 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from dataset.load_dataset import load_dataset
 from src import train
 from src.models.encoder import TrainedBackbone, encode
 from src.models.simclr import Backbone
@@ -23,6 +22,7 @@ from src.models.weights import load_weights
 from src.runtime.cli import UserError
 from src.storage import checkpoint
 from src.training.flags import TrainConfig
+from tests.helpers.digits import digits
 from tests.helpers.finished_run import write_checkpoint
 
 State = dict[str, Tensor]
@@ -52,6 +52,17 @@ def copy() -> State:
 def saved(state: object, directory: Path, **options: Any) -> Path:
     torch.save(state, directory / "weights.pt", **options)
     return directory / "weights.pt"
+
+
+def loaded(file: Path | str, arch: str = "resnet18") -> Backbone:
+    backbone = Backbone(arch, pretrained=True).eval()
+    load_weights(backbone, arch, file)
+    return backbone
+
+
+def refused(message: str, file: Path | str, arch: str = "resnet18") -> None:
+    with pytest.raises(UserError, match=message):
+        load_weights(Backbone(arch), arch, file)
 
 
 def under(prefix: str, state: State) -> State:
@@ -112,24 +123,15 @@ LAYOUTS: dict[str, Callable[[State, State], object]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_published_layouts(
-    layout: str, network: torchvision.models.ResNet, copy: State, tmp_path: Path
-) -> None:
-    file = saved(LAYOUTS[layout](network.state_dict(), copy), tmp_path)
-    backbone = Backbone("resnet18", pretrained=True).eval()
-    load_weights(backbone, "resnet18", file)
+    layout: str, network: torchvision.models.ResNet, copy: State, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    backbone = loaded(saved(LAYOUTS[layout](network.state_dict(), copy), tmp_path))
     x = torch.randn(2, 3, 64, 64)
     expected = nn.Sequential(*list(network.children())[:-1])(x).flatten(1)
     torch.testing.assert_close(backbone(x), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_which_of_several_networks_is_used_is_said(
-    network: torchvision.models.ResNet, copy: State, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    file = saved(LAYOUTS["DINO"](network.state_dict(), copy), tmp_path)
-    load_weights(Backbone("resnet18"), "resnet18", file)
-    note = "holds the networks student.module.backbone, teacher.backbone: teacher.backbone is used"
-    assert note in capsys.readouterr().out
+    note = "student.module.backbone, teacher.backbone: teacher.backbone is used"
+    assert (note in capsys.readouterr().out) == (layout == "DINO")
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "resnet101"])
@@ -138,17 +140,13 @@ def test_every_architecture_takes_the_weights_of_timm(arch: str, tmp_path: Path)
     other = timm.create_model(arch, num_classes=0).eval()
     file = tmp_path / "model.safetensors"
     safetensors.torch.save_file(other.state_dict(), file)
-    backbone = Backbone(arch, pretrained=True).eval()
-    load_weights(backbone, arch, file)
     x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(backbone(x), other(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loaded(file, arch)(x), other(x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_format_before_pytorch_1_6(network: torchvision.models.ResNet, tmp_path: Path) -> None:
     file = saved(network.state_dict(), tmp_path, _use_new_zipfile_serialization=False)
-    backbone = Backbone("resnet18")
-    load_weights(backbone, "resnet18", file)
-    assert torch.equal(backbone.conv1.weight, network.conv1.weight)
+    assert torch.equal(loaded(file).conv1.weight, network.conv1.weight)
 
 
 def test_five_misfits_are_named(network: torchvision.models.ResNet, tmp_path: Path) -> None:
@@ -162,8 +160,7 @@ def test_five_misfits_are_named(network: torchvision.models.ResNet, tmp_path: Pa
     assert "and 22 more" in message  # 25 of layer3, conv1 and se are 27
     assert len(message) < 300
     del state["layer1.0.conv1.weight"], state["conv1.weight"], state["bn1.weight"]
-    with pytest.raises(UserError, match=r"no state dict of a ResNet: its keys are 'bn1\.bias', "):
-        load_weights(Backbone("resnet18"), "resnet18", saved(state, tmp_path))
+    refused(r"no state dict of a ResNet: its keys are 'bn1\.bias', ", saved(state, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -175,8 +172,7 @@ def test_weights_of_another_depth_are_refused(stored: str, arch: str, tmp_path: 
     with torch.device("meta"):
         shapes = getattr(torchvision.models, stored)().state_dict()
     file = saved({name: torch.zeros(()).expand(v.shape) for name, v in shapes.items()}, tmp_path)
-    with pytest.raises(UserError, match=f"does not fit {arch}: it holds a {stored}, use --arch"):
-        load_weights(Backbone(arch), arch, file)
+    refused(f"does not fit {arch}: it holds a {stored}, use --arch", file, arch)
 
 
 @pytest.mark.parametrize(
@@ -193,8 +189,7 @@ def test_weights_that_give_no_finite_features_are_refused(
 ) -> None:  # fmt: skip
     state = network.state_dict()
     state[key] = change(state[key])
-    with pytest.raises(UserError, match=rf"{key} .*{reason}"):
-        load_weights(Backbone("resnet18"), "resnet18", saved(state, tmp_path))
+    refused(rf"{key} .*{reason}", saved(state, tmp_path))
 
 
 AS_IF_A_WEB_PAGE = b" <\0\0\0\0\0\0" + (
@@ -228,8 +223,7 @@ def test_files_that_are_no_weights(
 ) -> None:
     file = saved({"weight": torch.arange(10_000)}, tmp_path)
     file.write_bytes(change(file.read_bytes()))
-    with pytest.raises(UserError, match=reason):
-        load_weights(Backbone("resnet18"), "resnet18", file)
+    refused(reason, file)
 
 
 @pytest.mark.parametrize(
@@ -241,24 +235,19 @@ def test_files_that_are_no_weights(
     ],
 )
 def test_other_contents_are_refused(content: object, reason: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=reason):
-        load_weights(Backbone("resnet18"), "resnet18", saved(content, tmp_path))
-    with pytest.raises(UserError, match="no such file"):
-        load_weights(Backbone("resnet18"), "resnet18", tmp_path / "missing.pt")
+    refused(reason, saved(content, tmp_path))
+    refused("no such file", tmp_path / "missing.pt")
 
 
 def test_a_checkpoint_of_this_project_gives_the_same_features(tmp_path: Path) -> None:
     """Its weights are standardized on the way; as weights from elsewhere they no longer are."""
     file = tmp_path / checkpoint.file_name(1)
     write_checkpoint(file, "digits", Path())
-    backbone = Backbone("resnet18", pretrained=True).eval()
-    load_weights(backbone, "resnet18", file)
     own = TrainedBackbone.load(file, tmp_path, torch.device("cpu")).backbone
-    images = torch.from_numpy(load_dataset("digits", Path()).splits["test"].images[:4])
+    images = torch.from_numpy(digits()[:4])
     expected = encode(own, images, torch.float32)
-    torch.testing.assert_close(
-        encode(backbone, images, torch.float32), expected, rtol=0, atol=1e-4 * expected.std().item()
-    )
+    found = encode(loaded(file), images, torch.float32)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.std().item())
 
 
 def test_imagenet_is_downloaded_once_and_checked(
@@ -267,29 +256,23 @@ def test_imagenet_is_downloaded_once_and_checked(
     with pytest.raises(UserError, match="torchvision has none for --arch tiny"):
         load_weights(Backbone("resnet18"), "tiny", "imagenet")
     file = saved(network.state_dict(), tmp_path)
-    published = file.rename(
-        tmp_path / f"resnet18-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
-    )
+    checksum = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    published = file.rename(tmp_path / f"resnet18-{checksum}.pth")
     source = SimpleNamespace(DEFAULT=SimpleNamespace(url=published.as_uri()))
     monkeypatch.setattr(torchvision.models, "get_model_weights", lambda arch: source)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     for _ in range(2):
-        backbone = Backbone("resnet18", pretrained=True)
-        load_weights(backbone, "resnet18", "imagenet")
-        assert torch.equal(backbone.conv1.weight, network.conv1.weight)
+        assert torch.equal(loaded("imagenet").conv1.weight, network.conv1.weight)
         published.unlink(missing_ok=True)  # the second time it is not needed
 
     cached = tmp_path / "hub" / "checkpoints" / published.name
     cached.write_bytes(flipped(cached.read_bytes()))
-    with pytest.raises(UserError, match=rf"{cached} is damaged .*: delete it"):
-        load_weights(Backbone("resnet18"), "resnet18", "imagenet")
+    refused(rf"{cached} is damaged .*: delete it", "imagenet")
     cached.unlink()
     no_file = r"could not be downloaded .* give the file to --weights"
-    with pytest.raises(UserError, match=no_file):
-        load_weights(Backbone("resnet18"), "resnet18", "imagenet")
+    refused(no_file, "imagenet")
     published.write_bytes(b"<html> of a proxy")
-    with pytest.raises(UserError, match=no_file):
-        load_weights(Backbone("resnet18"), "resnet18", "imagenet")
+    refused(no_file, "imagenet")
     assert not list(cached.parent.iterdir())
 
 
