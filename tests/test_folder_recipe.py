@@ -215,7 +215,7 @@ def test_advice_repeats_the_name(script: Script, tmp_path: Path) -> None:
     cluster = "python src/clustering.py --name few"
     predicted = advice("src/inference.py", *few, "--device", "cpu")
     assert predicted == f"{extract} and {cluster} again"
-    (tmp_path / "features/few/centroids.npy").unlink()
+    (tmp_path / "features/few/train_distance.npy").unlink()
     assert advice("visualize_features.py", *few) == f"{cluster} to write it again"
     own = ("--feature-dir", "features/few")
     assert advice("visualize_features.py", *own) == (

@@ -364,8 +364,9 @@ READERS = {
     "features": (cluster,), "labels": (shown, cluster), "pca": (shown,), "clusters": (shown,),
     "unusual": (shown,), "views": (cluster,), "pixels": (cluster,),
     "mean": (predictions,), "components": (predictions,), "ratio": (shown,),
-    "centroids": (predictions, shown), "weights": (predictions, shown),
-    "bias": (predictions, shown), "class": (predictions, shown), "metrics": (shown,),
+    "centroids": (predictions,), "weights": (predictions,), "bias": (predictions,),
+    "class": (predictions, shown), "certainty": (shown,), "distance": (shown,),
+    "metrics": (shown,),
     "manifest": (predictions, shown, cluster),
 }  # fmt: skip
 """By the last word of a file's name. Clustering is the last, as it writes."""
@@ -377,7 +378,7 @@ def test_features_and_clusters(run: Path, rounds: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(TrainedBackbone, "load", functools.cache(TrainedBackbone.load))
     expected = {read: read(run / "features") for read in (cluster, predictions, shown)}
     files = [file for file in (run / "features").iterdir() if file.suffix in (".npy", ".json")]
-    assert len(files) == 23
+    assert len(files) == 27
     for file in sorted(files):
         damages = ARRAY if file.suffix == ".npy" else JSON
         for what, directory in damaged(file, damages, rounds):

@@ -24,6 +24,12 @@ def module(file: Path) -> str:
     return ".".join(file.relative_to(ROOT).with_suffix("").parts)
 
 
+LAYERS = (
+    ("src.runtime",), ("src.storage",), ("dataset", "src.evaluation", "src.models", "src.tracking"),
+    ("src.clusters",), ("src.training", "src.prediction", "src.visualization"), ("src.features",),
+)  # fmt: skip
+"""The folders of modules; each imports only from those before it."""
+
 SCRIPTS = {module(file) for file in SOURCES if '__name__ == "__main__"' in file.read_text()}
 
 
@@ -37,6 +43,17 @@ def test_imports_have_no_cycles() -> None:
     while leaves := {name for name, needs in graph.items() if not needs}:
         graph = {name: needs - leaves for name, needs in graph.items() if name not in leaves}
     assert not graph, f"a cycle among {sorted(graph)}"
+
+
+def test_no_import_runs_upward() -> None:
+    level = {folder: i for i, layer in enumerate(LAYERS) for folder in layer}
+    for file in set(SOURCES) - {ROOT / "src/__init__.py"}:
+        name = module(file)
+        if name not in SCRIPTS:
+            own = name.rpartition(".")[0]
+            folders = {n.rpartition(".")[0] for n in imported(file)} & set(level)
+            wrong = {f for f in folders - {own} if level[f] >= level[own]}
+            assert not wrong, f"{name} imports from {wrong}"
 
 
 def test_only_artifacts_spells_the_files_of_the_contract() -> None:

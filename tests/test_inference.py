@@ -85,9 +85,6 @@ def test_head_is_l2_then_pca_then_linear(predictor: Predictor, features: Path) -
             artifacts.HEAD_BIAS,
         )
     )
-    names = (artifacts.PCA_MEAN, artifacts.PCA_COMPONENTS, artifacts.CENTROIDS)
-    arrays = (*map(manifest.load, names), *LinearHead.load(manifest))
-    mean, components, centroids, weights, bias = (x.astype(np.float64) for x in arrays)
     x = np.random.default_rng(0).normal(size=(50, len(mean)))
     x[:25] = manifest.load(artifacts.FEATURES, "test")[:25]
     cluster, sure, distances, far = (t.numpy() for t in predictor.head(torch.tensor(x).float()))
@@ -578,11 +575,9 @@ def test_another_checkpoint_is_refused(copied: Path, tmp_path: Path) -> None:
         Predictor.load(copied, tmp_path / "gone.pt", "cpu")
 
 
-def test_the_checkpoint_is_read_once(
-    copied: Path, digits: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_checkpoint_is_read_once(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = count_reads(monkeypatch)
-    Predictor.load(copied, device="cpu").predict(digits["test"][:2])
+    Predictor.load(copied, device="cpu").predict(digits()[:2])
     file = Path(Manifest(copied).extraction["checkpoint"]["file"])
     assert counts == {file.name: file.stat().st_size}
 

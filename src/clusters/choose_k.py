@@ -7,9 +7,9 @@ from sklearn.metrics import adjusted_rand_score
 
 from src.clusters.kmeans import kmeans
 from src.evaluation.metrics import internal_metrics
-from src.evaluation.scores import ScanScores
 from src.evaluation.tables import aligned
 from src.runtime.cli import UserError, progress
+from src.storage.scores import ScanScores
 
 AUTO = range(2, 21)
 IMAGES, RESTARTS = 5_000, 10

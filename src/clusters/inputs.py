@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset.load_dataset import reload_dataset
+from dataset.load_dataset import Dataset, reload_dataset
 from src.clusters.choose_k import candidates, fewer
 from src.clusters.flags import ClusteringConfig
 from src.clusters.head import LinearHead
@@ -25,6 +25,8 @@ class Inputs(NamedTuple):
     method: Method
     counts: range
     """The numbers of clusters to choose from."""
+    pictures: Dataset | None
+    """None where they are missing."""
     baselines: dict[str, Splits]
     """Other features, by their kind."""
 
@@ -35,11 +37,11 @@ def read_inputs(config: ClusteringConfig) -> Inputs:
     features = {split: manifest.load(FEATURES, split) for split in splits}
     method = choose_method(config, features, manifest)
     counts = choose_counts(config.clusters, method, len(features[method.fit_on]))
-    baselines = {}
+    pictures, baselines = load_pictures(manifest, config.baselines), {}
     if config.baselines:
         compared = [s for s in features if s in method.labels or s == method.fit_on]
-        baselines = load_baselines(manifest, compared)
-    return Inputs(manifest, features, method, counts, baselines)
+        baselines = load_baselines(manifest, pictures, compared)
+    return Inputs(manifest, features, method, counts, pictures, baselines)
 
 
 def choose_counts(flag: str | None, method: Method, images: int) -> range:
@@ -89,31 +91,38 @@ def load_labels(manifest: Manifest) -> Splits:
     return all_labels
 
 
-def load_baselines(manifest: Manifest, splits: list[str]) -> dict[str, Splits]:
+def load_baselines(
+    manifest: Manifest, pictures: Dataset | None, splits: list[str]
+) -> dict[str, Splits]:
     """Raw pixels, uint8, and the untrained network's features of `splits`, each (N, D); the latter
-    only if the features are not those of the untrained network, and neither that nor pixels where
-    imported features lack them."""
+    only if the features are not those of the untrained network, and neither without pictures."""
     untrained, recorded = {}, manifest.extraction["checkpoint"]
+    if pictures is None:
+        print("note: no baselines without pictures")
+        return {}
     if recorded is None:
-        if manifest.extraction["dataset"]["data_dir"] is None:
-            print("note: no baselines, since the features were imported without pictures")
-            return {}
         print("note: the features were imported, so raw pixels are the only baseline")
     elif Path(recorded["file"]).name == checkpoint.file_name(0):
         print("note: the features are those of epoch 0, so raw pixels are the only baseline")
     else:
         untrained = {split: manifest.load(UNTRAINED_FEATURES, split) for split in splits}
-    dataset = reload_dataset(manifest.extraction["dataset"])
-    images = {split: dataset.splits[split].images for split in splits}
+    images = {split: pictures.splits[split].images for split in splits}
     pixels = {split: np.ascontiguousarray(x).reshape(len(x), -1) for split, x in images.items()}
     return {"raw_pixels": pixels} | ({"untrained": untrained} if untrained else {})
 
 
-def load_images(manifest: Manifest, split: str) -> np.ndarray | None:
-    """The pictures of a split, uint8 (N, 3, S, S); None where they are missing."""
+def load_pictures(manifest: Manifest, is_required: bool) -> Dataset | None:
+    """The pictures that the features were computed from; None where they are missing.
+
+    Raises:
+        UserError: they are missing and `is_required`, unless they were never known.
+    """
+    recorded = manifest.extraction["dataset"]
     try:
-        return reload_dataset(manifest.extraction["dataset"]).splits[split].images
+        return reload_dataset(recorded)
     except UserError as error:
+        if is_required and recorded["data_dir"]:
+            raise
         print(f"note: no comparison with raw pixels: {printable(str(error))}")
         return None
 

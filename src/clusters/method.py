@@ -12,7 +12,7 @@ from src.clusters.kmeans import kmeans
 from src.clusters.pca import PCA, fit_pca
 from src.clusters.smoothing import smooth
 from src.evaluation.metrics import hungarian_match
-from src.evaluation.scores import ClusteringName
+from src.storage.scores import ClusteringName
 
 Splits = dict[str, np.ndarray]
 """An array for each split."""

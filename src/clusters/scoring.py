@@ -8,7 +8,7 @@ from src.clusters.method import Clustering, Method, Splits
 from src.clusters.pca import PCA
 from src.evaluation.linear_probe import linear_probe
 from src.evaluation.metrics import external_metrics, internal_metrics, knn_accuracy
-from src.evaluation.scores import (
+from src.storage.scores import (
     ClusteringName,
     ClusteringScores,
     FeatureScores,

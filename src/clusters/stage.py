@@ -11,7 +11,7 @@ from src.clusters.choose_k import candidates, scan, scan_table
 from src.clusters.confidence import fit_scale, gaussian_scale
 from src.clusters.flags import ClusteringConfig
 from src.clusters.head import ClusterHead, batches
-from src.clusters.inputs import Inputs, load_images, load_views, read_inputs
+from src.clusters.inputs import Inputs, load_views, read_inputs
 from src.clusters.method import Clustering, Method, Splits
 from src.clusters.pca import PCA
 from src.clusters.scoring import (
@@ -24,11 +24,11 @@ from src.clusters.scoring import (
 )
 from src.clusters.summary import metrics_report, pca_lines
 from src.clusters.trust import trust_report
-from src.evaluation.scores import VERSION, Scores, used_splits
 from src.runtime.cli import UserError, check_seed
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, ExtractionRecord, Stage
 from src.storage.provenance import git_commit, versions
+from src.storage.scores import VERSION, Scores, used_splits
 from src.tracking.tracker import stage_tracker
 
 
@@ -69,9 +69,9 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, S
     if scanned:
         scores["scan"] = scanned
     compare(scores, config, inputs, reduced, smoothed_NP)
-    pictures = load_images(inputs.manifest, fit_on)
+    images_NCSS = inputs.pictures and inputs.pictures.splits[fit_on].images
     views = load_views(inputs.manifest, fit_on, pca, used.head)
-    if trust := trust_report(method, reduced[fit_on], pictures, count, config.seed, views):
+    if trust := trust_report(method, reduced[fit_on], images_NCSS, count, config.seed, views):
         scores["trust"] = trust
 
     save(stage, pca, reduced, used, images)

@@ -1,8 +1,8 @@
 """What clustering prints: sizes, scores and notes about them."""
 
 from src.clusters.trust import describe
-from src.evaluation.scores import PcaScores, ProbeScores, Scores, SeedScores, used_splits
 from src.evaluation.tables import CLUSTERINGS, COLUMNS, class_line, summary_table
+from src.storage.scores import PcaScores, ProbeScores, Scores, SeedScores, used_splits
 
 LOW_VARIANCE = 0.95
 

@@ -25,8 +25,8 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from src.clusters.method import Method
-from src.evaluation.scores import Agreement, TrustScores, Verdict
 from src.models.preprocessing import raw_pixels
+from src.storage.scores import Agreement, TrustScores, Verdict
 
 IMAGES = 4_000
 """The most images that are split into halves."""

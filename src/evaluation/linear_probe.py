@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from src.evaluation.scores import ProbeFit
 from src.runtime.cli import progress
+from src.storage.scores import ProbeFit
 
 STRENGTHS = np.geomspace(1e-2, 1e3, 11)
 """C, for features whose mean square length about their mean is 1."""

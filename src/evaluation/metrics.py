@@ -11,8 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, davies_bouldin_score, normalized_mutual_info_score
 
 from src.evaluation.neighbors import nearest, unit
-from src.evaluation.scores import ClassScores, InternalScores, LabelScores
 from src.evaluation.silhouette import silhouette_samples
+from src.storage.scores import ClassScores, InternalScores, LabelScores
 
 
 def contingency(

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from src.evaluation.scores import (
+from src.runtime.cli import printable
+from src.storage.scores import (
     ClassScores,
     ClusteringName,
     FeatureScores,
@@ -10,7 +11,6 @@ from src.evaluation.scores import (
     SplitScores,
     used_splits,
 )
-from src.runtime.cli import printable
 
 COLUMNS = {
     "hungarian_accuracy": "Hungarian accuracy",

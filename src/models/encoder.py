@@ -133,7 +133,9 @@ class TrainedBackbone:
         config = saved["config"]
         if config["arch"] not in ARCHITECTURES:
             raise BadCheckpoint(f"{file} holds an unknown network, {config['arch']}")
-        model = SimCLR(config["arch"], bn=config["bn"], pretrained=config["weights"] != "none")
+        model = SimCLR(
+            config["arch"], bn=config.get("bn", "frozen"), pretrained=config["weights"] != "none"
+        )
         checkpoint.load_into(model, saved["model"], file)
         backbone = model.backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         fold_batch_norm(backbone)

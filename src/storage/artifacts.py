@@ -21,7 +21,6 @@ import numpy as np
 from numpy.lib import format as npy
 from typing_extensions import TypedDict
 
-from src.evaluation.scores import VERSION, Scores
 from src.runtime.cli import RunError, UserError
 from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
@@ -37,6 +36,7 @@ from src.storage.files import (
     to_json,
     write_json,
 )
+from src.storage.scores import VERSION, Scores
 
 CertaintyName = Literal["confidence", "margin"]
 SPLITS = ("unlabeled", "train", "test")

@@ -26,7 +26,6 @@ from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
 from src.storage.artifacts import TRAINING, Tracking
 from src.storage.files import digest, locked, misfit, open_regular, replacing, temporary_path
-from src.training.flags import TrainConfig, flag_values
 
 FORMAT = "simclr checkpoint, version 1"
 METRICS_LOG = "metrics.jsonl"
@@ -134,8 +133,7 @@ def save(file: Path, state: dict[str, Any]) -> None:
 
 
 def load(file: Path, recorded: str | None = None) -> dict[str, Any]:
-    """The state that `save` wrote, on the CPU, and the `digest` of the file. Flags that are newer
-    than the checkpoint have their defaults.
+    """The state that `save` wrote, on the CPU, and the `digest` of the file.
 
     Args:
         recorded: the digest of an earlier `load`, which proves that the file is still intact.
@@ -160,8 +158,7 @@ def load(file: Path, recorded: str | None = None) -> dict[str, Any]:
     state = _intact(file, content, is_known=recorded is not None)
     if problem := misfit(state, SavedState) or misfit(state["config"], dict[str, JsonValue]):
         raise BadCheckpoint(f"{file} is damaged, or of another version: {problem}")
-    complete = flag_values(TrainConfig()) | state["config"]
-    return state | {"config": complete, "digest": found}
+    return state | {"digest": found}
 
 
 def _intact(file: Path, content: bytes, is_known: bool = False) -> dict[str, Any]:

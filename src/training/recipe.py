@@ -151,6 +151,7 @@ def refuse_changes(
 ) -> None:
     """Raise UserError if the flags `saved` in `file`, or the images, are those of another run than
     `config`."""
+    saved = flag_values(TrainConfig()) | saved  # flags that are newer than the checkpoint
     different = [
         f"--{name.replace('_', '-')} {saved[name]} (now {value})"
         for name, value in flag_values(config).items()

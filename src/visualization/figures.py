@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from src.evaluation.scores import ScanScores
 from src.runtime.cli import printable
+from src.storage.scores import ScanScores
 from src.visualization.palette import BASE
 
 STYLE: dict[str, Any] = {

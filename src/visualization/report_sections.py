@@ -9,9 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from src.clusters.trust import describe
-from src.evaluation.scores import ScanScores, Scores
 from src.evaluation.tables import COLUMNS, score_rows
 from src.storage.metrics_log import Record
+from src.storage.scores import ScanScores, Scores
 from src.visualization.figures import cluster_scan, styled, training_curves
 from src.visualization.results import Results
 

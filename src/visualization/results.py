@@ -7,10 +7,10 @@ import numpy as np
 
 from dataset.load_dataset import Dataset, reload_dataset
 from src.clusters.names import given_names, load_names
-from src.evaluation.scores import Scores
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.storage.artifacts import Artifact, ClusteringRecord, ExtractionRecord, Manifest
+from src.storage.scores import Scores
 from src.visualization.palette import cluster_colors
 
 

@@ -11,12 +11,12 @@ from PIL import Image
 
 from dataset.folder import refuse_among
 from src.evaluation.near_duplicates import crossing, near_duplicates
-from src.evaluation.scores import used_splits
 from src.evaluation.silhouette import silhouette_samples
 from src.runtime.cli import check_seed
 from src.storage import artifacts, checkpoint
 from src.storage.artifacts import ExtractionRecord
 from src.storage.metrics_log import Record, read_metrics
+from src.storage.scores import used_splits
 from src.tracking.tracker import stage_tracker
 from src.visualization import figures
 from src.visualization.flags import VisualizeConfig

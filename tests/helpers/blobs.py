@@ -6,9 +6,9 @@ import numpy as np
 
 from src import clustering
 from src.clustering import ClusteringConfig
-from src.evaluation.scores import Scores
 from src.storage import artifacts
 from src.storage.artifacts import EXTRACTION, Manifest
+from src.storage.scores import Scores
 from tests.helpers.pixel_run import extraction_part
 
 NAMES = ["ant", "bee", "cat"]
