@@ -326,16 +326,17 @@ def test_baselines_follow_the_same_protocol(tmp_path: Path) -> None:
         for name, split in digits.splits.items()
     }
     config = replace(write(tmp_path, list(digits.class_names), **splits), baselines=True)
+    part = dict(Manifest(tmp_path).extraction)
+    part["dataset"]["fingerprint"] = digits.fingerprint
+    artifacts.record(tmp_path, EXTRACTION, part)
     with pytest.raises(UserError, match=r"run python src/feature_extraction\.py --untrained first"):
         main(config)
-    part = dict(Manifest(tmp_path).extraction)
     with artifacts.writing(tmp_path, EXTRACTION) as stage:
         for name, (x, labels) in splits.items():
             noise = np.random.default_rng(0).normal(size=(len(x), 30))
             stage.save(artifacts.FEATURES, x, name)
             stage.save(LABELS, labels, name)
             stage.save(artifacts.UNTRAINED_FEATURES, noise, name)
-        part["dataset"]["fingerprint"] = digits.fingerprint
         stage.record(part)
     result = metrics(config)
     # The "learned" features are raw pixels as well here, so the figures must be the same.
