@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from dataset.load_dataset import reload_dataset
 from src.clusters.head import ClusterHead
-from src.models.batch_norm import torchvision_state
+from src.models.architectures import TIMM
+from src.models.backbone import Backbone
 from src.models.encoder import TrainedBackbone
-from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, preprocess
-from src.models.simclr import Backbone
+from src.models.preprocessing import preprocess
 from src.prediction.flags import ExportConfig
 from src.prediction.predictor import Predictor
 from src.runtime.cli import RunError, UserError
@@ -71,15 +71,15 @@ def write_backbone(file: Path, config: ExportConfig) -> None:
     cpu = torch.device("cpu")
     trained = TrainedBackbone.load(config.checkpoint, config.checkpoint_dir, cpu)
     arch = trained.config["arch"]
-    if arch not in torchvision.models.list_models():
+    if not arch.startswith(TIMM) and arch not in torchvision.models.list_models():
         raise UserError(f"--backbone: torchvision has no {arch}, which {trained.file} holds")
-    state = torchvision_state(trained.backbone)
+    state = trained.backbone.published_state()
     about = {
         "format": "pt",  # as the library of safetensors asks for
         "architecture": arch,
         "image_size": str(trained.dataset["image_size"]),
-        "mean": json.dumps(PIXEL_MEAN),
-        "std": json.dumps(PIXEL_STD),
+        "mean": json.dumps(trained.backbone.mean),
+        "std": json.dumps(trained.backbone.std),
         "checkpoint": trained.digest,
     }
     with artifacts.replacing(file) as temporary:

@@ -52,6 +52,8 @@ class Flags(TypedDict):
     data_dir: str
     cache_dir: str | None
 
+    trained_share: NotRequired[float]
+
     # `ViewSettings`
     crop_min: NotRequired[float]
     flip: NotRequired[float]
@@ -68,6 +70,8 @@ class SavedState(TypedDict):
     """What every stage needs of a checkpoint."""
 
     model: dict[str, InstanceOf[torch.Tensor]]
+    initial: NotRequired[dict[str, InstanceOf[torch.Tensor]]]
+    """The backbone's weights before training, if later stages use an average with them."""
     epoch: NonNegativeInt
     config: Flags
     dataset: TrainedOn

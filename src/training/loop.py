@@ -26,7 +26,13 @@ from src.training import forecast, health
 from src.training.batches import Batch
 from src.training.flags import TrainConfig, flag_values
 from src.training.setup import Setup, prepare
-from src.training.state import TrainState, end_warmup, restore_or_initialize, save_checkpoint
+from src.training.state import (
+    TrainState,
+    averaged,
+    end_warmup,
+    restore_or_initialize,
+    save_checkpoint,
+)
 from src.training.stop_signal import StopSignal
 from src.training.views import make_views
 
@@ -94,7 +100,7 @@ def train(
     for batches in prefetch(setup.batches.load, range(state.step, steps)):
         rate = learning_rate(state.step, steps, setup.warmup_steps, peak)
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         loss, norm = train_step(
             network, state.optimizer, state.scaler, batches, config, setup.dtype
         )
@@ -123,7 +129,8 @@ def train(
                     "images_per_second": config.images_per_step * done / seconds,
                     "seconds_left": seconds * (steps - state.step) / done,
                 }
-                measured = observe(state.model, epoch, state.step == steps)
+                with averaged(state, config.trained_share):
+                    measured = observe(state.model, epoch, state.step == steps)
                 record = {"kind": "epoch", "epoch": epoch, **position, **means, **measured, **speed}
                 log(record)
                 with bar.external_write_mode():
