@@ -1,7 +1,7 @@
 """What training gains over the weights that it starts from, on folders of pictures with classes.
 
     python benchmarks/adaptation.py PICTURES [PICTURES ...] --seeds 3
-    python benchmarks/adaptation.py PICTURES --flags "--weights dino --epochs 4"
+    python benchmarks/adaptation.py PICTURES --flags="--weights dino --epochs 4"
 
 Runs src/train.py on each folder once a seed, in a temporary directory, and scores epoch 0 and the
 last epoch: k-NN (leave one out), Hungarian accuracy of K-means and of smoothed clusters, and the

@@ -74,8 +74,8 @@ _BLOCKS = {"basic": _BasicBlock, "bottleneck": _Bottleneck}
 class ResNet(Backbone):
     """A ResNet without its classifier, under torchvision's parameter names.
 
-    With frozen statistics and random weights, the weights of every convolution are standardized, see
-    `SyncedBatchNorm2d`; pretrained ones are not: their statistics fit them.
+    With frozen statistics and random weights, the weights of every convolution are standardized,
+    see `SyncedBatchNorm2d`; pretrained ones are not: their statistics fit them.
 
     Args:
         arch: a name in `ARCHITECTURES`.

@@ -49,7 +49,7 @@ def load_weights(backbone: Backbone, arch: str, weights: str | Path) -> None:
     """
     wanted = backbone.network.state_dict()
     file, tensors = _obtain(backbone, arch, weights)
-    found = networks(tensors) or under_prefixes(tensors, next(iter(wanted)))
+    found = networks(tensors) or under_prefixes(tensors, list(wanted))
     if not found:
         content = f"its keys are {_first(map(repr, tensors))}" if tensors else "it has no tensors"
         raise UserError(f"--weights {file} holds no state dict of {arch}: {content}")
@@ -176,10 +176,12 @@ def networks(tensors: Tensors) -> dict[str, Tensors]:
     return found
 
 
-def under_prefixes(tensors: Tensors, first: str) -> dict[str, Tensors]:
-    """The networks among the tensors whose first parameter is `first`, by the prefix of their
-    keys."""
+def under_prefixes(tensors: Tensors, names: list[str]) -> dict[str, Tensors]:
+    """The networks among the tensors that have the first and the last of `names`, by the prefix of
+    their keys."""
+    first, last = names[0], [name for name in names if name.endswith(("weight", "bias"))][-1]
     prefixes = [key.removesuffix(first) for key in tensors if key.endswith(first)]
+    prefixes = [prefix for prefix in prefixes if prefix + last in tensors]
     return {
         prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
         for prefix in prefixes

@@ -159,7 +159,7 @@ class TrainConfig:
 
     @property
     def pretrained(self) -> bool:
-        return self.weights != "none"
+        return self.weights not in (None, "none")
 
     @property
     def images_per_step(self) -> int:
@@ -191,7 +191,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "checkpoint_every": 10,
         "log_every": 10,
     },
-    "folder": {name: None for name in CHOSEN if name != "crop_min"} | {"views": ViewSettings(crop_min=None)},  # type: ignore[arg-type]
+    "folder": {
+        **{name: None for name in CHOSEN if name != "crop_min"},
+        "views": ViewSettings(crop_min=None),  # type: ignore[arg-type]
+    },
 }  # fmt: skip
 """Where a data set's defaults differ from those of `TrainConfig`, which are STL-10's."""
 
@@ -205,8 +208,10 @@ FREE_TO_CHANGE = {
 
 def check(config: TrainConfig) -> None:
     """Raise UserError for a flag out of its range."""
-    positive = ("temperature", "batch_size", "accumulate", "learning_rate", "backbone_rate",
-                "clip_norm", "checkpoint_every", "log_every", "monitor_every", "image_size")  # fmt: skip
+    positive = (
+        *("temperature", "batch_size", "accumulate", "learning_rate", "backbone_rate"),
+        *("clip_norm", "checkpoint_every", "log_every", "monitor_every", "image_size"),
+    )
     for name in positive:
         if not getattr(config, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0")

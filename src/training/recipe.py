@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from dataset.folder import find_pictures
 from dataset.pictures import BadPicture, shorter_side
+from src.models.architectures import TIMM
 from src.models.pretrained import PRETRAINED
 from src.runtime import distributed
 from src.runtime.cli import UserError
@@ -74,17 +75,18 @@ def folder_recipe(
         weights: those that training begins with.
         batch_size: that of --batch-size, which like `accumulate` changes the number of steps.
     """
-    choose = _from_random if weights == "none" else _from_pretrained
+    is_pretrained = weights != "none"
+    choose = _from_pretrained if is_pretrained else _from_random
     arch, target, batch, chosen = choose(images, gpu)
     schedule = epochs or chosen  # --epochs 0 makes the checkpoint that training would begin with
     per_epoch = max(1, images // max(1, (batch_size or batch) * accumulate))
     warmup, values = float(max(2, schedule // 12)), FROM_RANDOM
-    if weights != "none":  # statistics are frozen, so that the learning rate alone warms up
+    if is_pretrained:  # statistics are frozen, so that the learning rate alone warms up
         warmup, values = round(min(20 / per_epoch, schedule / 4), 2), FROM_PRETRAINED
     return {
         "weights": weights,
         "arch": PRETRAINED[weights].arch if weights in PRETRAINED else arch,
-        "image_size": max(32, min(target, side // 16 * 16)),
+        "image_size": target if is_pretrained else max(32, min(target, side // 16 * 16)),
         "batch_size": batch,
         "epochs": chosen if epochs is None else epochs,
         "warmup_epochs": warmup,
@@ -157,10 +159,12 @@ def choose(config: TrainConfig, gpu: bool, recorded: dict[str, Any]) -> TrainCon
         values = flag_values(own)
         return replaced(config, {name: values[name] for name in missing})
     images, side = survey(config.data_dir, config.train_on)
+    if (weights := config.weights) is None:  # a network that was asked for has weights of its own
+        weights = "pretrained" if (config.arch or "").startswith(TIMM) else "none"
+        weights = weights if config.arch else "lite0"
     recipe = folder_recipe(
-        images, side, gpu, config.epochs, str(config.weights or "lite0"), config.batch_size,
-        config.accumulate,
-    )  # fmt: skip
+        images, side, gpu, config.epochs, str(weights), config.batch_size, config.accumulate
+    )
     chosen = {name: value for name, value in recipe.items() if name in missing}
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
     device = "a GPU" if gpu else "a CPU"

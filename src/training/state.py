@@ -185,7 +185,7 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
     state.scaler.load_state_dict(saved["scaler"])
     state.totals = health.Totals(setup.device, saved["totals"])
     state.step, state.loss, state.tracking = saved["step"], saved["loss"], saved["tracking"]
-    if state.step > setup.steps and not is_finished:
+    if state.step > setup.steps and is_same:
         raise UserError(
             f"{file} was saved after {state.step:,} steps, but --epochs {setup.config.epochs} is "
             f"only {setup.steps:,}: raise --epochs, or use --name for a separate experiment"
