@@ -1,6 +1,5 @@
 """Imported features: as if the extraction had written them, and refused where they do not fit."""
 
-import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import visualize_features
-from docs import make_features
+from dataset.load_dataset import load_dataset
 from src import export, feature_extraction, import_features, inference
 from src.export import ExportConfig
 from src.feature_extraction import ExtractionConfig
@@ -21,6 +19,7 @@ from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import FEATURES, LABELS, Manifest
 from tests.helpers.finished_run import cluster, rows_of, write_checkpoint
+from tests.helpers.pixel_run import pixels
 from visualize_features import VisualizeConfig
 
 SPLITS = {"unlabeled": 20, "train": 40, "test": 20}
@@ -28,25 +27,12 @@ SPLITS = {"unlabeled": 20, "train": 40, "test": 20}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, pictures_dir: Path) -> Path:
-    """Features and names by EfficientNet-Lite0, as docs/make_features.py writes them."""
+    """Features and names of every split, as another program would write them."""
     directory = tmp_path_factory.mktemp("made")
-    make_features.main(make_features.FeaturesConfig(pictures_dir, output_dir=directory))
+    for name, split in load_dataset("folder", pictures_dir, 96).splits.items():
+        np.save(directory / f"{name}.npy", pixels(split.images))
+        (directory / f"{name}.txt").write_text("\n".join(split.names or ()) + "\n")
     return directory
-
-
-def test_the_command_that_comes_next_can_be_pasted(
-    pictures_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(make_features, "load_network", lambda _: torch.nn.Flatten())
-    folder = tmp_path / "my features"
-    make_features.main(make_features.FeaturesConfig(pictures_dir, output_dir=folder, image_size=8))
-    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    for option, value in (
-        ("--data-dir", pictures_dir), ("--test", folder / "test.npy"),
-        ("--train-names", folder / "train.txt"), ("--name", "other"),
-    ):  # fmt: skip
-        assert command[command.index(option) + 1] == str(value)
 
 
 def flags(made: Path, feature_dir: Path, **changes: Path | None) -> ImportConfig:
@@ -113,7 +99,7 @@ def test_pretrained_features_with_their_pictures(
     made: Path, pictures_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import_features.main(flags(made, tmp_path, **names(made, pictures_dir)))
-    assert np.load(artifacts.path(FEATURES, tmp_path, "train")).shape == (40, 1280)
+    assert np.load(artifacts.path(FEATURES, tmp_path, "train")).shape == (40, 192)
     cluster(tmp_path, baselines=True)
     metrics = Manifest(tmp_path).metrics()
     assert list(metrics["baselines"]) == ["raw_pixels"]
@@ -163,7 +149,7 @@ def test_new_features_get_the_clusters_of_the_clustering(made: Path, tmp_path: P
         found = [(row["path"], int(row["cluster"])) for row in rows_of(output)]
         assert found == list(zip(paths, clusters, strict=True))
     np.save(tmp_path / "narrow.npy", np.ones((3, 7)))
-    with pytest.raises(UserError, match=r"7 features a row, the clusters in .* have 1,280"):
+    with pytest.raises(UserError, match=r"7 features a row, the clusters in .* have 192"):
         inference.main(replace(config, features=tmp_path / "narrow.npy"))
     with pytest.raises(UserError, match=r"has 20 lines, .* has 40 rows"):
         inference.main(replace(config, features=made / "train.npy", names=made / "test.txt"))
@@ -236,7 +222,7 @@ def refused(config: ImportConfig, message: str) -> None:
         ({"train": Path("missing")}, "missing is missing: --train takes features"),
         (
             {"test": "wide", "test_names": None},
-            "different widths: --unlabeled 1,280, --train 1,280, --test 3",
+            "different widths: --unlabeled 192, --train 192, --test 3",
         ),
         ({"train_labels": "y"}, "has 6 labels, .*train.npy has 40 rows"),
         ({"train_labels": "wide"}, "expected whole numbers of shape"),

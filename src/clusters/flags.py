@@ -38,7 +38,7 @@ class ClusteringConfig:
     """Also fit a linear classifier to the features of train, with its labels, and score it on
     test."""
     baselines: bool = False
-    """Also cluster raw pixels and the features of the untrained network, for comparison."""
+    """Also cluster raw pixels and the features of the network before training, for comparison."""
     seed: int = 0
     """Random seed of K-means."""
     wandb: WandbMode = "auto"

@@ -247,7 +247,7 @@ class Newest:
 
 def prune(directory: Path, current: Path, keep: int | None) -> None:
     """Delete what `current`, just saved, supersedes: earlier checkpoints from the middle of an
-    epoch, and all but the last `keep` of the others. The untrained network, epoch 0, stays."""
+    epoch, and all but the last `keep` of the others. Epoch 0, before training, stays."""
     others = [p for p in listed(directory) if p != current]
     mid_epoch = [p for p in others if "_step_" in p.name]
     whole_epochs = [p for p in others if p not in mid_epoch and p.name != file_name(0)]

@@ -191,7 +191,7 @@ def train_as_main(state: TrainState, setup: Setup, stop: StopSignal) -> int:
     ):  # fmt: skip
         state.tracking = {"group": group, "run_id": tracker.run_id}
         forecast.announce(setup, state)
-        if is_new:  # epoch 0, the untrained network; fails now if nothing can be written
+        if is_new:  # epoch 0, before training; fails now if nothing can be written
             save_checkpoint(state, setup)
 
         def log(record: dict[str, Any]) -> None:
