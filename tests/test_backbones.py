@@ -203,6 +203,17 @@ def test_the_average_lies_between() -> None:
     assert average(initial, trained, 0.25)["n"] == 7
 
 
+def test_views_of_another_size_than_images(config: TrainConfig) -> None:
+    """For convolutions and vision transformers, but not for windows of a fixed size."""
+    sides = replace(config.views, view_size=16)
+    vit = replace(config, arch="timm/test_vit", weights="none", views=sides, epochs=1)
+    assert train.main(vit) == 0
+    assert len(TrainedBackbone.load(None, config.checkpoint_dir, CPU).backbone.network.pos_embed[0])
+    swin = replace(vit, arch="timm/swin_tiny_patch4_window7_224", image_size=56, fresh=True)
+    with pytest.raises(UserError, match="add --view-size 0"):
+        train.main(swin)
+
+
 def test_defaults_follow_the_weights(config: TrainConfig) -> None:
     stl10 = TrainConfig.for_dataset("stl10", pretrained=True)
     assert (stl10.temperature, stl10.views.crop_min, stl10.trained_share) == (0.5, 0.4, 0.5)

@@ -103,7 +103,7 @@ def test_pretrained_features_with_their_pictures(
     cluster(tmp_path, baselines=True)
     metrics = Manifest(tmp_path).metrics()
     assert list(metrics["baselines"]) == ["raw_pixels"]
-    assert metrics["kmeans"]["splits"]["train"]["knn_accuracy"] > 0.9  # ten colors
+    assert metrics["kmeans"]["splits"]["train"]["knn_accuracy"] > 0.85  # ten colors
     report = visualize(tmp_path)
     assert 'id="sheet-0"' in report
     assert "none: the features were imported" in report

@@ -31,6 +31,8 @@ class Backbone(nn.Module):
     """Of the pixels that the network itself was made for, from 0 to 1. `forward` takes images that
     are normalized as `preprocess` does it, whatever the network."""
     is_frozen = False
+    takes_any_size = True
+    """Whether views may have another side than images."""
 
     def __init__(self, bn: BatchNorm):
         super().__init__()

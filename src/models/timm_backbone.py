@@ -1,5 +1,6 @@
 """Any network of timm as a backbone."""
 
+import contextlib
 import difflib
 from typing import Any
 
@@ -40,6 +41,9 @@ class TimmBackbone(Backbone):
                 "weights, which only this project's ResNets have: add --bn train, or --weights "
                 "pretrained"
             )
+        self.takes_any_size = not getattr(
+            getattr(network, "patch_embed", None), "strict_img_size", False
+        )
         self.feature_dim = network.head_hidden_size or network.num_features
         self.mean, self.std = (tuple(network.pretrained_cfg[key]) for key in ("mean", "std"))
         # From the normalization of `preprocess` to the network's own.
@@ -79,13 +83,19 @@ class TimmBackbone(Backbone):
             hint = f"; similar: {', '.join(near)}" if near else ""
             raise UserError(f"--arch timm/{self.name}: timm has no such network{hint}")
         config = timm.get_pretrained_cfg(self.name)
-        options: dict[str, Any] = (
-            {"img_size": self.image_size} if getattr(config, "fixed_input_size", False) else {}
-        )
+        options: list[dict[str, Any]] = [{}]
+        if getattr(config, "fixed_input_size", False):  # views may be smaller than images
+            own = {"img_size": self.image_size}
+            options = [own | {"dynamic_img_size": True, "dynamic_img_pad": True}, own]
         try:
-            return timm.create_model(self.name, pretrained=pretrained, num_classes=0, **options)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise UserError(
-                f"--arch timm/{self.name} cannot be made for images of {self.image_size} px "
-                f"({reason_of(error)}): try another --image-size"
-            ) from None
+            for option in options:
+                with contextlib.suppress(TypeError):  # an option that the network does not have
+                    return timm.create_model(
+                        self.name, pretrained=pretrained, num_classes=0, **option
+                    )
+            reason = "its size cannot be set"
+        except (ValueError, AssertionError) as error:
+            reason = reason_of(error)
+        raise UserError(
+            f"--arch timm/{self.name} cannot be made for images of {self.image_size} px ({reason})"
+        )

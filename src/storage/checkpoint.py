@@ -55,6 +55,7 @@ class Flags(TypedDict):
     trained_share: NotRequired[float]
 
     # `ViewSettings`
+    view_size: NotRequired[int]
     crop_min: NotRequired[float]
     flip: NotRequired[float]
     jitter: NotRequired[float]

@@ -51,6 +51,8 @@ class ViewSettings:
     """Largest shift of a view along each axis, as a fraction of its side."""
     zoom: float = 0.0
     """Largest change of a view's size in either direction: 0.1 is 1/1.1 to 1.1."""
+    view_size: Chosen[int] = 0
+    """Side of a view in pixels, at most that of the images, which later stages see; 0 is that."""
 
     @classmethod
     def of(cls, flags: Any) -> "ViewSettings":
@@ -166,8 +168,13 @@ class TrainConfig:
         return self.batch_size * self.accumulate
 
 
-FROM_RANDOM = {"temperature": 0.2, "crop_min": 0.2, "backbone_rate": 1.0, "trained_share": 1.0}
-FROM_PRETRAINED = {"temperature": 0.5, "crop_min": 0.4, "backbone_rate": 0.1, "trained_share": 0.5}
+FROM_RANDOM = {
+    "temperature": 0.2, "view_size": 0, "crop_min": 0.2, "backbone_rate": 1.0, "trained_share": 1.0,
+}  # fmt: skip
+FROM_PRETRAINED = {
+    "temperature": 0.5, "view_size": 128, "crop_min": 0.4, "backbone_rate": 0.1,
+    "trained_share": 0.5,
+}  # fmt: skip
 """What suits weights that were learned elsewhere (docs/log.md)."""
 
 CHOSEN = (
@@ -192,8 +199,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "log_every": 10,
     },
     "folder": {
-        **{name: None for name in CHOSEN if name != "crop_min"},
-        "views": ViewSettings(crop_min=None),  # type: ignore[arg-type]
+        **{name: None for name in CHOSEN if name not in ("crop_min", "view_size")},
+        "views": ViewSettings(view_size=None, crop_min=None),  # type: ignore[arg-type]
     },
 }  # fmt: skip
 """Where a data set's defaults differ from those of `TrainConfig`, which are STL-10's."""
@@ -219,8 +226,8 @@ def check(config: TrainConfig) -> None:
         if not 0 <= getattr(config.views, name) <= 1:
             raise UserError(f"--{name} must be a probability, from 0 to 1")
     flags = flag_values(config)
-    for name in ("jitter", "rotation", "shear", "shift", "zoom", "weight_decay", "warmup_epochs",
-                 "epochs"):  # fmt: skip
+    for name in ("view_size", "jitter", "rotation", "shear", "shift", "zoom", "weight_decay",
+                 "warmup_epochs", "epochs"):  # fmt: skip
         if not 0 <= flags[name] < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must be 0 or more")
     if not config.arch.startswith(TIMM) and config.arch not in ARCHITECTURES:

@@ -50,7 +50,9 @@ def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> floa
 
 def loss_of(model: SimCLR, batch: Batch, config: TrainConfig, dtype: torch.dtype) -> Tensor:
     """NT-Xent of two views of every image in the batch."""
-    views = make_views(batch.images_BCSS.repeat(2, 1, 1, 1), batch.parameters)
+    views = make_views(
+        batch.images_BCSS.repeat(2, 1, 1, 1), batch.parameters, config.views.view_size
+    )
     with autocast(views.device, dtype):
         projections_2Bd = model(views)
     return nt_xent(projections_2Bd, config.temperature)

@@ -34,7 +34,7 @@ CPU_VIEWS = 24_000
 cores (docs/log.md)."""
 
 
-PRETRAINED_SIDE, PRETRAINED_BATCH, PRETRAINED_STEPS = 128, 64, 64
+PRETRAINED_SIDE, PRETRAINED_BATCH, PRETRAINED_STEPS = 224, 32, 64
 """Of a folder with pretrained weights: side in pixels and batch size, at most, and the steps after
 which the whole number of epochs ends (docs/log.md)."""
 
@@ -51,6 +51,7 @@ class FolderRecipe(TypedDict):
     checkpoint_every: PositiveInt
     log_every: PositiveInt
     temperature: PositiveFloat
+    view_size: NonNegativeInt
     crop_min: PositiveFloat
     backbone_rate: PositiveFloat
     trained_share: PositiveFloat

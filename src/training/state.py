@@ -83,6 +83,8 @@ def random_state(setup: Setup) -> TrainState:
     torch.manual_seed(random_stream(config.seed, INITIAL_WEIGHTS).initial_seed())
     side = setup.dataset.image_size
     model = SimCLR(config.arch, config.bn, config.pretrained, side).train()
+    if config.views.view_size not in (0, side) and not model.backbone.takes_any_size:
+        raise UserError(f"{config.arch} takes views and images of one size: add --view-size 0")
     model.to(setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.backbone.freeze(frozen_at(0, setup))
     return TrainState(
