@@ -91,13 +91,13 @@ def main(config: BenchmarkConfig) -> None:
     gains = []
     for pictures in config.pictures:
         with tempfile.TemporaryDirectory() as scratch:
+            cache, before = Path(scratch, "cache"), None
             for seed in range(config.seeds):
                 directory = Path(scratch, str(seed))
                 minutes = train(pictures, seed, config, directory)
                 files = checkpoint.listed(directory)
-                before, after = (
-                    scores(files[i], pictures, Path(scratch, "cache")) for i in (0, -1)
-                )
+                before = before or scores(files[0], pictures, cache)  # the same for every seed
+                after = scores(files[-1], pictures, cache)
                 gains.append(np.subtract(after, before))
                 cells = (f"{b:.3f} → {a:.3f}" for b, a in zip(before, after, strict=True))
                 lines.append(f"| {pictures.name} | {seed} | {minutes:.1f} | {' | '.join(cells)} |")

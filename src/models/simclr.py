@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.models.architectures import TIMM
+from src.models.architectures import ARCHITECTURES, TIMM
 from src.models.backbone import Backbone
 from src.models.resnet import ResNet
 from src.runtime import distributed
+from src.runtime.cli import UserError
 from src.runtime.flag_choices import BatchNorm
 
 
@@ -55,8 +56,10 @@ def make_backbone(
     Raises:
         UserError: there is no such network, or not for such images.
     """
-    if not arch.startswith(TIMM):
+    if arch in ARCHITECTURES:
         return ResNet(arch, bn, pretrained)
+    if not arch.startswith(TIMM):
+        raise UserError(f"--arch {arch} is neither timm/NAME nor {', '.join(ARCHITECTURES)}")
     from src.models.timm_backbone import TimmBackbone  # takes seconds
 
     return TimmBackbone(arch.removeprefix(TIMM), bn, pretrained, image_size)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
 import tyro
 
-from src.models.architectures import ARCHITECTURES, TIMM
 from src.runtime.cli import UserError, check_seed
 from src.runtime.flag_choices import (
     BatchNorm,
@@ -230,8 +229,6 @@ def check(config: TrainConfig) -> None:
                  "warmup_epochs", "epochs"):  # fmt: skip
         if not 0 <= flags[name] < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must be 0 or more")
-    if not config.arch.startswith(TIMM) and config.arch not in ARCHITECTURES:
-        raise UserError(f"--arch {config.arch} is neither timm/NAME nor {', '.join(ARCHITECTURES)}")
     if not 0 < config.trained_share <= 1 or (config.trained_share < 1 and not config.pretrained):
         raise UserError(
             "--trained-share must be above 0 and at most 1, and 1 for random initial weights"
