@@ -67,7 +67,8 @@ def test_altered_copies_are_found_and_nothing_else(
 
 def test_similar_digits_are_no_copies_but_mirrored_ones_are() -> None:
     digits = load_dataset("digits", Path()).splits["test"].images[:120]
-    assert (near_duplicates({"test": digits})["test"] == -1).all()
+    for count in (40, 120):
+        assert (near_duplicates({"test": digits[:count]})["test"] == -1).all()
     groups = near_duplicates({"train": digits, "test": digits[:3, :, :, ::-1]})
     assert groups["test"].tolist() == groups["train"][:3].tolist() == [0, 1, 2]
 

@@ -34,7 +34,7 @@ share of their mean deviation."""
 STRICT = 0.98
 """SAME if more than `MANY` of the images, copies left out, correlate by `ALIKE` with `OTHERS` more:
 such images, like digits, are so similar that copies do not stand out."""
-ALIKE, OTHERS, MANY = 0.7, 3, 0.2
+ALIKE, OTHERS, MANY = 0.7, 2, 0.25
 STEPS = 3
 LIMIT = 0.12
 """Largest scale and shift, in half widths: two copies, each cropped by 5 %, differ by 0.1."""
