@@ -17,17 +17,19 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
+from src import clustering
+from src.clustering import ClusteringConfig
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
-from src.visualization import figures, projection, results, thumbnails
+from src.visualization import figures, projection, results, stage, thumbnails
 from src.visualization.duplicates import Copies, kept
+from src.visualization.flags import VisualizeConfig
 from src.visualization.images_table import write_images
 from src.visualization.map_figure import projection_map
 from src.visualization.palette import BASE, cluster_colors, colors
 from src.visualization.projection import project
 from src.visualization.report_sections import training_image
 from src.visualization.results import load_results
-from src.visualization.stage import silhouettes
 from tests.helpers import ROOT
 from tests.helpers.digits import all_digits, digits, save_picture, write_digits
 from tests.helpers.pixel_run import load_arrays, pixel_run
@@ -299,7 +301,7 @@ def test_both_maps_draw_a_cluster_and_its_class_in_one_color(pixel_digits: Path)
 
 def test_the_silhouette_figure_names_the_mean(pixel_digits: Path) -> None:
     results = load_results(pixel_digits)
-    figure = silhouettes(results, "train")
+    figure = stage.silhouettes(results, "train")
     mean = results.metrics["smoothed"]["splits"]["train"]["silhouette"]
     assert figure.axes[0].texts[0].get_text() == f"mean {mean:.3f}"
 
@@ -323,6 +325,25 @@ def test_a_run_gets_every_figure(script: Script, stl10_dir: Path, tmp_path: Path
         pixels = np.asarray(Image.open(file).convert("L"))
         assert (pixels < 128).any(), file
         assert min(pixels.shape) > 200, file
+
+
+def test_clusters_that_change_while_they_are_drawn(
+    pixel_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pixel_digits, tmp_path, dirs_exist_ok=True)
+
+    def project_slowly(x_NP: np.ndarray, *_: object) -> np.ndarray:
+        config = ClusteringConfig(feature_dir=tmp_path, clusters="4", restarts=1, wandb="disabled")
+        clustering.main(config)
+        return x_NP[:, :2].copy()
+
+    monkeypatch.setattr(stage, "project", project_slowly)
+    config = VisualizeConfig(feature_dir=tmp_path, checkpoint_dir=tmp_path, wandb="disabled")
+    with pytest.raises(UserError, match="changed meanwhile"):
+        stage.run(config)
+    assert not [*(tmp_path / artifacts.FIGURES).glob("*.png")]
+    assert not (tmp_path / artifacts.IMAGES).exists()
+    assert not (tmp_path / artifacts.REPORT).exists()
 
 
 def test_missing_inputs_are_named(script: Script, stl10_dir: Path, tmp_path: Path) -> None:

@@ -46,14 +46,17 @@ def run(config: VisualizeConfig) -> None:
     if len(results.x_NP) > FIT_POINTS and method != "pca":
         print(f"note: {FIT_POINTS:,} are embedded, the others placed among their neighbors")
     xy_N2 = project(results.x_NP, method, config.seed)
+    copies = find_copies(results)
 
     folder = config.feature_dir / artifacts.FIGURES
     folder.mkdir(parents=True, exist_ok=True)
+    report, table = (config.feature_dir / name for name in (artifacts.REPORT, artifacts.IMAGES))
     files = []
     is_own = results.extraction["dataset"]["name"] == "folder"
     mode = config.wandb or ("disabled" if is_own else "auto")
     tracker = stage_tracker(mode, config.wandb_dir, "visualization", config, results.extraction)
-    with artifacts.only_writer(config.feature_dir), figures.styled(), tracker:
+    only_writer = artifacts.only_writer(config.feature_dir, results.manifest)
+    with only_writer, figures.styled(), tracker:
         for name, figure in draw(results, records, xy_N2, TITLES[method]):
             files.append(folder / f"{name}.{config.format}")
             with artifacts.replacing(files[-1]) as temporary:
@@ -61,10 +64,8 @@ def run(config: VisualizeConfig) -> None:
             if mode != "disabled":
                 picture = files[-1] if config.format == "png" else pixels(figure)
                 tracker.image(f"figures/{name}", picture)
-    copies = find_copies(results)
-    report, table = (config.feature_dir / name for name in (artifacts.REPORT, artifacts.IMAGES))
-    write_report(report, results, records, copies, xy_N2, TITLES[method])
-    write_images(table, results, copies, xy_N2)
+        write_report(report, results, records, copies, xy_N2, TITLES[method])
+        write_images(table, results, copies, xy_N2)
 
     print(f"wrote {len(files)} figures to {folder} in {time.monotonic() - started:.0f} s")
     print(f"wrote {table} (one row per image)")
