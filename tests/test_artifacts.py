@@ -45,6 +45,21 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(finished: Pa
         assert Manifest(finished).clustering["clusters"] == 10
 
 
+@pytest.mark.parametrize("stage", [EXTRACTION, CLUSTERING])
+def test_nothing_is_written_from_results_that_were_replaced(finished: Path, stage: str) -> None:
+    read, part = Manifest(finished), json.loads((finished / artifacts.MANIFEST).read_text())[stage]
+    artifacts.record(finished, stage, part)  # the same once more
+    with artifacts.only_writer(finished, read):
+        pass
+    for changed in (part | {"commit": "another"}, None):  # finished, or still running
+        artifacts.record(finished, stage, changed)
+        with (
+            pytest.raises(UserError, match="changed meanwhile, so run this command"),
+            artifacts.only_writer(finished, read),
+        ):
+            raise AssertionError
+
+
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     pipe, loop = tmp_path / "pipe", tmp_path / "loop"
     os.mkfifo(pipe)

@@ -2,9 +2,11 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.ndimage import laplace, uniform_filter
 from scipy.spatial.distance import cdist
 from sklearn import metrics as sk
 
+from src.evaluation import sharpness as sharp
 from src.evaluation import silhouette
 from src.evaluation.metrics import (
     effective_rank,
@@ -101,6 +103,21 @@ def test_silhouette_of_clusters_tight_and_close_in_pairs(
     within, between = sums_NK[own] / 39, np.where(own, np.inf, sums_NK / 40).min(axis=1)
     expected = (between - within) / np.maximum(between, within)
     np.testing.assert_allclose(silhouette_samples(x, clusters), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [1, 2, 17])
+def test_sharpness_is_the_variance_of_the_laplacian(
+    side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharp, "BLOCK", 2)
+    images = np.random.default_rng(0).integers(256, size=(5, 3, side, side), dtype=np.uint8)
+    images[4] = 77
+    expected = [laplace(x.mean(axis=0), mode="nearest").var() for x in images]
+    got = sharp.sharpness(images)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+    blurred = uniform_filter(images, (0, 0, 3, 3))
+    assert side < 17 or (sharp.sharpness(blurred)[:4] < got[:4] / 4).all()
 
 
 def test_external_metrics_equal_scikit_learn() -> None:

@@ -109,6 +109,22 @@ def test_the_example_of_the_documentation(
     np.testing.assert_allclose(variables["distances"], expected.distances, rtol=1e-3)
 
 
+def test_clusters_that_change_while_they_are_exported(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(features, tmp_path, dirs_exist_ok=True)
+    (tmp_path / artifacts.MODEL).unlink(missing_ok=True)
+
+    def export_slowly(_: Predictor) -> onnx.ModelProto:
+        run_clustering(tmp_path, clusters="4")
+        return onnx.ModelProto()
+
+    monkeypatch.setattr(onnx_export, "to_onnx", export_slowly)
+    with pytest.raises(UserError, match="changed meanwhile"):
+        main(ExportConfig(feature_dir=tmp_path))
+    assert not (tmp_path / artifacts.MODEL).exists()
+
+
 def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_path: Path) -> None:
     shutil.copytree(features, tmp_path, dirs_exist_ok=True)
     run_clustering(tmp_path, l2_normalize=False, clusters="13", components=7)

@@ -56,7 +56,8 @@ def run(config: ExportConfig) -> None:
     predictor = Predictor.load(config.feature_dir, config.checkpoint, "cpu", "fp32")
     model = to_onnx(predictor)
     file = config.feature_dir / artifacts.MODEL
-    with artifacts.only_writer(config.feature_dir), artifacts.replacing(file) as temporary:
+    only_writer = artifacts.only_writer(config.feature_dir, predictor.manifest)
+    with only_writer, artifacts.replacing(file) as temporary:
         temporary.write_bytes(model.SerializeToString())
         compared = _compare(temporary, predictor, config) if config.check_images else "not compared"
     size = file.stat().st_size / 1e6

@@ -239,6 +239,10 @@ class Manifest:
         """Whether the stage wrote it, as with labels that not every split has."""
         return path(artifact, self.directory, split).name in self._files(artifact.stage)
 
+    def is_current(self) -> bool:
+        """Whether no stage has written since this manifest was read."""
+        return Manifest(self.directory)._parts == self._parts
+
     def metrics(self) -> Scores:
         """The content of metrics.json."""
         file = self.directory / METRICS
@@ -357,14 +361,27 @@ def writing(directory: Path, stage: str) -> Iterator[Stage]:
 
 
 @contextlib.contextmanager
-def only_writer(directory: Path) -> Iterator[None]:
-    """Raises UserError if another process is in such a block, or `directory` does not exist."""
+def only_writer(directory: Path, read: Manifest | None = None) -> Iterator[None]:
+    """Let no other process into such a block of `directory` for its duration.
+
+    Args:
+        read: what the block writes comes from the results that this manifest recorded.
+
+    Raises:
+        UserError: another process is in such a block, `directory` does not exist, or it holds
+            other results than those that were read.
+    """
     if not directory.is_dir():
         raise UserError(f"there is no {directory}: {_first_stages()}")
     with locked(
         directory,
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
     ):
+        if read and not read.is_current():
+            raise UserError(
+                f"nothing was written: the results in {directory} changed meanwhile, so run this "
+                "command again"
+            )
         yield
 
 

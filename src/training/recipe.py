@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from typing_extensions import TypedDict
 
 from dataset.folder import find_pictures
-from dataset.pictures import BadPicture, shorter_side
+from dataset.pictures import BadPicture, picture_size
 from src.models.architectures import TIMM
 from src.models.pretrained import PRETRAINED
 from src.runtime import distributed
@@ -197,7 +197,7 @@ def survey(data_dir: Path, splits: tuple[str, ...]) -> tuple[int, int]:
     sides = []
     for row in np.linspace(0, len(names) - 1, min(64, len(names))).astype(int):
         try:
-            sides.append(shorter_side(data_dir / names[row]))
+            sides.append(min(picture_size(data_dir / names[row])))
         except BadPicture:  # decoding will name it
             continue
     return len(names), int(np.median(sides)) if sides else 0

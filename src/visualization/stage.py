@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dataset.folder import refuse_among
-from src.evaluation.near_duplicates import crossing, near_duplicates
 from src.evaluation.silhouette import silhouette_samples
 from src.runtime.cli import check_seed
 from src.storage import artifacts, checkpoint
@@ -19,6 +18,7 @@ from src.storage.metrics_log import Record, read_metrics
 from src.storage.scores import used_splits
 from src.tracking.tracker import stage_tracker
 from src.visualization import figures
+from src.visualization.duplicates import find_copies
 from src.visualization.flags import VisualizeConfig
 from src.visualization.images_table import write_images
 from src.visualization.map_figure import projection_map
@@ -46,14 +46,17 @@ def run(config: VisualizeConfig) -> None:
     if len(results.x_NP) > FIT_POINTS and method != "pca":
         print(f"note: {FIT_POINTS:,} are embedded, the others placed among their neighbors")
     xy_N2 = project(results.x_NP, method, config.seed)
+    copies = find_copies(results)
 
     folder = config.feature_dir / artifacts.FIGURES
     folder.mkdir(parents=True, exist_ok=True)
+    report, table = (config.feature_dir / name for name in (artifacts.REPORT, artifacts.IMAGES))
     files = []
     is_own = results.extraction["dataset"]["name"] == "folder"
     mode = config.wandb or ("disabled" if is_own else "auto")
     tracker = stage_tracker(mode, config.wandb_dir, "visualization", config, results.extraction)
-    with artifacts.only_writer(config.feature_dir), figures.styled(), tracker:
+    only_writer = artifacts.only_writer(config.feature_dir, results.manifest)
+    with only_writer, figures.styled(), tracker:
         for name, figure in draw(results, records, xy_N2, TITLES[method]):
             files.append(folder / f"{name}.{config.format}")
             with artifacts.replacing(files[-1]) as temporary:
@@ -61,25 +64,12 @@ def run(config: VisualizeConfig) -> None:
             if mode != "disabled":
                 picture = files[-1] if config.format == "png" else pixels(figure)
                 tracker.image(f"figures/{name}", picture)
-    near_N = duplicate_groups(results)
-    report, table = (config.feature_dir / name for name in (artifacts.REPORT, artifacts.IMAGES))
-    write_report(report, results, records, near_N, xy_N2, TITLES[method])
-    write_images(table, results, near_N, xy_N2)
+        write_report(report, results, records, copies, xy_N2, TITLES[method])
+        write_images(table, results, copies, xy_N2)
 
     print(f"wrote {len(files)} figures to {folder} in {time.monotonic() - started:.0f} s")
     print(f"wrote {table} (one row per image)")
     print(f"open {report} in a browser ({report.stat().st_size / 2**20:.1f} MB)")
-
-
-def duplicate_groups(results: Results) -> np.ndarray:
-    """int64 (N,), the group of near-duplicates of each image, -1 for none. Prints a note if groups
-    span several splits."""
-    if results.dataset is None:
-        return np.full(len(results.clusters), -1)
-    groups = near_duplicates({split: part.images for split, part in results.dataset.splits.items()})
-    if across := crossing(groups):
-        print(f"note: near-duplicates across splits: {across:,} groups; see the report")
-    return np.concatenate([groups[split] for split in results.split_names])
 
 
 def training_records(directory: Path | None, extraction: ExtractionRecord) -> list[Record]:
