@@ -1,6 +1,7 @@
 """Write predictions: table, CSV and JSON lines, a montage, pictures sorted into folders."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from src.runtime.cli import UserError, printable
 from src.runtime.flag_choices import Format
 from src.storage.artifacts import CertaintyName
-from src.storage.files import replacing
+from src.storage.files import MISSING_CALL, replacing
 from src.storage.picture_table import csv_line, picture_columns
 
 
@@ -261,7 +262,7 @@ class SortedPictures:
                 if self.copy:
                     _copy(picture, target)
                 else:
-                    target.symlink_to(picture.resolve(strict=True))
+                    _link(target, picture.resolve(strict=True))
                 break
         self.counts[folder.name] += 1
 
@@ -275,6 +276,20 @@ def _shortened(stem: str, ending: str = "") -> str:
     while len(os.fsencode(stem + ending)) > 255:
         stem = stem[:-1]
     return stem + ending
+
+
+def _link(target: Path, picture: Path) -> None:
+    try:
+        target.symlink_to(picture)
+    except OSError as error:
+        if error.errno not in (*MISSING_CALL, errno.EPERM):
+            raise
+        with contextlib.suppress(OSError):
+            target.parent.rmdir()  # the next try needs an empty folder
+        reason = (error.strerror or "").lower()
+        raise UserError(
+            f"{target.parent.parent} cannot hold links ({reason}): add --copy"
+        ) from None
 
 
 def _copy(source: Path, target: Path) -> None:

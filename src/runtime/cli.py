@@ -1,12 +1,16 @@
 """The command line of every script: flags from a dataclass, errors in one line, progress bars."""
 
 import argparse
+import atexit
 import contextlib
 import errno
+import getpass
 import io
 import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
@@ -56,6 +60,7 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
     traceback.
     """
     _prepare_standard_streams()
+    _prepare_user()
     prog, description = Path(sys.argv[0]).name, sys.modules["__main__"].__doc__ or ""
     with _errors_in_one_line():
         flags = parse(config, sys.argv[1:], prog, description)
@@ -131,6 +136,22 @@ def _prepare_standard_streams() -> None:
             setattr(sys, name, stream)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _prepare_user() -> None:
+    """A name and a home for a user whom the system does not know, as in containers that run under
+    any number: caches of torch, Matplotlib and W&B need both. The home ends with the process."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"uid{os.getuid()}"
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises where there is none
+    # Docker's for unknown users is /. A home that is read-only may hold keys.
+    needed = os.W_OK if home == "/" else os.X_OK
+    if Path(home).is_absolute() and os.access(f"{home}/.", needed):  # and so it is a folder
+        return
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="simclr-clusters-home-")
+    atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 
 
 def _default(config: type[Config], arguments: list[str]) -> Any:

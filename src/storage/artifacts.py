@@ -10,7 +10,6 @@ another run, and one that is replaced meanwhile are refused.
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from numpy.lib import format as npy
 from typing_extensions import TypedDict
 
 from src.runtime.cli import RunError, UserError
@@ -30,6 +28,7 @@ from src.storage.files import (
     locked,
     map_array,
     misfit,
+    new_array,
     read_json,
     reading,
     replacing,
@@ -307,26 +306,24 @@ class Stage:
     def create(
         self, artifact: Artifact, shape: tuple[int, ...], split: str = ""
     ) -> Iterator[np.ndarray]:
-        """A writable memory map of `shape`; it takes its final name unless the block raises.
+        """A writable array of `shape`, mapped to the file if possible, which takes its final name
+        unless the block raises.
 
         Raises:
             RunError: it holds NaN or infinite numbers.
         """
         assert len(shape) == len(artifact.shape), f"{artifact.file} has the shape {artifact.shape}"
         file = path(artifact, self.directory, split)
-        with self._replacing(file) as temporary:
-            array = npy.open_memmap(temporary, mode="w+", dtype=artifact.dtype, shape=shape)
-            # Writing to a map on a full disk kills the process with SIGBUS: reserve the blocks.
-            if hasattr(os, "posix_fallocate"):  # not on macOS
-                with temporary.open("r+b") as out:
-                    os.posix_fallocate(out.fileno(), 0, temporary.stat().st_size)
+        with (
+            self._replacing(file) as temporary,
+            new_array(temporary, artifact.dtype, shape) as array,
+        ):
             yield array
             if not_finite := _count_not_finite(array):
                 raise RunError(
                     f"{not_finite:,} of {array.size:,} numbers for {file} are not finite, so it "
                     "was not written: try other weights, or --precision fp32"
                 )
-            array.flush()
 
     def write_json(self, name: str, content: Any) -> None:
         with self._replacing(self.directory / name) as temporary:
@@ -374,7 +371,7 @@ def only_writer(directory: Path, read: Manifest | None = None) -> Iterator[None]
     if not directory.is_dir():
         raise UserError(f"there is no {directory}: {_first_stages()}")
     with locked(
-        directory,
+        directory / ".lock",
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
     ):
         if read and not read.is_current():

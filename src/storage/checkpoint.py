@@ -274,7 +274,7 @@ def training_in(directory: Path) -> Iterator[None]:
     """Lock the directory for one training run, and delete half-written files of a killed one."""
     directory.mkdir(parents=True, exist_ok=True)
     with locked(
-        directory,
+        directory / ".lock",
         f"another training run is using {directory}: wait for it, or give this one a --name",
     ):
         for half_written in directory.glob(temporary_path(Path("simclr_epoch_*.pt")).name):
