@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 
+from src import clustering
+from src.clustering import ClusteringConfig
 from src.export import ExportConfig, main
 from src.models.architectures import ARCHITECTURES
 from src.models.encoder import TrainedBackbone, encode
@@ -141,7 +143,13 @@ def test_a_model_that_disagrees_is_not_written(
     # The exported model is made of these, the other is not.
     predictor.head.linear.bias += torch.arange(10)
     wrong = onnx_export.to_onnx(predictor)
-    monkeypatch.setattr(onnx_export, "to_onnx", lambda _: wrong)
+
+    def exported(_: Predictor) -> onnx.ModelProto:
+        with pytest.raises(UserError, match="another stage is writing in"):
+            clustering.main(ClusteringConfig(feature_dir=features, wandb="disabled"))
+        return wrong
+
+    monkeypatch.setattr(onnx_export, "to_onnx", exported)
     with pytest.raises(RunError, match="no file was written"):
         main(ExportConfig(feature_dir=features))
     assert file.read_bytes() == before

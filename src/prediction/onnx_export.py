@@ -53,10 +53,15 @@ def run(config: ExportConfig) -> None:
     if config.backbone:
         write_backbone(config.backbone, config)
         return
+    with artifacts.only_writer(config.feature_dir):
+        write_model(config)
+
+
+def write_model(config: ExportConfig) -> None:
     predictor = Predictor.load(config.feature_dir, config.checkpoint, "cpu", "fp32")
     model = to_onnx(predictor)
     file = config.feature_dir / artifacts.MODEL
-    with artifacts.only_writer(config.feature_dir), artifacts.replacing(file) as temporary:
+    with artifacts.replacing(file) as temporary:
         temporary.write_bytes(model.SerializeToString())
         compared = _compare(temporary, predictor, config) if config.check_images else "not compared"
     size = file.stat().st_size / 1e6

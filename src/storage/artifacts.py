@@ -26,6 +26,7 @@ from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
 from src.storage.files import (
     digest,
+    half_written,
     json_digest,
     locked,
     map_array,
@@ -358,13 +359,23 @@ def writing(directory: Path, stage: str) -> Iterator[Stage]:
 
 @contextlib.contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
-    """Raises UserError if another process is in such a block, or `directory` does not exist."""
+    """Everything that a stage reads and writes in `directory` belongs into such a block. It begins
+    by deleting half-written files of killed processes.
+
+    Raises:
+        UserError: another process is in such a block, or `directory` does not exist.
+    """
     if not directory.is_dir():
         raise UserError(f"there is no {directory}: {_first_stages()}")
     with locked(
         directory,
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
     ):
+        for names in ("*.npy", MANIFEST, METRICS, REPORT, IMAGES, MODEL):
+            for file in half_written(directory, names):
+                file.unlink(missing_ok=True)
+        for file in half_written(directory / FIGURES, ""):
+            file.unlink(missing_ok=True)
         yield
 
 

@@ -25,7 +25,7 @@ from src.runtime.cli import RunError, UserError, reason_of
 from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
 from src.storage.artifacts import TRAINING, Tracking
-from src.storage.files import digest, locked, misfit, open_regular, replacing, temporary_path
+from src.storage.files import digest, half_written, locked, misfit, open_regular, replacing
 
 FORMAT = "simclr checkpoint, version 1"
 METRICS_LOG = "metrics.jsonl"
@@ -272,8 +272,9 @@ def training_in(directory: Path) -> Iterator[None]:
         directory,
         f"another training run is using {directory}: wait for it, or give this one a --name",
     ):
-        for half_written in directory.glob(temporary_path(Path("simclr_epoch_*.pt")).name):
-            half_written.unlink()
+        for names in ("simclr_epoch_*.pt", METRICS_LOG):
+            for file in half_written(directory, names):
+                file.unlink()
         yield
 
 

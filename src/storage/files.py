@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -125,28 +126,39 @@ def to_json(content: Any) -> str:
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A temporary path next to `file`, flushed to disk and renamed to `file` after the block.
+    """A new empty file next to `file`, flushed to disk and renamed to `file` after the block.
 
-    If the block raises, the temporary file is removed and `file` stays. A symbolic link to a file
+    If the block raises, the new file is removed and `file` stays. A symbolic link to a file
     stays a link, and its target is replaced; one to a device, a pipe or itself is itself replaced.
+
+    Raises:
+        OSError: `file` is a folder, or cannot be written; errors name it, not the new file.
     """
     target = Path(os.path.realpath(file))
     file = target if target.is_file() or not target.exists() else file.absolute()
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(file)
-    temporary.unlink(missing_ok=True)  # a killed process may have left anything there
+    # Two processes that write the same file each have their own.
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
+        temporary.touch(exist_ok=False)
         yield temporary
         sync(temporary)
         temporary.replace(file)
         sync(file.parent)
+    except OSError as error:
+        if str(error.filename) == str(temporary):
+            error.filename = str(file)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def temporary_path(file: Path) -> Path:
-    """Where `file` is written first; a killed process leaves it there."""
-    return file.with_name(f".{file.name}.tmp")
+def half_written(directory: Path, names: str) -> Iterator[Path]:
+    """What killed processes left of files in `directory` whose names match the pattern `names`,
+    and what others are writing now."""
+    return directory.glob(f".{names}*.tmp")
 
 
 def sync(file: Path) -> None:
