@@ -143,16 +143,17 @@ def replacing(file: Path) -> Iterator[Path]:
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.touch(exist_ok=False)
-        yield temporary
-        sync(temporary)
-        temporary.replace(file)
-        sync(file.parent)
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(file)
+            sync(file.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         if str(error.filename) == str(temporary):
             error.filename = str(file)
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def half_written(directory: Path, names: str) -> Iterator[Path]:
