@@ -105,6 +105,24 @@ def test_half_written_files_of_killed_processes_go_away(finished: Path) -> None:
         assert contents(finished) == before
 
 
+@pytest.mark.parametrize("name", ["images.csv", "centroids.npy", "test_labels.npy", "figures"])
+def test_a_directory_with_files_of_others_is_refused(name: str, tmp_path: Path) -> None:
+    """They would be replaced, by a later stage or as remains of an earlier run."""
+    (tmp_path / name).mkdir()
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"{name} is not of this program"):  # noqa: SIM117
+            with artifacts.writing(tmp_path, EXTRACTION):
+                pytest.fail("it may not write")
+    assert contents(tmp_path) == {str(tmp_path / name)}
+
+
+def test_an_earlier_run_without_its_manifest_is_replaced(finished: Path) -> None:
+    """As the message about a missing manifest advises."""
+    (finished / artifacts.MANIFEST).unlink()
+    with artifacts.writing(finished, EXTRACTION) as stage:
+        stage.save(FEATURES, np.ones((3, 4)), "train")
+
+
 def contents(directory: Path) -> set[str]:
     return {str(path) for path in directory.rglob("*") if path.name != ".lock"}
 

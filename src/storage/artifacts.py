@@ -33,6 +33,7 @@ from src.storage.files import (
     misfit,
     read_json,
     reading,
+    refuse_strangers,
     replacing,
     to_json,
     write_json,
@@ -106,6 +107,15 @@ OF_SPLITS = (
     CERTAINTY,
     DISTANCE,
     UNUSUAL,
+)
+OF_CLUSTERS = (
+    PCA_MEAN,
+    PCA_COMPONENTS,
+    PCA_VARIANCE_RATIO,
+    CENTROIDS,
+    HEAD_WEIGHTS,
+    HEAD_BIAS,
+    CLUSTER_TO_CLASS,
 )
 
 MANIFEST = "manifest.json"
@@ -353,6 +363,8 @@ def writing(directory: Path, stage: str) -> Iterator[Stage]:
     """Write the files of `stage`, the only writer in `directory` for the duration of the block."""
     if stage == EXTRACTION:
         directory.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(directory / MANIFEST):  # else they are of an earlier run
+            refuse_strangers(directory, _names(), "--feature-dir")
     with only_writer(directory):
         yield Stage(directory, stage)
 
@@ -390,6 +402,13 @@ def record(directory: Path, stage: str, part: dict[str, Any] | None) -> None:
     if part is not None:
         parts[stage] = part | {"digest": _part_digest(part)}
     write_json(file, parts)
+
+
+def _names() -> list[str]:
+    """Of everything but the manifest that stages write."""
+    once = [a.file for a in OF_CLUSTERS]
+    arrays = [a.file.format(split=split) for a in OF_SPLITS for split in SPLITS]
+    return [*once, *arrays, METRICS, FIGURES, REPORT, IMAGES, MODEL]
 
 
 def _first_stages() -> str:

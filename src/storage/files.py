@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -19,6 +19,9 @@ from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 
 from src.runtime.cli import UserError
+
+LOCK = ".lock"
+"""It stays in every directory that was ever `locked`."""
 
 
 def open_regular(file: Path) -> BinaryIO:
@@ -124,6 +127,24 @@ def to_json(content: Any) -> str:
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
+def refuse_to_replace(flag: str, file: Path, what: str, is_own: Callable[[Path], bool]) -> None:
+    """Raise UserError if something else than `what` is already at `file`, which `flag` names.
+
+    Args:
+        is_own: whether a regular file, not empty, is `what`; any Exception that it raises is a no.
+    """
+    try:
+        with open_regular(file) as stream:
+            is_empty = not stream.read(1)
+        if is_empty or is_own(file):
+            return
+    except FileNotFoundError:
+        return
+    except Exception:  # neither a file nor readable as `what`
+        pass
+    raise UserError(f"{flag} {file} exists and is not {what}: choose another name, or remove it")
+
+
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A new empty file next to `file`, flushed to disk and renamed to `file` after the block.
@@ -171,6 +192,17 @@ def sync(file: Path) -> None:
         os.close(descriptor)
 
 
+def refuse_strangers(directory: Path, names: Iterable[str], flag: str) -> None:
+    """Raise UserError if `directory`, which `flag` names, has files called `names`, and nobody has
+    used it yet, so that they are of another program or a user's own."""
+    for name in names:
+        if os.path.lexists(directory / name) and not os.path.lexists(directory / LOCK):
+            raise UserError(
+                f"{directory / name} is not of this program and would be replaced: choose another "
+                f"{flag}, or move it away"
+            )
+
+
 @contextlib.contextmanager
 def locked(directory: Path, refusal: str) -> Iterator[None]:
     """Let one process at a time into the block. The system frees the lock of one that dies.
@@ -179,7 +211,7 @@ def locked(directory: Path, refusal: str) -> Iterator[None]:
         UserError: another process is in it; the message is `refusal`.
     """
     try:
-        lock = FileLock(directory / ".lock").acquire(timeout=0)
+        lock = FileLock(directory / LOCK).acquire(timeout=0)
     except Timeout:
         raise UserError(refusal) from None
     with lock:
