@@ -25,6 +25,7 @@ from src.prediction.output import (
     Row,
     SortedPictures,
     header,
+    is_predictions,
     line,
 )
 from src.prediction.picture_stream import find
@@ -33,6 +34,7 @@ from src.prediction.similar import SimilarPictures
 from src.runtime.cli import UserError, printable, progress
 from src.storage import artifacts
 from src.storage.artifacts import CertaintyName, DatasetRecord
+from src.storage.files import refuse_to_replace
 from src.storage.user_arrays import as_float32, foreign_features, read_lines
 from src.tracking.tracker import stage_tracker
 
@@ -143,7 +145,7 @@ def _sort(pictures: SortedPictures, picture: Path, cluster: int) -> bool:
     try:
         pictures.add(picture, cluster)
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):
             raise
         reason = (error.strerror or "").lower()
         tqdm.write(f"not sorted: {printable(str(picture))}: {reason}", sys.stderr)
@@ -186,6 +188,10 @@ def _check(config: InferenceConfig) -> None:
     for file in (config.output, config.montage):
         if file and file.is_dir():
             raise UserError(f"{file} is a folder, not a file")
+    if config.output and (config.output.is_file() or not config.output.exists()):
+        refuse_to_replace("--output", config.output, "a list of predictions", is_predictions)
+    if config.montage:
+        refuse_to_replace("--montage", config.montage, "a montage", Montage.is_saved_in)
     if config.sort_into and config.features and not config.names:
         raise UserError("--sort-into needs the pictures of --features: add --names")
     if config.sorts_dataset and (config.output or config.csv or config.json or config.montage):
@@ -209,7 +215,7 @@ def _check_outputs(config: InferenceConfig, recorded: DatasetRecord) -> None:
         for path in map(Path, config.paths):
             if os.path.isdir(path):  # noqa: PTH112 - False for an impossible name
                 refuse_among(flag, place, path, with_splits=False)
-            elif path.name == place.name and path.resolve() == place.resolve():
+            elif os.path.realpath(path) == os.path.realpath(place):
                 raise UserError(f"{flag} {place} is one of the pictures")
         if recorded["name"] == "folder" and (root := config.data_dir or recorded["data_dir"]):
             refuse_among(flag, place, Path(root))
