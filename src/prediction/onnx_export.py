@@ -22,6 +22,7 @@ from src.models.batch_norm import torchvision_state
 from src.models.encoder import TrainedBackbone
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, preprocess
 from src.models.simclr import Backbone
+from src.prediction.backbone_card import backbone_card
 from src.prediction.flags import ExportConfig
 from src.prediction.predictor import Predictor
 from src.runtime.cli import RunError, UserError
@@ -64,8 +65,8 @@ def run(config: ExportConfig) -> None:
 
 
 def write_backbone(file: Path, config: ExportConfig) -> None:
-    """Write the backbone of a checkpoint as torchvision names it; safetensors also hold its origin
-    and the normalization of the images."""
+    """Write the backbone of a checkpoint as torchvision names it, and its card; safetensors also
+    hold its origin and the normalization of the images."""
     if file.suffix not in (".safetensors", ".pt"):
         raise UserError(f"--backbone {file}: the name must end in .safetensors or .pt")
     cpu = torch.device("cpu")
@@ -87,9 +88,13 @@ def write_backbone(file: Path, config: ExportConfig) -> None:
             torch.save(state, temporary)
         else:
             temporary.write_bytes(safetensors.torch.save(state, about))  # `save_file`: owner only
+    card = file.with_name(f"{file.name}.md")
+    with artifacts.replacing(card) as temporary:
+        temporary.write_text(backbone_card(file, trained, config.feature_dir), encoding="utf-8")
     print(
         f"{file}: {arch} of {trained.file}, for images of {about['image_size']} px, red, green, "
-        f"blue, from 0 to 1, less {about['mean']}, divided by {about['std']}"
+        f"blue, from 0 to 1, less {about['mean']}, divided by {about['std']}; described in "
+        f"{card.name}"
     )
 
 
