@@ -301,7 +301,7 @@ def test_both_maps_draw_a_cluster_and_its_class_in_one_color(pixel_digits: Path)
 
 def test_the_silhouette_figure_names_the_mean(pixel_digits: Path) -> None:
     results = load_results(pixel_digits)
-    figure = stage.silhouettes(results, "train")
+    figure = visualization.silhouettes(results, "train")
     mean = results.metrics["smoothed"]["splits"]["train"]["silhouette"]
     assert figure.axes[0].texts[0].get_text() == f"mean {mean:.3f}"
 

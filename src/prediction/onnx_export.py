@@ -22,6 +22,7 @@ from src.models.architectures import TIMM
 from src.models.backbone import Backbone
 from src.models.encoder import TrainedBackbone
 from src.models.preprocessing import preprocess
+from src.prediction.backbone_card import backbone_card
 from src.prediction.flags import ExportConfig
 from src.prediction.predictor import Predictor
 from src.runtime.cli import RunError, UserError
@@ -70,8 +71,8 @@ def write_model(config: ExportConfig) -> None:
 
 
 def write_backbone(file: Path, config: ExportConfig) -> None:
-    """Write the backbone of a checkpoint as torchvision names it; safetensors also hold its origin
-    and the normalization of the images."""
+    """Write the backbone of a checkpoint as torchvision names it, and its card; safetensors also
+    hold its origin and the normalization of the images."""
     if file.suffix not in (".safetensors", ".pt"):
         raise UserError(f"--backbone {file}: the name must end in .safetensors or .pt")
     refuse_to_replace("--backbone", file, "a backbone", _is_backbone)
@@ -98,9 +99,13 @@ def write_backbone(file: Path, config: ExportConfig) -> None:
         content.write(safetensors.torch.save(state, about))
     with replacing(file) as temporary:
         temporary.write_bytes(content.getbuffer())
+    card = file.with_name(f"{file.name}.md")
+    with replacing(card) as temporary:
+        temporary.write_text(backbone_card(file, trained, config.feature_dir), encoding="utf-8")
     print(
         f"{file}: {arch} of {trained.file}, for images of {about['image_size']} px, red, green, "
-        f"blue, from 0 to 1, less {about['mean']}, divided by {about['std']}"
+        f"blue, from 0 to 1, less {about['mean']}, divided by {about['std']}; described in "
+        f"{card.name}"
     )
 
 
