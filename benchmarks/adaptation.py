@@ -60,7 +60,7 @@ def scores(file: Path, pictures: Path, cache: Path) -> list[float]:
     """Those of `SCORES`, on all images of the split that clusters are fitted on."""
     trained = TrainedBackbone.load(file, file.parent, torch.device("cpu"))
     dataset = load_dataset("folder", pictures, trained.dataset["image_size"], cache)
-    name = artifacts.default_split(dataset.splits)
+    name = artifacts.default_split({name: len(s.images) for name, s in dataset.splits.items()})
     images, labels = dataset.splits[name].images, dataset.splits[name].labels
     assert labels is not None, f"{pictures} has no classes"
     features = encode_all(trained.backbone, images, torch.float32)

@@ -19,7 +19,6 @@ from torch.utils.data import ConcatDataset, DataLoader
 from torchvision.transforms import v2
 
 from benchmarks.compare import Pictures
-from src.models.batch_norm import freeze_batch_norm
 from src.models.encoder import encode_all
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, channels
 from src.models.simclr import nt_xent

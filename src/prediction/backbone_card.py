@@ -7,7 +7,7 @@ from src.clusters.summary import probe_line
 from src.clusters.trust import describe
 from src.evaluation.tables import summary_table
 from src.models.encoder import TrainedBackbone
-from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD
+from src.models.pretrained import PRETRAINED
 from src.runtime.cli import UserError
 from src.storage import checkpoint
 from src.storage.artifacts import Manifest
@@ -16,7 +16,7 @@ RECIPE = (
     *("dataset", "train_on", "image_size", "arch", "bn", "weights", "temperature", "epochs"),
     *("batch_size", "accumulate", "learning_rate", "weight_decay", "warmup_epochs", "clip_norm"),
     *("precision", "seed", "crop_min", "flip", "jitter", "gray", "blur"),
-    *("rotation", "shear", "shift", "zoom"),
+    *("rotation", "shear", "shift", "zoom", "view_size", "backbone_rate", "trained_share"),
 )
 """The flags of a run that change what it computes."""
 
@@ -42,23 +42,18 @@ def backbone_card(file: Path, trained: TrainedBackbone, feature_dir: Path) -> st
     """
     config, saved = trained.config, checkpoint.load(trained.file, trained.digest)
     data, arch, side = config["dataset"], config["arch"], trained.dataset["image_size"]
-    seen_labels = (
-        "No label was used."
-        if config["weights"] == "none"
-        else f"Training began with other weights ({Path(config['weights']).name}), which "
-        "may have been learned with labels; no label was used after that."
-    )
     torch = saved.get("versions", {}).get("torch", "unknown")
     return f"""\
 # {arch}, trained with SimCLR
 
 `{file.name}` turns pictures of {side} px into {trained.backbone.feature_dim:,} features: {arch} as
 in torchvision and timm, without the classifier, for evaluation mode. Input: RGB in [0, 1],
-normalized with mean {PIXEL_MEAN} and standard deviation {PIXEL_STD}.
+normalized with mean {trained.backbone.mean} and standard deviation {trained.backbone.std}.
 
 ## Data
 
-Pictures: {PICTURES[data]}, fingerprint {trained.dataset["fingerprint"]}. {seen_labels}
+Pictures: {PICTURES[data]}, fingerprint {trained.dataset["fingerprint"]}.
+{_origin(config["weights"])}
 
 ## Recipe
 
@@ -87,6 +82,16 @@ The code that trained it is under the MIT license. Whoever publishes the weights
 - Classes that differ in details only are not separated.
 - What the pictures show too often or too rarely shapes the features; no test for bias was made.
 """
+
+
+def _origin(weights: str) -> str:
+    if weights == "none":
+        return "No label was used."
+    learned, known = "which may have been learned with labels", PRETRAINED.get(weights)
+    if known:
+        learned = f"learned {known.learned}, {known.license}, {known.source}"
+    name = Path(weights).name
+    return f"Training began with the weights {name} ({learned}); no label was used after that."
 
 
 def _flags(config: checkpoint.Flags) -> list[str]:
