@@ -99,7 +99,7 @@ class Method:
         if self.named_on is None:
             return np.full(count, -1)
         labels, assigned = self.labeled(clusters, self.named_on)
-        return hungarian_match(labels, assigned, len(self.class_names), count)
+        return hungarian_match(labels, assigned, count)
 
     def clusterings(
         self, reduced: Splits, smoothed_NP: np.ndarray | None, count: int, seed: int
