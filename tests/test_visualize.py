@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -241,6 +242,26 @@ def test_the_confusion_matrix_shows_percent_of_the_class() -> None:
     cells = {text.get_position(): text.get_text() for text in ax.texts}
     assert cells == {(0, 0): "75", (1, 0): "25"}
     assert [label.get_text() for label in ax.get_xticklabels()] == ["$x^{", "b", "no class"]
+
+
+def test_the_confusion_matrix_has_the_classes_that_occur(
+    pixel_digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"class {c}" for c in range(21_841)]
+    results = replace(load_results(pixel_digits), class_names=names)
+    scores: Any = {"confusion": [[7, 7, 1], [7, 20_000, 3], [9, -1, 2]], "hungarian_accuracy": 1}
+    with figures.styled():
+        figure = stage.confusion(results, "test", scores)
+    assert figure
+    (ax,) = figure.axes
+    classes = ["class 7", "class 9", "class 20000"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == classes
+    assert [label.get_text() for label in ax.get_xticklabels()] == [*classes, "no class"]
+    cells = {text.get_position(): text.get_text() for text in ax.texts}
+    assert cells == {(0, 0): "25", (2, 0): "75", (3, 1): "100"}
+    monkeypatch.setattr(figures, "CONFUSED", 2)
+    assert stage.confusion(results, "test", scores) is None
+    assert "no confusion matrix of 3 classes" in capsys.readouterr().out
 
 
 def test_the_cluster_sizes_are_the_sums_of_the_splits() -> None:

@@ -15,7 +15,7 @@ from src.runtime.cli import check_seed
 from src.storage import artifacts, checkpoint
 from src.storage.artifacts import ExtractionRecord
 from src.storage.metrics_log import Record, read_metrics
-from src.storage.scores import used_splits
+from src.storage.scores import SplitScores, used_splits
 from src.tracking.tracker import stage_tracker
 from src.visualization import figures
 from src.visualization.duplicates import find_copies
@@ -108,10 +108,8 @@ def draw(
     if metrics["fit"]["named_on"] is None:
         print("note: no labels, so no confusion matrix and no classes in the map")
     for split, scores in used_splits(metrics).items():
-        if "confusion" in scores and "hungarian_accuracy" in scores:
-            title = f"{split}, % of each class (accuracy {scores['hungarian_accuracy']:.1%})"
-            counts = np.array(scores["confusion"])
-            yield f"confusion_{split}", figures.confusion_matrix(counts, results.class_names, title)
+        if (figure := confusion(results, split, scores)) is not None:
+            yield f"confusion_{split}", figure
     if (figure := silhouettes(results, results.clustering["fit_on"])) is not None:
         yield "silhouette", figure
     sizes = {
@@ -123,6 +121,26 @@ def draw(
         yield "clusters", picture_rows(results)
     if "scan" in metrics:
         yield "cluster_scan", figures.cluster_scan(metrics["scan"])
+
+
+def confusion(results: Results, split: str, scores: SplitScores) -> Figure | None:
+    """Of the classes that occur; None without labels, and for more of them than fit."""
+    if "confusion" not in scores or "hungarian_accuracy" not in scores:
+        return None
+    of_image, of_cluster, images = np.array(scores["confusion"]).T
+    has_class = of_cluster >= 0
+    classes = np.union1d(of_image, of_cluster[has_class])
+    if len(classes) > figures.CONFUSED:
+        print(
+            f"note: no confusion matrix of {len(classes):,} classes; metrics.json has its numbers"
+        )
+        return None
+    rows, columns = np.searchsorted(classes, of_image), np.searchsorted(classes, of_cluster)
+    columns[~has_class] = len(classes)
+    counts = np.zeros((len(classes), len(classes) + (not has_class.all())), int)
+    counts[rows, columns] = images
+    title = f"{split}, % of each class (accuracy {scores['hungarian_accuracy']:.1%})"
+    return figures.confusion_matrix(counts, [results.class_names[c] for c in classes], title)
 
 
 def silhouettes(results: Results, split: str) -> Figure | None:
