@@ -86,6 +86,8 @@ def run(config: InferenceConfig) -> int:
         features_only=config.features is not None,
     )
     _check_outputs(config, predictor.extraction["dataset"])
+    if config.montage:
+        artifacts.try_writing(config.montage)
     sorted_pictures = _sorted_pictures(config, predictor) if config.sort_into else None
     similar = _similar(config, predictor) if config.neighbors else None
     montage, counts = Montage(config.montage_size), Counts()

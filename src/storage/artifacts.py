@@ -33,6 +33,7 @@ from src.storage.files import (
     reading,
     replacing,
     to_json,
+    try_writing,
     write_json,
 )
 from src.storage.scores import VERSION, Scores
@@ -362,6 +363,7 @@ def only_writer(directory: Path) -> Iterator[None]:
         directory / ".lock",
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
     ):
+        try_writing(directory / MANIFEST)
         yield
 
 

@@ -204,6 +204,18 @@ def replacing(file: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+class _Tried(Exception):
+    """Ends a block that replaces nothing."""
+
+
+def try_writing(*files: Path) -> None:
+    """Raise what `replacing` would, so that no work is done in vain; the files stay."""
+    for file in files:
+        with contextlib.suppress(_Tried), replacing(file) as temporary:
+            temporary.touch()
+            raise _Tried
+
+
 def temporary_path(file: Path) -> Path:
     """Where `file` is written first; a killed process leaves it there."""
     return file.with_name(f".{file.name}.tmp")

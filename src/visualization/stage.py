@@ -40,15 +40,15 @@ def run(config: VisualizeConfig) -> None:
         refuse_among("--feature-dir", config.feature_dir, results.picture_dir)
         if config.wandb not in (None, "disabled"):  # it keeps copies
             refuse_among("--wandb-dir", config.wandb_dir, results.picture_dir)
+    folder = config.feature_dir / artifacts.FIGURES
+    report, table = (config.feature_dir / name for name in (artifacts.REPORT, artifacts.IMAGES))
+    artifacts.try_writing(report, table, folder / f"map.{config.format}")
     records = training_records(config.checkpoint_dir, results.extraction)
     method = config.projection if can_arrange(results.x_NP) else "pca"
     print(f"{TITLES[method]} of {len(results.x_NP):,} images")
     if len(results.x_NP) > FIT_POINTS and method != "pca":
         print(f"note: {FIT_POINTS:,} are embedded, the others placed among their neighbors")
     xy_N2 = project(results.x_NP, method, config.seed)
-
-    folder = config.feature_dir / artifacts.FIGURES
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     is_own = results.extraction["dataset"]["name"] == "folder"
     mode = config.wandb or ("disabled" if is_own else "auto")
@@ -62,7 +62,6 @@ def run(config: VisualizeConfig) -> None:
                 picture = files[-1] if config.format == "png" else pixels(figure)
                 tracker.image(f"figures/{name}", picture)
     near_N = duplicate_groups(results)
-    report, table = (config.feature_dir / name for name in (artifacts.REPORT, artifacts.IMAGES))
     write_report(report, results, records, near_N, xy_N2, TITLES[method])
     write_images(table, results, near_N, xy_N2)
 
