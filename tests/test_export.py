@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 from collections import Counter
@@ -11,10 +12,12 @@ import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 
+from dataset.pictures import load_picture
 from src.export import ExportConfig, main
 from src.models.architectures import ARCHITECTURES
 from src.models.encoder import TrainedBackbone, encode
@@ -24,7 +27,7 @@ from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
 from tests.helpers import ROOT
-from tests.helpers.digits import all_digits, digits, save_picture
+from tests.helpers.digits import all_digits, digits, png_16, save_picture
 from tests.helpers.documentation import python_examples
 from tests.helpers.finished_run import FinishedRun, write_checkpoint
 from tests.helpers.finished_run import cluster as run_clustering
@@ -107,6 +110,25 @@ def test_the_example_of_the_documentation(
     assert variables["cluster"].tolist() == expected.clusters.tolist()
     np.testing.assert_allclose(variables["confidence"], expected.certainty, rtol=1e-2)
     np.testing.assert_allclose(variables["distances"], expected.distances, rtol=1e-3)
+
+    gray = row[0]
+    palette = Image.fromarray(gray).quantize(8)
+    palette.info["transparency"] = 0
+    for picture in (
+        Image.fromarray(np.stack([*row, gray], axis=-1)),
+        Image.fromarray(np.stack([gray, 255 - gray], axis=-1)),
+        palette,
+    ):
+        picture.save(tmp_path / "photo.jpg", "PNG")
+        exec(example, variables)
+        assert (variables["images"][0] == load_picture(tmp_path / "photo.jpg", 20)).all()
+    deep = [png_16(gray[..., None].repeat(n, 2).astype(np.uint16) << 4) for n in (1, 2, 3, 4)]
+    float_tiff = io.BytesIO()
+    Image.fromarray(gray / np.float32(255)).save(float_tiff, "TIFF")
+    for content in (*deep, float_tiff.getvalue()):
+        (tmp_path / "photo.jpg").write_bytes(content)
+        with pytest.raises(AssertionError, match="more than 8 bits"):
+            exec(example, variables)
 
 
 def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_path: Path) -> None:

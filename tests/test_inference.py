@@ -1,3 +1,4 @@
+import codecs
 import csv
 import io
 import json
@@ -473,7 +474,7 @@ def test_output_leaves_links_and_pipes_what_they_are(infer: Infer, tmp_path: Pat
     reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
     assert infer(picture, output=pipe) == 0
     assert pipe.is_fifo()
-    assert reader.communicate(timeout=60)[0] == target.read_bytes()
+    assert codecs.BOM_UTF8 + reader.communicate(timeout=60)[0] == target.read_bytes()
     (row,) = rows_of(target)
     assert row["path"] == str(picture)  # with its line breaks
     assert 0 < float(row["confidence"]) <= 1

@@ -57,7 +57,7 @@ def test_the_table_has_a_row_for_each_image(pixel_digits: Path, tmp_path: Path) 
     near[[5, 1500]] = 3
     unusual = np.arange(len(near)) % 100 == 0
     write_images(tmp_path / "images.csv", replace(results, unusual=unusual), near, xy)
-    with (tmp_path / "images.csv").open(encoding="utf-8", newline="") as file:
+    with (tmp_path / "images.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
         "path", "cluster", "name", "confidence", "distance", "unusual", "split", "near_duplicates",
