@@ -57,7 +57,7 @@ class Ours:
         step, setup = int(self.counts["steps"]), self.setup
         if self.batches is None:  # a new run, or one that continues
             self.batches = prefetch(setup.batches.load, itertools.count(step))
-            freeze_batch_norm(self.network.backbone, step > setup.warmup_steps)
+            self.network.backbone.freeze(step > setup.warmup_steps)
         if step == setup.warmup_steps:
             end_warmup(self.run, setup)
             self.counts["warmup_share"] = share

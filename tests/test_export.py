@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -15,10 +16,12 @@ import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from sklearn.datasets import load_sample_images
 
+from dataset.pictures import load_picture
 from src import clustering
 from src.clustering import ClusteringConfig
 from src.export import ExportConfig, main
@@ -33,7 +36,7 @@ from src.storage.artifacts import Manifest
 from src.storage.scores import used_splits
 from src.training.flags import FREE_TO_CHANGE, TrainConfig, ViewSettings, flag_values
 from tests.helpers import ROOT
-from tests.helpers.digits import all_digits, digits, save_picture
+from tests.helpers.digits import all_digits, digits, png_16, save_picture
 from tests.helpers.documentation import python_examples
 from tests.helpers.finished_run import COMMIT, FinishedRun, write_checkpoint
 from tests.helpers.finished_run import cluster as run_clustering
@@ -117,21 +120,24 @@ def test_the_example_of_the_documentation(
     np.testing.assert_allclose(variables["confidence"], expected.certainty, rtol=1e-2)
     np.testing.assert_allclose(variables["distances"], expected.distances, rtol=1e-3)
 
-
-def test_clusters_that_change_while_they_are_exported(
-    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(features, tmp_path, dirs_exist_ok=True)
-    (tmp_path / artifacts.MODEL).unlink(missing_ok=True)
-
-    def export_slowly(_: Predictor) -> onnx.ModelProto:
-        run_clustering(tmp_path, clusters="4")
-        return onnx.ModelProto()
-
-    monkeypatch.setattr(onnx_export, "to_onnx", export_slowly)
-    with pytest.raises(UserError, match="changed meanwhile"):
-        main(ExportConfig(feature_dir=tmp_path))
-    assert not (tmp_path / artifacts.MODEL).exists()
+    gray = row[0]
+    palette = Image.fromarray(gray).quantize(8)
+    palette.info["transparency"] = 0
+    for picture in (
+        Image.fromarray(np.stack([*row, gray], axis=-1)),
+        Image.fromarray(np.stack([gray, 255 - gray], axis=-1)),
+        palette,
+    ):
+        picture.save(tmp_path / "photo.jpg", "PNG")
+        exec(example, variables)
+        assert (variables["images"][0] == load_picture(tmp_path / "photo.jpg", 20)).all()
+    deep = [png_16(gray[..., None].repeat(n, 2).astype(np.uint16) << 4) for n in (1, 2, 3, 4)]
+    float_tiff = io.BytesIO()
+    Image.fromarray(gray / np.float32(255)).save(float_tiff, "TIFF")
+    for content in (*deep, float_tiff.getvalue()):
+        (tmp_path / "photo.jpg").write_bytes(content)
+        with pytest.raises(AssertionError, match="more than 8 bits"):
+            exec(example, variables)
 
 
 def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
-"""File systems that lack a call, as those of networks and memory cards: all works without it."""
+"""File systems that lack a call, as those of networks and memory cards, and folders that cannot be
+written."""
 
 import errno
 import fcntl
 import mmap
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+import visualize_features
 from dataset.load_dataset import load_dataset
-from src import import_features
+from src import clustering, import_features
+from src.clustering import ClusteringConfig
 from src.features.flags import ImportConfig
 from src.prediction.output import SortedPictures
 from src.runtime.cli import UserError
 from src.storage import checkpoint
-from src.storage.artifacts import CENTROIDS, FEATURES, Manifest, only_writer
+from src.storage.artifacts import CENTROIDS, FEATURES, Manifest, only_writer, try_writing
 from tests.helpers.digits import write_digits
 from tests.helpers.pixel_run import pixel_run
+from visualize_features import VisualizeConfig
 
 
 def refuse(
@@ -132,3 +137,30 @@ def test_without_links_pictures_can_be_copied(
         SortedPictures(place, ["cat"], [None], copy=False).add(picture, 0)
     SortedPictures(place, ["cat"], [None], copy=True).add(picture, 0)
     assert (place / "00-cat" / picture.name).read_bytes() == picture.read_bytes()
+
+
+@pytest.mark.parametrize("place", ["", "figures"])
+def test_what_must_be_written_is_tried_first(
+    place: str, tmp_path: Path, pixel_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = shutil.copytree(pixel_digits, tmp_path / "features")
+    (directory / "report.html").write_text("an earlier page")
+    before = {file: file.read_bytes() for file in directory.iterdir()}
+    touch = Path.touch
+
+    def deny(file: Path, *arguments: Any, **more: Any) -> None:
+        if file.parent == directory / place:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        touch(file, *arguments, **more)
+
+    monkeypatch.setattr(Path, "touch", deny)
+    monkeypatch.setattr("src.visualization.stage.project", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("src.clusters.stage.read_inputs", lambda *_: pytest.fail("too late"))
+    with pytest.raises(PermissionError):
+        visualize_features.main(VisualizeConfig(feature_dir=directory))
+    if not place:
+        with pytest.raises(PermissionError):
+            clustering.main(ClusteringConfig(feature_dir=directory))
+    monkeypatch.undo()
+    try_writing(*before, directory / "new.html")
+    assert {f: f.read_bytes() for f in directory.iterdir() if f.is_file()} == before

@@ -65,7 +65,7 @@ def test_the_table_has_a_row_for_each_image(pixel_digits: Path, tmp_path: Path) 
     write_images(
         tmp_path / "images.csv", replace(results, unusual=unusual), Copies(near, keep, sharp), xy
     )
-    with (tmp_path / "images.csv").open(encoding="utf-8", newline="") as file:
+    with (tmp_path / "images.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
         "path", "cluster", "name", "confidence", "distance", "unusual", "split", "near_duplicates",

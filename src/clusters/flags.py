@@ -20,7 +20,8 @@ class ClusteringConfig:
     components: int = 100
     """Principal components to keep; fewer if the features have fewer dimensions."""
     clusters: str | None = None
-    """A number, a range such as 5:20 to pick from, or auto (2:20); None is one per class, or 10."""
+    """A number, a range such as 5:20 to pick from, or auto (2:20); None is one per class of the
+    fitted split, or 10."""
     restarts: int = 20
     """K-means starts; the best one is kept."""
     smooth: bool = True

@@ -37,6 +37,7 @@ from src.storage.files import (
     refuse_strangers,
     replacing,
     to_json,
+    try_writing,
     write_json,
 )
 from src.storage.scores import VERSION, Scores
@@ -382,6 +383,7 @@ def only_writer(directory: Path) -> Iterator[None]:
         directory / LOCK,
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
     ):
+        try_writing(directory / MANIFEST)
         for names in ("*.npy", MANIFEST, METRICS, REPORT, IMAGES, MODEL):
             for file in half_written(directory, names):
                 file.unlink(missing_ok=True)

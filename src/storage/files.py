@@ -243,6 +243,18 @@ def half_written(directory: Path, names: str) -> Iterator[Path]:
     return directory.glob(f".{names}*.tmp")
 
 
+class _Tried(Exception):
+    """Ends a block that replaces nothing."""
+
+
+def try_writing(*files: Path) -> None:
+    """Raise what `replacing` would, so that no work is done in vain; the files stay."""
+    for file in files:
+        with contextlib.suppress(_Tried), replacing(file) as temporary:
+            temporary.touch()
+            raise _Tried
+
+
 def sync(file: Path) -> None:
     """Flush a file, or a directory's entries if its file system can, to disk."""
     descriptor = os.open(file, os.O_RDONLY)

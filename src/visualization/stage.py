@@ -45,6 +45,9 @@ def visualize(config: VisualizeConfig) -> None:
         refuse_among("--feature-dir", config.feature_dir, results.picture_dir)
         if config.wandb not in (None, "disabled"):  # it keeps copies
             refuse_among("--wandb-dir", config.wandb_dir, results.picture_dir)
+    folder = config.feature_dir / artifacts.FIGURES
+    report, table = (config.feature_dir / name for name in (artifacts.REPORT, artifacts.IMAGES))
+    artifacts.try_writing(report, table, folder / f"map.{config.format}")
     records = training_records(config.checkpoint_dir, results.extraction)
     method = config.projection if can_arrange(results.x_NP) else "pca"
     print(f"{TITLES[method]} of {len(results.x_NP):,} images")
@@ -53,9 +56,6 @@ def visualize(config: VisualizeConfig) -> None:
     xy_N2 = project(results.x_NP, method, config.seed)
     copies = find_copies(results)
 
-    folder = config.feature_dir / artifacts.FIGURES
-    folder.mkdir(parents=True, exist_ok=True)
-    report, table = (config.feature_dir / name for name in (artifacts.REPORT, artifacts.IMAGES))
     files = []
     is_own = results.extraction["dataset"]["name"] == "folder"
     mode = config.wandb or ("disabled" if is_own else "auto")

@@ -67,5 +67,5 @@ def cluster(directory: Path, **flags: object) -> None:
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
     """The predictions in a .csv or .json of `src/inference.py`."""
-    with file.open(encoding="utf-8", newline="") as stream:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
         return list(csv.DictReader(stream) if file.suffix == ".csv" else map(json.loads, stream))
