@@ -182,8 +182,8 @@ def order_of(pictures: Dataset, split: str, names: list[str], data_dir: Path) ->
     left_out = sorted(row_of.keys() - set(expected))
     others = {name for part in pictures.splits.values() for name in part.names or ()}
     for name in left_out:
-        is_below = not os.path.isabs(name) and os.path.normpath(name) == name != ".."
-        is_below = is_below and not name.startswith("../")
+        place = Path(name)
+        is_below = str(place) == name and not place.is_absolute() and ".." not in place.parts
         if not is_below or name in others or not os.path.isfile(data_dir / name):  # noqa: PTH113
             raise UserError(f"--{split}-names: no {split} picture {name} in {data_dir}")
     if left_out:
