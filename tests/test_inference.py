@@ -454,6 +454,32 @@ def test_only_earlier_output_is_replaced(infer: Infer, copied: Path, tmp_path: P
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.parametrize("copy", [False, True])
+def test_only_pictures_of_a_list_of_names_are_sorted(
+    infer: Infer, features: Path, tmp_path: Path, copy: bool, capsys: pytest.CaptureFixture
+) -> None:
+    (photo,) = write_digits(tmp_path / "in", 1)
+    (tmp_path / "secret.png").write_text("a key")
+    (tmp_path / "link.png").symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "pipe")
+    reasons = {
+        "secret.png": "not a picture", "link.png": "not a picture", "pipe": "not a regular file",
+        "gone.png": "no such file or directory",
+    }  # fmt: skip
+    names = [str(photo), *(str(tmp_path / name) for name in reasons)]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    np.save(tmp_path / "x.npy", Manifest(features).load(artifacts.FEATURES, "test")[:5])
+    flags = {"features": tmp_path / "x.npy", "names": tmp_path / "names.txt", "copy": copy}
+    assert infer(sort_into=tmp_path / "out", **flags) == 3
+    printed = capsys.readouterr().err
+    for name, reason in reasons.items():
+        assert f"not sorted: {tmp_path / name}: {reason}" in printed
+    assert [file.name for file in (tmp_path / "out").glob("*/*")] == ["00.png"]
+    (tmp_path / "names.txt").write_text("\n".join([*names[:4], names[0]]))
+    with pytest.raises(UserError, match="has a picture twice"):
+        infer(sort_into=tmp_path / "twice", **flags)
+
+
 def test_links_that_lead_nowhere_as_folders_of_sorted_pictures(
     script: Script, features: Path, tmp_path: Path
 ) -> None:

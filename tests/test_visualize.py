@@ -251,7 +251,7 @@ def test_the_confusion_matrix_has_the_classes_that_occur(
     results = replace(load_results(pixel_digits), class_names=names)
     scores: Any = {"confusion": [[7, 7, 1], [7, 20_000, 3], [9, -1, 2]], "hungarian_accuracy": 1}
     with figures.styled():
-        figure = stage.confusion(results, "test", scores)
+        figure = visualization.confusion(results, "test", scores)
     assert figure
     (ax,) = figure.axes
     classes = ["class 7", "class 9", "class 20000"]
@@ -260,7 +260,7 @@ def test_the_confusion_matrix_has_the_classes_that_occur(
     cells = {text.get_position(): text.get_text() for text in ax.texts}
     assert cells == {(0, 0): "25", (2, 0): "75", (3, 1): "100"}
     monkeypatch.setattr(figures, "CONFUSED", 2)
-    assert stage.confusion(results, "test", scores) is None
+    assert visualization.confusion(results, "test", scores) is None
     assert "no confusion matrix of 3 classes" in capsys.readouterr().out
 
 

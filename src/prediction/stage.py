@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dataset.decoding import decode
 from dataset.folder import LeftOut, refuse_among
 from dataset.load_dataset import reload_dataset
-from dataset.pictures import IMAGE_SUFFIXES, BadPicture
+from dataset.pictures import IMAGE_SUFFIXES, BadPicture, shorter_side
 from src.prediction.flags import InferenceConfig
 from src.prediction.output import (
     Montage,
@@ -107,8 +107,9 @@ def run(config: InferenceConfig) -> int:
             if not config.features:
                 montage.add(row, content)
             if sorted_pictures:
-                cluster = row.nearest[0].cluster
-                counts.unsorted += not _sort(sorted_pictures, Path(row.path), cluster)
+                cluster, is_decoded = row.nearest[0].cluster, not config.features
+                is_sorted = _sort(sorted_pictures, Path(row.path), cluster, is_decoded)
+                counts.unsorted += not is_sorted
     if config.montage:
         montage.save(config.montage, predictor.certainty_name)
     counts.report(time.monotonic() - started)
@@ -143,14 +144,19 @@ def _sorted_pictures(config: InferenceConfig, predictor: Predictor) -> SortedPic
     return SortedPictures(config.sort_into, names, classes, config.copy)
 
 
-def _sort(pictures: SortedPictures, picture: Path, cluster: int) -> bool:
-    """Whether it was possible; otherwise the picture is named with the reason."""
+def _sort(pictures: SortedPictures, picture: Path, cluster: int, is_decoded: bool = True) -> bool:
+    """Whether it was possible; otherwise the picture is named with the reason. What was not decoded
+    may be any file."""
     try:
+        if not is_decoded:
+            shorter_side(picture)
         pictures.add(picture, cluster)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):
-            raise
-        reason = (error.strerror or "").lower()
+    except (OSError, BadPicture) as error:
+        reason = str(error)
+        if isinstance(error, OSError):
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):
+                raise
+            reason = (error.strerror or "").lower()
         tqdm.write(f"not sorted: {printable(str(picture))}: {reason}", sys.stderr)
         return False
     return True
@@ -279,6 +285,8 @@ def _from_features(config: InferenceConfig, predictor: Predictor) -> Generator[P
             f"--names {config.names} has {len(names):,} lines, {config.features} has "
             f"{len(features_ND):,} rows"
         )
+    if config.sort_into and len(set(names)) < len(names):
+        raise UserError(f"--names {config.names} has a picture twice: --sort-into takes each once")
     return ((Row(name), as_float32(x_D)) for name, x_D in zip(names, features_ND, strict=True))
 
 
