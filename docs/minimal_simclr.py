@@ -1,6 +1,6 @@
 """SimCLR with frozen batch norm, then K-means: finds the ten kinds of digits without a label.
 
-    python docs/minimal_simclr.py    # a minute on 2 cores; accuracy 0.95
+    python docs/minimal_simclr.py    # a minute on 2 cores, accuracy 0.95
 
 In the order of Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual
 Representations", section 2: views, encoder f, projection head g, loss, training. src/ does the same
@@ -20,10 +20,9 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 
-BATCH, EPOCHS, WARMUP_EPOCHS = 128, 20, 4
-PEAK_RATE, WEIGHT_DECAY, CLIP_NORM = 7e-4, 1e-4, 1.0
-TEMPERATURE = 0.5
+BATCH, TEMPERATURE, PEAK_RATE = 128, 0.5, 7e-4
 
 
 def random_views(x_N1SS: Tensor) -> Tensor:
@@ -58,14 +57,14 @@ class Conv(nn.Conv2d):
     frozen statistics of the batch norm behind them keep fitting."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        norm = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
-        return F.conv2d(x, weight / norm, None, self.stride, self.padding)
+        centered = (self.weight - self.weight.mean((1, 2, 3), keepdim=True)).flatten(1)
+        weight = F.normalize(centered, dim=1).view_as(self.weight)
+        return F.conv2d(x, weight, None, self.stride, self.padding)
 
 
 def conv_bn(channels: int, out: int, kernel: int, stride: int) -> nn.Sequential:
     conv = Conv(channels, out, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out))
+    return nn.Sequential(conv, nn.BatchNorm2d(out, momentum=1.0))  # statistics of the last batch
 
 
 class Block(nn.Module):
@@ -99,33 +98,27 @@ def nt_xent(z_2Bd: Tensor, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def freeze_batch_norm(f: nn.Module, x_N3SS: Tensor) -> None:
-    """Measure the statistics once more, on all images, and keep them; all else learns on."""
-    for module in f.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0  # forget earlier batches
+    """Measure the statistics on all images, and keep them while everything else learns on."""
     f(x_N3SS)
     f.eval()
 
 
-def train(x_N1SS: Tensor, epochs: int = EPOCHS, warmup_epochs: int = WARMUP_EPOCHS) -> nn.Module:
-    """f after Algorithm 1, which throws g away."""
+def train(x_N1SS: Tensor, epochs: int) -> nn.Module:
+    """Algorithm 1: returns f and throws g away."""
     f, g = encoder(), projection_head()
-    parameters = [*f.parameters(), *g.parameters()]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=WEIGHT_DECAY)
+    parameters, steps = [*f.parameters(), *g.parameters()], len(x_N1SS) // BATCH
+    optimizer = torch.optim.AdamW(parameters, weight_decay=1e-4)
+    schedule = OneCycleLR(optimizer, PEAK_RATE, epochs * steps, pct_start=0.2, cycle_momentum=False)
     for epoch in range(epochs):
-        if epoch == warmup_epochs:
+        if epoch == max(1, epochs // 5):  # the end of the warm-up
             freeze_batch_norm(f, random_views(x_N1SS))
-        batches = torch.randperm(len(x_N1SS)).split(BATCH)[: len(x_N1SS) // BATCH]
-        for i, rows_B in enumerate(batches):
-            now = epoch + (i + 1) / len(batches)  # in epochs: a linear warm-up, then half a cosine
-            decay = max(0.0, now - warmup_epochs) / (epochs - warmup_epochs)
-            rate = PEAK_RATE * min(1, now / warmup_epochs) * (1 + math.cos(math.pi * decay)) / 2
-            optimizer.param_groups[0]["lr"] = rate
+        for rows_B in torch.randperm(len(x_N1SS)).split(BATCH)[:steps]:
             loss = nt_xent(g(f(random_views(x_N1SS[rows_B.repeat(2)]))), TEMPERATURE)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
+            schedule.step()
         print(f"epoch {epoch + 1:2}/{epochs}  loss {loss.item():.3f}", flush=True)
     return f
 
@@ -137,17 +130,21 @@ def features(f: nn.Module, x_N3SS: Tensor) -> np.ndarray:
 
 
 def accuracy(labels_N: np.ndarray, clusters_N: np.ndarray) -> float:
-    """Share of images right if each cluster stands for one class: the best matching (Kuhn 1955)."""
+    """Share of images right under the best one-to-one matching of clusters and classes."""
     counts_KK = confusion_matrix(labels_N, clusters_N)
     return counts_KK[linear_sum_assignment(counts_KK, maximize=True)].sum() / len(labels_N)
 
 
-if __name__ == "__main__":
+def main(epochs: int = 20) -> None:
     torch.manual_seed(0)
     pixels_N88, labels_N = load_digits(return_X_y=True)
     x_N1SS = torch.tensor(pixels_N88 / 16, dtype=torch.float32).view(-1, 1, 8, 8)
-    x_N1SS = F.interpolate(x_N1SS, size=16, mode="bicubic", align_corners=False).clamp(0, 1)
-    x_N1SS = F.pad(x_N1SS, (2, 2, 2, 2))
-    h_ND = features(train(x_N1SS), normalized(x_N1SS))
+    x_N1SS = F.interpolate(x_N1SS, size=16, mode="bicubic", align_corners=False)
+    x_N1SS = F.pad(x_N1SS.clamp(0, 1), (2, 2, 2, 2))
+    h_ND = features(train(x_N1SS, epochs), normalized(x_N1SS))
     clusters_N = KMeans(10, n_init=20, random_state=0).fit_predict(h_ND)  # type: ignore[arg-type]
     print(f"accuracy {accuracy(labels_N, clusters_N):.3f}")
+
+
+if __name__ == "__main__":
+    main()
