@@ -137,16 +137,22 @@ def minutes_to(target: float, points: list[tuple[float, float]]) -> float | None
 
 
 def table(rows: list[dict[str, Any]], config: TargetConfig) -> str:
-    """k-NN by minutes, * where disturbed, and the minutes to each target, with their ratio to
-    ours."""
-    lines = [["", *(f"{m:g} min" for m in config.minutes), *(f"to {t:g}" for t in config.targets)]]
-    ours: dict[float, float | None] = {}
+    """k-NN by minutes, * where disturbed, and the minutes to each target, with their ratio to those
+    of the first contestant."""
+    lines = [
+        [
+            "",
+            *(f"{m:g} min" for m in sorted(config.minutes)),
+            *(f"to {t:g}" for t in config.targets),
+        ]
+    ]
+    of_first: dict[float, float | None] = {}
     for name in config.contestants:
         own = sorted((row for row in rows if row["contestant"] == name), key=lambda r: r["minutes"])
         line = [f"{row['knn_accuracy']:.3f}{'*' * row['is_disturbed']}" for row in own]
         for target in config.targets:
             found = minutes_to(target, [(r["seconds"] / 60, r["knn_accuracy"]) for r in own])
-            first = ours.setdefault(target, found)
+            first = of_first.setdefault(target, found)
             ratio = f" ({found / first:.2f} x)" if found and first and first < math.inf else ""
             text = f"<{own[0]['minutes']:g}" if found is None else f"{found:.1f}{ratio}"
             line.append(text if found != math.inf else f">{own[-1]['minutes']:g}")
