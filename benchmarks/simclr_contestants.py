@@ -68,7 +68,7 @@ class Ours:
             start = self.counts["warmup_share"]
             rate *= half_cosine((share - start) / (1 - start))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         batch, scaler = next(self.batches), self.run.scaler
         train_step(self.network, self.optimizer, scaler, batch, setup.config, setup.dtype)
 
