@@ -1,3 +1,4 @@
+import codecs
 import csv
 import io
 import json
@@ -317,6 +318,13 @@ def test_demonstration_without_pictures(
     assert "own class" not in capsys.readouterr().err
 
 
+def test_a_montage_that_cannot_be_written_costs_no_prediction(infer: Infer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"exists|directory"):
+        infer(montage=tmp_path / "file" / "m.png", output=tmp_path / "p.csv")
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_odd_names_in_table_and_montage(tmp_path: Path) -> None:
     row = Row("folder/\x1b[2Jred\n.png", None, 0.5, (NearCluster(3, "c\nat\udce9", 1.25),))
     cells = ["…Jred?.png", "3", "c?at?", "0.500", "1.250", "3", "(1.250)"]
@@ -534,7 +542,7 @@ def test_output_leaves_links_and_pipes_what_they_are(infer: Infer, tmp_path: Pat
     reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
     assert infer(picture, output=pipe) == 0
     assert pipe.is_fifo()
-    assert reader.communicate(timeout=60)[0] == target.read_bytes()
+    assert codecs.BOM_UTF8 + reader.communicate(timeout=60)[0] == target.read_bytes()
     (row,) = rows_of(target)
     assert row["path"] == str(picture)  # with its line breaks
     assert 0 < float(row["confidence"]) <= 1

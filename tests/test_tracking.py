@@ -124,8 +124,8 @@ def test_no_key_on_a_terminal_asks_nothing(tmp_path: Path, environment: dict[str
     ("options", "warning"),
     [
         ({}, None),  # WANDB_MODE=disabled: the user knows
-        ({"without_wandb": True}, "wandb is not installed"),
-        ({"mode": "offline", "in_place_of_directory": True}, "/wandb'"),
+        ({"without_wandb": True}, "wandb is not installed; nothing is recorded"),
+        ({"mode": "offline", "in_place_of_directory": True}, "/wandb'; nothing is recorded"),
         ({"mode": "offline", "largest_file": 1000}, "File too large"),
         ({"mode": "offline", "kill_service": True, "pause": 0.1}, ""),
     ],

@@ -1,6 +1,8 @@
 """Write predictions: table, CSV and JSON lines, a montage, pictures sorted into folders."""
 
+import codecs
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -19,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from src.runtime.cli import UserError, printable
 from src.runtime.flag_choices import Format
 from src.storage.artifacts import CertaintyName
-from src.storage.files import replacing
+from src.storage.files import MISSING_CALL, replacing
 from src.storage.picture_table import csv_line, picture_columns
 
 
@@ -89,7 +91,7 @@ def is_predictions(file: Path) -> bool:
     with file.open("rb") as stream:
         start = stream.readline(1000)
     heads = [header(f, c, None) or "" for f in ("csv", "table") for c in get_args(CertaintyName)]
-    return start.startswith((b'{"path": ', *map(str.encode, heads)))
+    return start.removeprefix(codecs.BOM_UTF8).startswith((b'{"path": ', *map(str.encode, heads)))
 
 
 def line(row: Row, style: Format, certainty: CertaintyName, path_width: int | None) -> str | None:
@@ -284,7 +286,7 @@ class SortedPictures:
                 if self.copy:
                     _copy(picture, target)
                 else:
-                    target.symlink_to(os.path.realpath(picture, strict=True))
+                    _link(target, Path(os.path.realpath(picture, strict=True)))
                 break
         self.counts[folder.name] += 1
 
@@ -298,6 +300,20 @@ def _shortened(stem: str, ending: str = "") -> str:
     while len(os.fsencode(stem + ending)) > 255:
         stem = stem[:-1]
     return stem + ending
+
+
+def _link(target: Path, picture: Path) -> None:
+    try:
+        target.symlink_to(picture)
+    except OSError as error:
+        if error.errno not in (*MISSING_CALL, errno.EPERM):
+            raise
+        with contextlib.suppress(OSError):
+            target.parent.rmdir()  # the next try needs an empty folder
+        reason = (error.strerror or "").lower()
+        raise UserError(
+            f"{target.parent.parent} cannot hold links ({reason}): add --copy"
+        ) from None
 
 
 def _copy(source: Path, target: Path) -> None:

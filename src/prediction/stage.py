@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dataset.decoding import decode
 from dataset.folder import LeftOut, refuse_among
 from dataset.load_dataset import reload_dataset
-from dataset.pictures import IMAGE_SUFFIXES, BadPicture, shorter_side
+from dataset.pictures import IMAGE_SUFFIXES, BadPicture, picture_size
 from src.prediction.flags import InferenceConfig
 from src.prediction.output import (
     Montage,
@@ -35,6 +35,7 @@ from src.runtime.cli import UserError, printable, progress
 from src.storage import artifacts
 from src.storage.artifacts import CertaintyName, DatasetRecord
 from src.storage.files import refuse_to_replace
+from src.storage.picture_table import ENCODING
 from src.storage.user_arrays import as_float32, foreign_features, read_lines
 from src.tracking.tracker import stage_tracker
 
@@ -88,6 +89,8 @@ def run(config: InferenceConfig) -> int:
         features_only=config.features is not None,
     )
     _check_outputs(config, predictor.extraction["dataset"])
+    if config.montage:
+        artifacts.try_writing(config.montage)
     sorted_pictures = _sorted_pictures(config, predictor) if config.sort_into else None
     similar = _similar(config, predictor) if config.neighbors else None
     montage, counts = Montage(config.montage_size), Counts()
@@ -146,7 +149,7 @@ def _sort(pictures: SortedPictures, picture: Path, cluster: int, is_decoded: boo
     may be any file."""
     try:
         if not is_decoded:
-            shorter_side(picture)
+            picture_size(picture)
         pictures.add(picture, cluster)
     except (OSError, BadPicture) as error:
         reason = str(error)
@@ -346,12 +349,13 @@ def _output(config: InferenceConfig, certainty: CertaintyName) -> Iterator[Calla
         yield lambda row: None  # the counts say enough
         return
     with contextlib.ExitStack() as stack:
-        out, width = sys.stdout, None
+        out, width, encoding = sys.stdout, None, "utf-8"
         # File names are bytes; those that are not UTF-8 are written unchanged.
         if file := config.output:
             if file.is_file() or not file.exists():  # not a pipe or a device
                 file = stack.enter_context(artifacts.replacing(file))
-            out = stack.enter_context(file.open("w", encoding="utf-8", errors="surrogateescape"))
+                encoding = ENCODING if config.format == "csv" else encoding
+            out = stack.enter_context(file.open("w", encoding=encoding, errors="surrogateescape"))
         else:
             out.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[attr-defined]
             if out.isatty():

@@ -18,24 +18,26 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from numpy.lib import format as npy
 from typing_extensions import TypedDict
 
 from src.runtime.cli import RunError, UserError
 from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
 from src.storage.files import (
+    LOCK,
     digest,
     half_written,
     json_digest,
     locked,
     map_array,
     misfit,
+    new_array,
     read_json,
     reading,
     refuse_strangers,
     replacing,
     to_json,
+    try_writing,
     write_json,
 )
 from src.storage.scores import VERSION, Scores
@@ -314,26 +316,24 @@ class Stage:
     def create(
         self, artifact: Artifact, shape: tuple[int, ...], split: str = ""
     ) -> Iterator[np.ndarray]:
-        """A writable memory map of `shape`; it takes its final name unless the block raises.
+        """A writable array of `shape`, mapped to the file if possible, which takes its final name
+        unless the block raises.
 
         Raises:
             RunError: it holds NaN or infinite numbers.
         """
         assert len(shape) == len(artifact.shape), f"{artifact.file} has the shape {artifact.shape}"
         file = path(artifact, self.directory, split)
-        with self._replacing(file) as temporary:
-            array = npy.open_memmap(temporary, mode="w+", dtype=artifact.dtype, shape=shape)
-            # Writing to a map on a full disk kills the process with SIGBUS: reserve the blocks.
-            if hasattr(os, "posix_fallocate"):  # not on macOS
-                with temporary.open("r+b") as out:
-                    os.posix_fallocate(out.fileno(), 0, temporary.stat().st_size)
+        with (
+            self._replacing(file) as temporary,
+            new_array(temporary, artifact.dtype, shape) as array,
+        ):
             yield array
             if not_finite := _count_not_finite(array):
                 raise RunError(
                     f"{not_finite:,} of {array.size:,} numbers for {file} are not finite, so it "
                     "was not written: try other weights, or --precision fp32"
                 )
-            array.flush()
 
     def write_json(self, name: str, content: Any) -> None:
         with self._replacing(self.directory / name) as temporary:
@@ -380,9 +380,10 @@ def only_writer(directory: Path) -> Iterator[None]:
     if not directory.is_dir():
         raise UserError(f"there is no {directory}: {_first_stages()}")
     with locked(
-        directory,
+        directory / LOCK,
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
     ):
+        try_writing(directory / MANIFEST)
         for names in ("*.npy", MANIFEST, METRICS, REPORT, IMAGES, MODEL):
             for file in half_written(directory, names):
                 file.unlink(missing_ok=True)

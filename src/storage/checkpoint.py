@@ -27,6 +27,7 @@ from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
 from src.storage.artifacts import TRAINING, Tracking
 from src.storage.files import (
+    LOCK,
     digest,
     half_written,
     locked,
@@ -61,7 +62,10 @@ class Flags(TypedDict):
     data_dir: str
     cache_dir: str | None
 
+    trained_share: NotRequired[float]
+
     # `ViewSettings`
+    view_size: NotRequired[int]
     crop_min: NotRequired[float]
     flip: NotRequired[float]
     jitter: NotRequired[float]
@@ -77,6 +81,8 @@ class SavedState(TypedDict):
     """What every stage needs of a checkpoint."""
 
     model: dict[str, InstanceOf[torch.Tensor]]
+    initial: NotRequired[dict[str, InstanceOf[torch.Tensor]]]
+    """The backbone's weights before training, if later stages use an average with them."""
     epoch: NonNegativeInt
     config: Flags
     dataset: TrainedOn
@@ -259,7 +265,7 @@ class Newest:
 
 def prune(directory: Path, current: Path, keep: int | None) -> None:
     """Delete what `current`, just saved, supersedes: earlier checkpoints from the middle of an
-    epoch, and all but the last `keep` of the others. The untrained network, epoch 0, stays."""
+    epoch, and all but the last `keep` of the others. Epoch 0, before training, stays."""
     others = [p for p in listed(directory) if p != current]
     mid_epoch = [p for p in others if "_step_" in p.name]
     whole_epochs = [p for p in others if p not in mid_epoch and p.name != file_name(0)]
@@ -287,7 +293,7 @@ def training_in(directory: Path) -> Iterator[None]:
     if not listed(directory):  # otherwise the log is of an earlier run
         refuse_strangers(directory, [METRICS_LOG], "--checkpoint-dir")
     with locked(
-        directory,
+        directory / LOCK,
         f"another training run is using {directory}: wait for it, or give this one a --name",
     ):
         for names in ("simclr_epoch_*.pt", METRICS_LOG):

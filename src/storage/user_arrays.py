@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from src.runtime.cli import UserError, reason_of
-from src.storage.files import reading
+from src.storage.files import mapped, reading
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
@@ -36,13 +36,13 @@ def foreign_array(file: Path, remedy: str) -> np.ndarray:
             raise ValueError(f"no .npy file: its shape is {shape}")
         if dtype.hasobject:
             raise ValueError("it holds pickled Python objects, which are never loaded")
-        start, end = stream.tell(), os.fstat(stream.fileno()).st_size
+        size = os.fstat(stream.fileno()).st_size - stream.tell()
         expected = math.prod(shape) * dtype.itemsize
         if not shape or min(shape) < 1 or expected == 0:
             raise ValueError(f"an array of shape {shape} has no rows")
-        if end - start != expected:
-            raise ValueError(f"{end - start:,} bytes of numbers, its header says {expected:,}")
-        return np.memmap(stream, dtype, "r", start, shape, "F" if fortran_order else "C")
+        if size != expected:
+            raise ValueError(f"{size:,} bytes of numbers, its header says {expected:,}")
+        return mapped(stream, dtype, shape, order="F" if fortran_order else "C")
 
 
 def read_lines(file: Path, remedy: str) -> list[str]:

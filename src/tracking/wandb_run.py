@@ -64,7 +64,7 @@ def open_run(mode: WandbMode, directory: Path, options: dict[str, Any]) -> Any:
     run is. None if W&B is disabled. Raises RunError and whatever W&B raises."""
     directory.mkdir(parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK):  # W&B would quietly use the system's temporary one
-        raise RunError(f"{directory} is not writable; nothing is recorded")
+        raise RunError(f"{directory} is not writable")
     wandb, problem = load_wandb(directory, mode)
     options["dir"] = directory.parent if directory.name == "wandb" else directory
     options["project"] = os.environ.get("WANDB_PROJECT", "simclr-clusters")
