@@ -180,6 +180,7 @@ def test_weights_of_another_depth_are_refused(stored: str, arch: str, tmp_path: 
     ("key", "change", "reason"),
     [
         ("conv1.weight", lambda v: torch.full_like(v, torch.nan), "has NaN"),
+        ("conv1.weight", lambda v: v.double() * 1e300, "infinity"),  # in float32
         ("layer4.1.bn2.bias", lambda v: v.index_fill(0, torch.tensor(7), torch.inf), "infinity"),
         ("layer1.0.bn1.running_var", lambda v: -v, "negative variance"),
     ],
@@ -251,6 +252,11 @@ ONE = torch.ones(1)
         (nested_dicts(3, 40, 1.0), "holds itself, or a part so often"),
         (in_itself(), "holds itself, or a part so often"),
         ({f"{i}.layer1.0.conv1.weight": ONE for i in range(20_000)}, "does not fit resnet18"),
+        (
+            {f"{i}.{name}": ONE for i in range(20_000) for name in ("conv1.weight", "fc.weight")}
+            | {f"{i}.layer4.1.bn2.bias": ONE for i in range(20_000)},
+            "does not fit resnet18",
+        ),
         ({"x" * 10**6: {str(i): ONE for i in range(20_000)}}, "it has no tensors"),
     ],
 )

@@ -66,7 +66,9 @@ def load_weights(backbone: Backbone, arch: str, weights: str | Path) -> None:
     if len(fitting) > 1:
         names = [prefix.rstrip(".") or "the outermost" for prefix in (chosen, *fitting)]
         print(f"note: {file} holds the networks {_first(names[1:])}: {names[0]} is used")
-    state = wanted | {name: v for name, v in found[chosen].items() if name in wanted}
+    own = {name: v for name, v in found[chosen].items() if name in wanted}
+    # In the network's precision, beyond which numbers become infinite.
+    state = wanted | {name: v.to(wanted[name].dtype) for name, v in own.items()}
     for name, value in state.items():
         if not (value.sqrt() if name.endswith("running_var") else value).isfinite().all():
             raise UserError(f"--weights {file}: {name} has NaN, infinity or a negative variance")
@@ -189,14 +191,14 @@ def networks(tensors: Tensors) -> dict[str, Tensors]:
 
 
 def under_prefixes(tensors: Tensors, names: list[str]) -> dict[str, Tensors]:
-    """The networks among the tensors that have the first and the last of `names`, by the prefix of
-    their keys."""
+    """The first `AT_MOST` networks among the tensors that have the first and the last of `names`,
+    by the prefix of their keys."""
     first, last = names[0], [name for name in names if name.endswith(("weight", "bias"))][-1]
     prefixes = [key.removesuffix(first) for key in tensors if key.endswith(first)]
     prefixes = [prefix for prefix in prefixes if prefix + last in tensors]
     return {
         prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-        for prefix in prefixes
+        for prefix in prefixes[:AT_MOST]
     }
 
 
