@@ -9,6 +9,7 @@ import torch
 
 from src.clusters.choose_k import candidates, scan, scan_table
 from src.clusters.confidence import fit_scale, gaussian_scale
+from src.clusters.fine import FineClusters, find_fine
 from src.clusters.flags import ClusteringConfig
 from src.clusters.head import ClusterHead, batches
 from src.clusters.inputs import Inputs, load_views, read_inputs
@@ -57,6 +58,7 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, S
 
     found = method.clusterings(reduced, smoothed_NP, count, config.seed)
     used = found.get("smoothed", found["kmeans"])
+    fine = find_fine(method, reduced, smoothed_NP, count, config.seed)
     head = calibrated_head(method, pca, reduced, used, features[fit_on], config.unusual)
     images = {s: per_image(head, x, used.clusters[s]) for s, x in features.items()}
     scores: Scores = {
@@ -74,7 +76,7 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, S
     if trust := trust_report(method, reduced[fit_on], images_NCSS, count, config.seed, views):
         scores["trust"] = trust
 
-    save(stage, pca, reduced, used, images)
+    save(stage, pca, reduced, used, fine, images)
     stage.write_json(artifacts.METRICS, scores)
     record(config, stage, inputs, count, head)
     return inputs.manifest.extraction, scores
@@ -171,7 +173,12 @@ def _check(config: ClusteringConfig) -> None:
 
 
 def save(
-    stage: Stage, pca: PCA, reduced: Splits, used: Clustering, images: dict[str, PerImage]
+    stage: Stage,
+    pca: PCA,
+    reduced: Splits,
+    used: Clustering,
+    fine: FineClusters,
+    images: dict[str, PerImage],
 ) -> None:
     """Write every array that later stages read."""
     stage.save(artifacts.PCA_MEAN, pca.mean_D)
@@ -181,9 +188,11 @@ def save(
     stage.save(artifacts.HEAD_WEIGHTS, used.head.weights.numpy())
     stage.save(artifacts.HEAD_BIAS, used.head.bias.numpy())
     stage.save(artifacts.CLUSTER_TO_CLASS, used.class_K)
+    stage.save(artifacts.FINE_TREE, fine.tree)
     for split in reduced:
         stage.save(artifacts.REDUCED, reduced[split], split)
         stage.save(artifacts.ASSIGNMENTS, used.clusters[split], split)
+        stage.save(artifacts.FINE, fine.fine[split], split)
         stage.save(artifacts.CERTAINTY, images[split].certainty_N, split)
         stage.save(artifacts.DISTANCE, images[split].distance_N, split)
         stage.save(artifacts.UNUSUAL, images[split].unusual_N, split)

@@ -85,6 +85,10 @@ PCA_COMPONENTS = Artifact("pca_components.npy", np.float32, "PD", CLUSTERING)
 PCA_VARIANCE_RATIO = Artifact("pca_explained_variance_ratio.npy", np.float32, "P", CLUSTERING)
 CENTROIDS = Artifact("centroids.npy", np.float32, "KP", CLUSTERING)
 ASSIGNMENTS = Artifact("{split}_clusters.npy", np.int64, "N", CLUSTERING)
+FINE = Artifact("{split}_fine.npy", np.int64, "N", CLUSTERING)
+"""The fine cluster of every image, see `src/clusters/fine.py`."""
+FINE_TREE = Artifact("fine_tree.npy", np.float64, "M4", CLUSTERING)
+"""The M = F - 1 unions of F fine clusters, as SciPy's `linkage`."""
 CERTAINTY = Artifact("{split}_certainty.npy", np.float32, "N", CLUSTERING)
 """Confidence or margin, as `ClusteringRecord.certainty` says."""
 DISTANCE = Artifact("{split}_distance.npy", np.float32, "N", CLUSTERING)
@@ -102,6 +106,7 @@ OF_SPLITS = (
     VIEW_PIXELS,
     REDUCED,
     ASSIGNMENTS,
+    FINE,
     CERTAINTY,
     DISTANCE,
     UNUSUAL,

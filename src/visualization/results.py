@@ -25,6 +25,10 @@ class Results:
     """float32 (N, P)."""
     clusters: np.ndarray
     """int64 (N,)."""
+    fine: np.ndarray
+    """int64 (N,), the fine cluster of each image, see `clusters/fine.py`."""
+    fine_tree: np.ndarray
+    """float64 (F - 1, 4), the tree over the F fine clusters."""
     labels: np.ndarray
     """int64 (N,), -1 where the class is unknown."""
     class_of_cluster: np.ndarray
@@ -106,6 +110,8 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         splits=np.repeat(np.arange(len(names)), sizes),
         x_NP=all_splits(artifacts.REDUCED),
         clusters=all_splits(artifacts.ASSIGNMENTS),
+        fine=all_splits(artifacts.FINE),
+        fine_tree=manifest.load(artifacts.FINE_TREE),
         labels=np.concatenate(
             [_labels(manifest, s, size) for s, size in zip(names, sizes, strict=True)]
         ),
