@@ -14,6 +14,7 @@ from src.clusters.flags import ClusteringConfig
 from src.clusters.head import ClusterHead, batches
 from src.clusters.inputs import Inputs, load_views, read_inputs
 from src.clusters.method import Clustering, Method, Splits
+from src.clusters.naming import follow, name_again, remember_last
 from src.clusters.pca import PCA
 from src.clusters.scoring import (
     fit_scores,
@@ -35,16 +36,26 @@ from src.tracking.tracker import stage_tracker
 
 def run(config: ClusteringConfig) -> None:
     _check(config)
-    with artifacts.writing(config.feature_dir, CLUSTERING) as stage:
-        extraction, scores = cluster(config, stage)
-    print(metrics_report(scores))
-    track(config, extraction, scores)
-    print(f"wrote {config.feature_dir / artifacts.METRICS} and the clusters")
+    directory = config.feature_dir
+    if config.names:
+        name_again(directory)
+        return
+    with artifacts.writing(directory, CLUSTERING) as stage:
+        inputs = read_inputs(config)
+        remember_last(directory, inputs.pictures)
+        scores = cluster(config, stage, inputs)
+        print(metrics_report(scores))
+        remember_last(directory, inputs.pictures)
+        try:
+            follow(directory)
+        except UserError as error:
+            print(f"note: no names: {error}")
+    track(config, inputs.manifest.extraction, scores)
+    print(f"wrote {directory / artifacts.METRICS} and the clusters")
 
 
-def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, Scores]:
-    """Compute and write everything; returns what the features come from, and the scores."""
-    inputs = read_inputs(config)
+def cluster(config: ClusteringConfig, stage: Stage, inputs: Inputs) -> Scores:
+    """Compute and write everything; returns the scores."""
     method, features, fit_on = inputs.method, inputs.features, inputs.method.fit_on
     pca, reduced = method.reduce(features)
     smoothed_NP = method.smooth(reduced)
@@ -79,7 +90,7 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, S
     save(stage, pca, reduced, used, fine, images)
     stage.write_json(artifacts.METRICS, scores)
     record(config, stage, inputs, count, head)
-    return inputs.manifest.extraction, scores
+    return scores
 
 
 def compare(
@@ -133,7 +144,7 @@ class PerImage(NamedTuple):
 
 def per_image(head: ClusterHead, features_ND: np.ndarray, clusters: np.ndarray) -> PerImage:
     parts = [head(x_BD) for x_BD in batches(features_ND)]
-    _, sure_N, distances_NK, unusual_N = (torch.cat(part) for part in zip(*parts, strict=True))
+    _, sure_N, distances_NK, unusual_N, _ = (torch.cat(part) for part in zip(*parts, strict=True))
     own_N = distances_NK[torch.arange(len(clusters)), torch.tensor(clusters)]
     return PerImage(sure_N.numpy(), own_N.numpy(), unusual_N.numpy())
 

@@ -93,7 +93,9 @@ def page_data(results: Results, sheets: Sheets, directory: Path) -> dict[str, An
         "splits": results.split_names,
         "offsets": [int(results.rows(split)[0]) for split in results.split_names],
         "classes": results.class_names,
-        "givenNames": [name or "" for name in results.given_names],
+        "givenNames": [
+            results.given.names.get(str(k), "") for k in range(len(results.class_of_cluster))
+        ],
         "clustersId": results.clusters_id,
         "classOfCluster": results.class_of_cluster.tolist(),
         "clusterColors": results.cluster_colors,

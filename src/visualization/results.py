@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from dataset.load_dataset import Dataset, reload_dataset
-from src.clusters.names import given_names, load_names
+from src.clusters.groups import load_groups
+from src.clusters.names import Names
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.storage.artifacts import Artifact, ClusteringRecord, ExtractionRecord, Manifest
+from src.storage.picture_table import row_names
 from src.storage.scores import Scores
 from src.visualization.palette import cluster_colors
 
@@ -33,10 +35,16 @@ class Results:
     """int64 (N,), -1 where the class is unknown."""
     class_of_cluster: np.ndarray
     """int64 (K,), -1 where a cluster has no class."""
-    names: list[str | None]
-    """Of each cluster, see `clusters/names.py`."""
-    given_names: list[str | None]
-    """Those of names.json alone."""
+    groups: np.ndarray
+    """int64 (N,), the group of each image, -1 where it is ignored; see `clusters/groups.py`."""
+    group_names: list[str]
+    """Of the G groups, as in the tables."""
+    group_labels: list[str]
+    """For figures: the number of the group's first cluster, and its name if it has one."""
+    class_of_group: np.ndarray
+    """int64 (G,), -1 where a group has no class."""
+    given: Names
+    """What names.json says, for the present clusters."""
     clusters_id: str
     variance_ratio: np.ndarray
     """float32 (P,)."""
@@ -56,13 +64,12 @@ class Results:
     """The directory that the paths of a folder's pictures are relative to."""
 
     @property
-    def cluster_names(self) -> list[str]:
-        """The number of each cluster, followed by its name if it has one."""
-        return [f"{k} → {name}" if name else str(k) for k, name in enumerate(self.names)]
-
-    @property
     def cluster_colors(self) -> list[str]:
         return cluster_colors(self.class_of_cluster, len(self.class_names))
+
+    @property
+    def group_colors(self) -> list[str]:
+        return cluster_colors(self.class_of_group, len(self.class_names))
 
     @property
     def file_names(self) -> list[str] | None:
@@ -71,6 +78,12 @@ class Results:
             return None
         parts = [self.dataset.splits[split].names for split in self.split_names]
         return [name for names in parts for name in names or ()] if all(parts) else None
+
+    @property
+    def paths(self) -> list[str]:
+        """Of every image in images.csv: its file, or `train[12]`."""
+        sizes = {split: len(self.rows(split)) for split in self.split_names}
+        return self.file_names or row_names(sizes)
 
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.splits == self.split_names.index(split))
@@ -105,6 +118,9 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         print(f"note: no pictures: {printable(str(error))}")
         dataset = None
     sizes = [len(manifest.load(artifacts.ASSIGNMENTS, split)) for split in names]
+    groups = load_groups(manifest, notes := [])
+    for note in notes:
+        print(f"note: {printable(note)}")
     return Results(
         split_names=names,
         splits=np.repeat(np.arange(len(names)), sizes),
@@ -116,8 +132,11 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
             [_labels(manifest, s, size) for s, size in zip(names, sizes, strict=True)]
         ),
         class_of_cluster=manifest.load(artifacts.CLUSTER_TO_CLASS),
-        names=load_names(manifest),
-        given_names=given_names(manifest),
+        groups=np.concatenate([groups.of_images[split] for split in names]),
+        group_names=groups.names,
+        group_labels=groups.labels,
+        class_of_group=groups.classes,
+        given=groups.given,
         clusters_id=manifest.clusters_id,
         variance_ratio=manifest.load(artifacts.PCA_VARIANCE_RATIO),
         class_names=extraction["dataset"]["class_names"],
