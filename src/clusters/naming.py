@@ -85,9 +85,7 @@ def follow(directory: Path) -> None:
     counts = np.bincount(1 + np.concatenate([*groups.of_images.values()]))
     shown = ", ".join(f"{name} {n:,}" for name, n in zip(groups.names, counts[1:], strict=False))
     given = groups.given
-    print(
-        f"groups: {printable(shown)}; moved {len(given.moved):,}, ignored {counts[0]:,} pictures"
-    )
+    print(f"groups: {printable(shown)}; moved {len(given.moved):,}, ignored {counts[0]:,} pictures")
     if (directory / artifacts.REPORT).exists() or (directory / artifacts.IMAGES).exists():
         print(
             f"note: {artifacts.REPORT}, {artifacts.IMAGES} and the figures are older: run "
