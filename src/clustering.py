@@ -8,7 +8,8 @@ nearest neighbors. Later stages use the clusters of the averaged rows; --no-smoo
 
 Reads features/{split}_features.npy and _labels.npy. Writes features/{split}_pca.npy, pca_*.npy,
 centroids.npy, head_*.npy, cluster_to_class.npy, {split}_clusters.npy, _certainty.npy,
-_distance.npy (to the own cluster) and _unusual.npy, metrics.json and its part of manifest.json.
+_distance.npy (to the own cluster) and _unusual.npy, {split}_fine.npy and fine_tree.npy (about 50
+fine clusters and a tree over them), metrics.json and its part of manifest.json.
 Labels are used only to name and score the clusters, never to find them.
 
 There are two accuracies. `hungarian_accuracy` matches clusters to classes separately on each split,

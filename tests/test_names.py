@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from src import inference
-from src.clusters.names import load_names
+from src.clusters.groups import cluster_names, load_names
 from src.inference import InferenceConfig
 from src.prediction.onnx_export import to_onnx
 from src.prediction.predictor import Predictor
@@ -37,6 +37,11 @@ def give(features: Path, **content: object) -> None:
     (features / "names.json").write_text(json.dumps(content))
 
 
+def names_of(features: Path) -> list[str]:
+    manifest = Manifest(features)
+    return cluster_names(manifest, load_names(manifest, []))
+
+
 def infer(features: Path, *paths: Path, **flags: object) -> int:
     config = {"feature_dir": features, "device": "cpu", "wandb": "disabled"} | flags
     return inference.main(InferenceConfig(tuple(map(str, paths)), **config))  # type: ignore[arg-type]
@@ -49,14 +54,13 @@ def test_given_names_in_every_output(features: Path, pictures: Path, tmp_path: P
     unmatched = np.flatnonzero(class_K < 0).tolist()
     first, second = np.flatnonzero(class_K >= 0)[:2].tolist()
     expected = [str(c) if c >= 0 else f"cluster {k}" for k, c in enumerate(class_K)]
-    known = [str(c) if c >= 0 else None for c in class_K]
-    assert load_names(manifest) == known
+    assert names_of(features) == expected
     assert infer(features, pictures, output=tmp_path / "before.json") == 0
     given = {str(first): " loop ", str(second): "loop", str(unmatched[0]): "Ähre"}
     give(features, names=given)
     for key, name in given.items():
         expected[int(key)] = name.strip()
-    assert load_names(manifest)[unmatched[1]] is None
+    assert names_of(features) == expected
     assert infer(features, pictures, output=tmp_path / "after.json") == 0
     assert infer(features, pictures, output=tmp_path / "after.csv") == 0
     outputs = ("before.json", "after.json", "after.csv")
@@ -71,9 +75,12 @@ def test_given_names_in_every_output(features: Path, pictures: Path, tmp_path: P
     predictor = Predictor.load(features, device="cpu", precision="fp32")
     metadata = {entry.key: entry.value for entry in to_onnx(predictor).metadata_props}
     assert json.loads(metadata["cluster_names"]) == expected
-    shown = load_results(features).cluster_names
-    assert shown[second] == f"{second} → loop"
-    assert shown[unmatched[1]] == str(unmatched[1])
+    assert json.loads(metadata["group_names"]) == [*dict.fromkeys(expected)]
+    results = load_results(features)
+    names = [results.group_names[g] for g in results.groups]
+    assert names == [expected[k] for k in results.clusters]
+    assert f"{first} → loop" in results.group_labels
+    assert str(unmatched[1]) in results.group_labels
 
 
 def test_pictures_are_sorted_by_number_and_name(

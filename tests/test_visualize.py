@@ -278,9 +278,10 @@ def test_points_fill_the_map(
     rng = np.random.default_rng(0)
     xy, groups = rng.uniform(size=(100, 2)) * [1, height], rng.integers(0, len(names), 100)
     results = replace(
-        load_results(pixel_digits), clusters=groups, class_of_cluster=np.arange(len(names)) - 1,
+        load_results(pixel_digits), groups=groups, class_of_group=np.arange(len(names)) - 1,
         labels=np.where((np.arange(100) < 50) & known, groups, -1),
-        names=[None, *names[:-1]], class_names=names,
+        group_labels=["0", *(f"{k} → {name}" for k, name in enumerate(names[:-1], 1))],
+        class_names=names,
     )  # fmt: skip
     with figures.styled():
         figure = projection_map(results, xy, "t-SNE")

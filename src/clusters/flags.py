@@ -37,6 +37,9 @@ class ClusteringConfig:
     these is marked as unusual."""
     seeds: int | None = None
     """Also report mean and standard deviation over this many seeds of K-means."""
+    names: bool = False
+    """Only follow names.json: fit the head that assigns new pictures to the groups in it, and keep
+    the clusters as they are. Takes seconds; clustering does it too."""
     linear_probe: bool = False
     """Also fit a linear classifier to the features of train, with its labels, and score it on
     test."""
