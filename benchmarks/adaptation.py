@@ -70,7 +70,7 @@ def scores(file: Path, pictures: Path, cache: Path) -> list[float]:
         own.restarts, own.hops, own.neighbors,
     )  # fmt: skip
     _, reduced = method.reduce({name: features})
-    smoothed = method.smooth(reduced)
+    smoothed = method.smooth(reduced, count)
     rows = []
     for seed in range(3):
         found = method.clusterings(reduced, smoothed, count, seed)

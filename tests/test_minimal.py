@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from docs import minimal_simclr as minimal
 from src.evaluation.metrics import hungarian_accuracy
-from src.models.batch_norm import calibrate_batch_norm, freeze_batch_norm
+from src.models.batch_norm import calibrate_batch_norm
 from src.models.encoder import encode
 from src.models.simclr import SimCLR, nt_xent
 from src.training.batches import paired_views
@@ -65,7 +65,7 @@ def test_the_same_loss_gradients_and_features_before_and_after_freezing(
     assert_same_training(product, own, views_2BCSS)
 
     calibrate_batch_norm(product.backbone, [views_2BCSS])
-    freeze_batch_norm(product.backbone)
+    product.backbone.freeze()
     minimal.freeze_batch_norm(own[0], views_2BCSS)
     for mine, theirs in zip(own.buffers(), product.buffers(), strict=True):
         if theirs.is_floating_point():

@@ -1,5 +1,6 @@
 """Write predictions: table, CSV and JSON lines, a montage, pictures sorted into folders."""
 
+import codecs
 import contextlib
 import errno
 import itertools
@@ -94,7 +95,7 @@ def is_predictions(file: Path) -> bool:
     with file.open("rb") as stream:
         start = stream.readline(1000)
     heads = [header(f, c, None) or "" for f in ("csv", "table") for c in get_args(CertaintyName)]
-    return start.startswith((b'{"path": ', *map(str.encode, heads)))
+    return start.removeprefix(codecs.BOM_UTF8).startswith((b'{"path": ', *map(str.encode, heads)))
 
 
 def line(row: Row, style: Format, certainty: CertaintyName, path_width: int | None) -> str | None:

@@ -198,8 +198,8 @@ def refuse_to_replace(flag: str, file: Path, what: str, is_own: Callable[[Path],
             is_empty = not stream.read(1)
         if is_empty or is_own(file):
             return
-    except FileNotFoundError:
-        return
+    except (FileNotFoundError, NotADirectoryError):
+        return  # writing will say why, if it cannot
     except Exception:  # neither a file nor readable as `what`
         pass
     raise UserError(f"{flag} {file} exists and is not {what}: choose another name, or remove it")
