@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dataset.load_dataset import Dataset, reload_dataset
-from src.clusters.carry_over import is_remembered, remember
+from src.clusters.carry_over import read_past, remember
 from src.clusters.confidence import certainty
 from src.clusters.groups import Groups, load_groups
 from src.clusters.head import LinearHead, fit_head
@@ -26,7 +26,7 @@ from src.storage.artifacts import NAMING, REDUCED, Manifest, Stage
 from src.storage.files import replacing, write_json
 from src.storage.provenance import git_commit, versions
 
-WEIGHT = 10.0
+WEIGHT = 3.0
 
 
 def name_again(directory: Path) -> None:
@@ -54,7 +54,8 @@ def remember_last(directory: Path, pictures: Dataset | None = None) -> None:
     """
     with contextlib.suppress(UserError):  # of other features, or there are none
         manifest = Manifest(directory)
-        if is_remembered(manifest):
+        past = read_past(directory, manifest.clusters_id)
+        if past and (past["digests"] or not pictures):
             return
         with contextlib.suppress(UserError):
             pictures = pictures or reload_dataset(manifest.extraction["dataset"])
@@ -85,9 +86,7 @@ def follow(directory: Path) -> None:
     counts = np.bincount(1 + np.concatenate([*groups.of_images.values()]))
     shown = ", ".join(f"{name} {n:,}" for name, n in zip(groups.names, counts[1:], strict=False))
     given = groups.given
-    print(
-        f"groups: {printable(shown)}; moved {len(given.moved):,}, ignored {counts[0]:,} pictures"
-    )
+    print(f"groups: {printable(shown)}; moved {len(given.moved):,}, ignored {counts[0]:,} pictures")
     if (directory / artifacts.REPORT).exists() or (directory / artifacts.IMAGES).exists():
         print(
             f"note: {artifacts.REPORT}, {artifacts.IMAGES} and the figures are older: run "
