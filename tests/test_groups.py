@@ -194,7 +194,7 @@ def test_clustering_again_loses_nothing(
     given = {path: name for path, name in before.items() if name in {*names.values(), "wren"}}
     kept = np.mean([after[calls[path]] == name for path, name in given.items()])
     assert kept > 0.8
-    assert "pictures that keep their name: gull " in printed
+    assert "pictures that keep a name: gull " in printed
     said = read_names(features)
     assert said
     assert said.clusters == Manifest(features).clusters_id != old_id

@@ -22,7 +22,6 @@ from PIL import Image
 from scipy.spatial import KDTree
 
 from docs.make_pictures import FLAGS, READY
-from src.clusters.names import load_names
 from src.storage import artifacts
 from src.visualization import thumbnails
 from src.visualization.images_table import write_images
@@ -637,7 +636,7 @@ def test_two_clusters_with_one_name_are_one(unlabeled: Report, pictures: Path) -
     saved = json.loads(unlabeled.downloaded("#save-names"))
     assert saved == {"clusters": results.clusters_id, "names": {"0": "sparrow", "1": "sparrow"}}
     (pictures / artifacts.NAMES).write_text(json.dumps(saved))
-    assert load_names(artifacts.Manifest(pictures)) == ["sparrow"] * 2 + [None] * (count - 2)
+    assert load_results(pictures).given.names == {"0": "sparrow", "1": "sparrow"}
     (pictures / artifacts.NAMES).unlink()
 
 
