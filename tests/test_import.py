@@ -1,5 +1,6 @@
 """Imported features: as if the extraction had written them, and refused where they do not fit."""
 
+import json
 import math
 import shutil
 import tracemalloc
@@ -88,8 +89,11 @@ def test_the_import_writes_what_the_extraction_writes(
     assert "pi between views" not in capsys.readouterr().out
     assert Manifest(imported).extraction["dataset"] == dataset
     views = {"train_views.npy", "train_view_pixels.npy"}
-    written = {file.name for file in imported.iterdir()}
-    assert written == {file.name for file in extracted.iterdir()} - views
+    past = [artifacts.past_clusters(x, Manifest(x).clusters_id) for x in (extracted, imported)]
+    kept, same = (json.loads(file.read_text()) for file in past)
+    assert kept | {"features": ""} == same | {"features": ""}
+    written = {file.name for file in imported.iterdir()} - {past[1].name}
+    assert written == {file.name for file in extracted.iterdir()} - views - {past[0].name}
     for name in written - {artifacts.MANIFEST, artifacts.METRICS}:
         assert (imported / name).read_bytes() == (extracted / name).read_bytes(), name
     ours, theirs = (Manifest(directory).metrics() for directory in (extracted, imported))

@@ -22,7 +22,7 @@ from src.clusters.confidence import confidence, fit_scale, gaussian_scale, margi
 from src.clusters.head import ClusterHead
 from src.inference import InferenceConfig, main
 from src.prediction import stage
-from src.prediction.output import Montage, NearCluster, Row, SortedPictures, line
+from src.prediction.output import Montage, NearCluster, Row, SortedPictures, folder_names, line
 from src.prediction.picture_stream import find
 from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError
@@ -503,7 +503,7 @@ def test_names_as_long_as_names_can_be(
     names = sorted(file.name for file in tmp_path.glob("out/*/*.png"))
     assert names == [f"{'ä' * 124}_2.png", f"{'ä' * 124}_3.png", name]
     for class_name in ("ä" * 127, "\udce4" * 255):
-        (folder,) = SortedPictures(tmp_path / "new", [None], [class_name], copy=False).folders
+        (folder,) = folder_names([class_name], [class_name], plain=False)
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)  # from here the path is short enough
     deep = save_picture(digits()[0], Path(*["d" * 250] * 16, f"{'x' * 60}.png"))
@@ -558,7 +558,7 @@ def test_an_interrupted_copy_leaves_nothing(
     (tmp_path / "a.png").write_bytes(b"content")
     monkeypatch.setattr("shutil.copyfileobj", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        SortedPictures(tmp_path / "sorted", [None], [None], True).add(tmp_path / "a.png", 0)
+        SortedPictures(tmp_path / "sorted", ["0"], True, None).add(tmp_path / "a.png", 0)
     assert not list((tmp_path / "sorted/00").iterdir())
 
 

@@ -18,7 +18,6 @@ import pytest
 from PIL import Image
 
 from docs.make_pictures import READY
-from src.clusters.names import load_names
 from src.storage import artifacts
 from src.visualization import thumbnails
 from src.visualization.duplicates import Copies
@@ -485,7 +484,7 @@ def test_two_clusters_with_one_name_are_one(unlabeled: Report, pictures: Path) -
     assert saved["clusters"] == results.clusters_id
     assert saved["names"] == {"0": "sparrow", "1": "sparrow"}
     (pictures / artifacts.NAMES).write_text(json.dumps(saved))
-    assert load_names(artifacts.Manifest(pictures)) == ["sparrow"] * 2 + [None] * (count - 2)
+    assert load_results(pictures).given.names == {"0": "sparrow", "1": "sparrow"}
     (pictures / artifacts.NAMES).unlink()
 
 

@@ -52,10 +52,6 @@ class Past(Pictures):
 # --- remembering ------------------------------------------------------------------------------
 
 
-def is_remembered(manifest: Manifest) -> bool:
-    return manifest.clusters_id in _remembered(manifest.directory)
-
-
 def remember(manifest: Manifest, dataset: Dataset | None, named: str | None) -> None:
     """Keep the clusters of every picture, and forget the oldest clusterings.
 

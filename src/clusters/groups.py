@@ -72,7 +72,8 @@ def load_names(manifest: Manifest, notes: list[str]) -> Names:
         if old and new:
             names, kept = carry(names, old, new, own)
             shares = ", ".join(f"{name} {share:.0%}" for name, share in kept.items())
-            notes.append(f"{file} is of other clusters; pictures that keep their name: {shares}")
+            if shares:
+                notes.append(f"{file} is of other clusters; pictures that keep a name: {shares}")
         else:
             names = replace(names, clusters=own, names={}, fine={})
             notes.append(

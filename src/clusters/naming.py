@@ -8,13 +8,14 @@ Shape letters: N images, P principal components, G groups.
 """
 
 import contextlib
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from dataset.load_dataset import Dataset, reload_dataset
-from src.clusters.carry_over import is_remembered, remember
+from src.clusters.carry_over import read_past, remember
 from src.clusters.confidence import certainty
 from src.clusters.groups import Groups, load_groups
 from src.clusters.head import LinearHead, fit_head
@@ -26,7 +27,7 @@ from src.storage.artifacts import NAMING, REDUCED, Manifest, Stage
 from src.storage.files import replacing, write_json
 from src.storage.provenance import git_commit, versions
 
-WEIGHT = 10.0
+WEIGHT = 3.0
 
 
 def name_again(directory: Path) -> None:
@@ -37,7 +38,7 @@ def name_again(directory: Path) -> None:
     """
     with artifacts.only_writer(directory):
         _ = Manifest(directory).clustering
-        if not (directory / artifacts.NAMES).exists():
+        if not os.path.lexists(directory / artifacts.NAMES):
             raise UserError(
                 f"there is no {directory / artifacts.NAMES}: name clusters on the page "
                 f"{directory / artifacts.REPORT}, and download the names into that folder"
@@ -54,7 +55,8 @@ def remember_last(directory: Path, pictures: Dataset | None = None) -> None:
     """
     with contextlib.suppress(UserError):  # of other features, or there are none
         manifest = Manifest(directory)
-        if is_remembered(manifest):
+        past = read_past(directory, manifest.clusters_id)
+        if past and (past["digests"] or not pictures):
             return
         with contextlib.suppress(UserError):
             pictures = pictures or reload_dataset(manifest.extraction["dataset"])

@@ -279,11 +279,12 @@ class Manifest:
 
     @property
     def clusters_id(self) -> str:
-        """Changes with the clusters, fine ones too, their numbers and their classes."""
+        """Changes with the images, the clusters, fine ones too, their numbers and their classes."""
         files = self.clustering["files"]
         digests = [files.get(x.file) for x in (HEAD_WEIGHTS, HEAD_BIAS, CLUSTER_TO_CLASS)]
         fine = [FINE.file.format(split=split) for split in SPLITS]
-        digests += [files[name] for name in fine if name in files]  # not of earlier versions
+        if any(name in files for name in fine):  # not of earlier versions
+            digests += [self.extraction["id"], *map(files.get, fine)]
         return json_digest([*digests, self.extraction["dataset"]["class_names"]])
 
     def load(self, artifact: Artifact, split: str = "") -> np.ndarray:
