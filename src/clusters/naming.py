@@ -103,7 +103,8 @@ def write_head(manifest: Manifest, groups: Groups) -> None:
     stage.save(artifacts.GROUP_WEIGHTS, linear.weights.numpy())
     stage.save(artifacts.GROUP_BIAS, linear.bias.numpy())
     clustering = manifest.clustering
-    scale = clustering["confidence_scale"] if clustering["config"]["smooth"] else 1.0
+    is_smoothed = "head_agreement" in manifest.metrics()["fit"]
+    scale = clustering["confidence_scale"] if is_smoothed else 1.0
     for split, x_NP in reduced.items():
         scores_NG = linear(torch.tensor(x_NP))
         sure_N = certainty(clustering["certainty"], scores_NG, scale).numpy()

@@ -133,6 +133,9 @@ OF_CLUSTERS = (
     HEAD_WEIGHTS,
     HEAD_BIAS,
     CLUSTER_TO_CLASS,
+    FINE_TREE,
+    GROUP_WEIGHTS,
+    GROUP_BIAS,
 )
 
 MANIFEST = "manifest.json"
