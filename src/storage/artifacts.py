@@ -439,7 +439,7 @@ def only_writer(directory: Path) -> Iterator[None]:
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
     ):
         try_writing(directory / MANIFEST)
-        for names in ("*.npy", MANIFEST, METRICS, REPORT, IMAGES, MODEL):
+        for names in ("*.npy", "*.json", REPORT, IMAGES, MODEL):
             for file in half_written(directory, names):
                 file.unlink(missing_ok=True)
         for file in half_written(directory / FIGURES, ""):
