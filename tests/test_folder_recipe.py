@@ -64,10 +64,11 @@ def test_what_suits_a_folder(images: int, side: int, gpu: bool, expected: tuple)
 @pytest.mark.parametrize(
     ("images", "side", "expected"),
     [
-        (13_000, 96, (32, 2, 0.05, 4, 8)),
-        (1_000, 3000, (32, 2, 0.5, 4, 1)),
-        (402, 28, (32, 5, 1.25, 4, 1)),
-        (12, 50, (12, 8, 2.0, 4, 1)),
+        (13_000, 96, (32, 1, 0.05, 4, 4, 0.0158)),
+        (3_781, 480, (32, 1, 0.17, 4, 1, 0.0542)),
+        (1_000, 3000, (32, 2, 0.5, 4, 1, 0.1)),
+        (402, 28, (32, 5, 1.25, 4, 1, 0.1)),
+        (12, 50, (12, 8, 2.0, 4, 1, 0.1)),
     ],
 )
 def test_what_suits_a_folder_and_weights_learned_elsewhere(
@@ -75,8 +76,10 @@ def test_what_suits_a_folder_and_weights_learned_elsewhere(
 ) -> None:
     for gpu in (False, True):
         recipe = folder_recipe(images, side, gpu)
-        lite = ("lite0", "timm/tf_efficientnet_lite0", PRETRAINED_SIDE, *expected)
-        assert tuple(recipe.values()) == (*lite, *FROM_PRETRAINED.values())
+        *settings, rate = expected
+        lite = ("lite0", "timm/tf_efficientnet_lite0", PRETRAINED_SIDE, *settings)
+        values = FROM_PRETRAINED | {"backbone_rate": rate}
+        assert tuple(recipe.values()) == (*lite, *values.values())
         for weights in ("dino", "imagenet"):
             assert folder_recipe(images, side, gpu, weights=weights)["arch"] == "resnet50"
 

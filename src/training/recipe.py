@@ -35,8 +35,9 @@ cores (docs/log.md)."""
 
 
 PRETRAINED_SIDE, PRETRAINED_BATCH, PRETRAINED_STEPS = 224, 32, 64
-"""Of a folder with pretrained weights: side in pixels and batch size, at most, and the steps after
-which the whole number of epochs ends (docs/log.md)."""
+"""Of a folder with pretrained weights: side in pixels; batch size, at most; and about so many
+steps. Where an epoch has more, the backbone learns more slowly: further from the weights that it
+starts from, it gets worse (docs/log.md)."""
 
 
 class FolderRecipe(TypedDict):
@@ -83,7 +84,10 @@ def folder_recipe(
     per_epoch = max(1, images // max(1, (batch_size or batch) * accumulate))
     warmup, values = float(max(2, schedule // 12)), FROM_RANDOM
     if is_pretrained:  # statistics are frozen, so that the learning rate alone warms up
-        warmup, values = round(min(20 / per_epoch, schedule / 4), 2), FROM_PRETRAINED
+        warmup = round(min(20 / per_epoch, schedule / 4), 2)
+        pace = min(1, PRETRAINED_STEPS / (schedule * per_epoch))
+        rate = round(FROM_PRETRAINED["backbone_rate"] * pace, 4)
+        values = FROM_PRETRAINED | {"backbone_rate": rate}
     return {
         "weights": weights,
         "arch": PRETRAINED[weights].arch if weights in PRETRAINED else arch,
@@ -112,7 +116,7 @@ def _from_random(images: int, gpu: bool) -> tuple[str, int, int, int]:
 
 def _from_pretrained(images: int, gpu: bool) -> tuple[str, int, int, int]:
     batch = max(2, min(images, PRETRAINED_BATCH))
-    epochs = max(2, min(round(PRETRAINED_STEPS / max(1, images // batch)), 8))
+    epochs = max(1, min(round(PRETRAINED_STEPS / max(1, images // batch)), 8))
     return "resnet50", PRETRAINED_SIDE, batch, epochs
 
 
