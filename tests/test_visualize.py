@@ -68,8 +68,8 @@ def test_the_table_has_a_row_for_each_image(pixel_digits: Path, tmp_path: Path) 
     with (tmp_path / "images.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
-        "path", "cluster", "name", "confidence", "distance", "unusual", "split", "near_duplicates",
-        "keep", "sharpness", "x", "y",
+        "path", "cluster", "name", "confidence", "distance", "unusual", "fine", "ignored", "split",
+        "near_duplicates", "keep", "sharpness", "x", "y",
     ]  # fmt: skip
     places = [(split, i) for split, count in (("train", 1438), ("test", 359)) for i in range(count)]
     for column, expected in {
@@ -78,6 +78,8 @@ def test_the_table_has_a_row_for_each_image(pixel_digits: Path, tmp_path: Path) 
         "cluster": arrays.clusters,
         "name": arrays.class_of_cluster[arrays.clusters],
         "unusual": unusual.astype(int),
+        "fine": results.fine,
+        "ignored": np.zeros(len(near), int),
         "near_duplicates": np.where(near >= 0, "3", ""),
         "keep": keep.astype(int),
         "sharpness": np.where(keep, "2.5", ""),
@@ -346,6 +348,8 @@ def test_both_maps_draw_a_cluster_and_its_class_in_one_color(pixel_digits: Path)
     np.testing.assert_array_equal(same_ink, right)
     by_cluster, by_class = ([t.get_text() for t in ax.get_legend().texts] for ax in figure.axes)
     assert [name.split(" → ")[1] for name in by_cluster] == by_class
+    shown = {text.get_text(): text.get_position()[0] for text in figure.axes[0].texts}
+    assert shown == {str(k): np.median(points[results.clusters == k]) for k in range(10)}
 
 
 def test_the_silhouette_figure_names_the_mean(pixel_digits: Path) -> None:
