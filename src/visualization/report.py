@@ -12,15 +12,20 @@ import numpy as np
 import torch
 
 from src.evaluation.neighbors import lifted, nearest
+from src.runtime.commands import command
 from src.storage.files import replacing
 from src.storage.metrics_log import Record
+from src.visualization.flags import VisualizeConfig
 from src.visualization.palette import UNKNOWN, colors
-from src.visualization.report_sections import sections
+from src.visualization.report_sections import sections, verdict
 from src.visualization.results import Results
-from src.visualization.thumbnails import COLUMNS, Sheets, make_sheets
+from src.visualization.thumbnails import Sheets, make_sheets
 
 PARTS = Path(__file__).parent / "report_page"
-SCRIPTS = ("data.js", "map.js", "filters.js", "panels.js", "naming.js", "start.js")
+SCRIPTS = (
+    "data.js", "said.js", "groups.js", "map.js", "filters.js", "panels.js", "naming.js",
+    "choosing.js", "start.js",
+)  # fmt: skip
 NEIGHBORS = 12
 
 
@@ -42,7 +47,7 @@ def write_report(
     count = len(results.clusters)
     sheets = Sheets(0, np.arange(count), [])  # without pictures, every image can be a neighbor
     if results.dataset is not None:
-        sheets = make_sheets(results.pictures, count, results.dataset.image_size)
+        sheets = make_sheets(results.thumbnails, count, results.side())
     if len(sheets.rows) < count:
         print(f"note: the report carries the pictures of {len(sheets.rows):,} of {count:,} images")
     own_N = torch.full((count,), -1)
@@ -51,6 +56,8 @@ def write_report(
     arrays = {
         "xy": xy_N2.astype("<f4"),
         "cluster": results.clusters.astype("<u2"),
+        "fine": results.fine.astype("<u2"),
+        "fine-distance": fine_distance(results.x_NP, results.fine).astype("<f4"),
         "label": results.labels.astype("<i2"),
         "split": results.splits.astype("u1"),
         "distance": results.distance.astype("<f4"),
@@ -66,6 +73,7 @@ def write_report(
     slots = {
         "style": (PARTS / "page.css").read_text(encoding="utf-8"),
         "script": "\n".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        "verdict": verdict(results),
         "sections": sections(results, records),
         # No string can end the script element.
         "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
@@ -83,31 +91,53 @@ def page_data(results: Results, sheets: Sheets, directory: Path) -> dict[str, An
     names, folder = results.file_names, None
     if names:
         folder = quote(os.fsencode(os.path.relpath(results.picture_dir, directory))) + "/"
-    data = results.extraction["dataset"]
-    title = data["name"]
-    if title == "folder" and data["data_dir"]:
-        title = Path(data["data_dir"]).resolve().name
     return {
-        "dataset": title,
+        "title": experiment(results, directory),
         "count": len(results.clusters),
         "splits": results.split_names,
         "offsets": [int(results.rows(split)[0]) for split in results.split_names],
         "classes": results.class_names,
-        "givenNames": [
-            results.given.names.get(str(k), "") for k in range(len(results.class_of_cluster))
-        ],
+        "said": said(results),
         "clustersId": results.clusters_id,
+        "directory": str(directory),
+        "command": command("visualize_features.py"),
+        "tree": results.fine_tree[:, :2].astype(int).tolist(),
         "classOfCluster": results.class_of_cluster.tolist(),
         "clusterColors": results.cluster_colors,
         "classColors": colors(len(results.class_names)),
+        "colors": colors(100),
         "certainty": results.clustering["certainty"],
         "unknownColor": UNKNOWN,
         "names": names,
         "folder": folder,
         "tile": sheets.tile,
-        "columns": COLUMNS,
+        "columns": sheets.columns,
         "sheets": len(sheets.webp),
     }
+
+
+def experiment(results: Results, directory: Path) -> str:
+    """The name of the results in `directory`: that of --name, otherwise the dataset's."""
+    own, data = directory.resolve().name, results.extraction["dataset"]
+    if own != VisualizeConfig.feature_dir.name:
+        return own
+    is_folder = data["name"] == "folder" and data["data_dir"]
+    return Path(data["data_dir"]).resolve().name if is_folder else data["name"]
+
+
+def said(results: Results) -> dict[str, dict[str, Any]]:
+    """What names.json says, by kind and key; an ignored image is True."""
+    given = results.given
+    ignored = dict.fromkeys(given.ignored, True)
+    return {"names": given.names, "fine": given.fine, "moved": given.moved, "ignored": ignored}
+
+
+def fine_distance(x_NP: np.ndarray, fine_N: np.ndarray) -> np.ndarray:
+    """float (N,), from each image to the mean of its fine cluster."""
+    centers = np.zeros((fine_N.max() + 1, x_NP.shape[1]))
+    np.add.at(centers, fine_N, x_NP)
+    centers /= np.bincount(fine_N)[:, None]
+    return np.linalg.norm(x_NP - centers[fine_N], axis=1)
 
 
 def _blob(name: str, content: bytes, dtype: str = "") -> str:
