@@ -30,6 +30,11 @@ function make(tag, properties = {}, ...children) {
 }
 const number = (n) => n.toLocaleString("en");
 const many = (n, thing) => `${number(n)} ${thing}${n === 1 ? "" : "s"}`;
+const timers = new Map();
+function postpone(task) { // until nothing has changed for a moment: a slider moves freely
+  clearTimeout(timers.get(task));
+  timers.set(task, setTimeout(task, 50));
+}
 function tally(values) { // how often each value occurs
   const counts = new Map();
   for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);

@@ -24,7 +24,7 @@ function applyFilters() {
   $("#save-csv").disabled = !visibleCount;
   hover(-1);
   fillGallery();
-  fillCrossing();
+  postpone(fillCrossing);
   request();
 }
 function filter() { // and move the map to what is left

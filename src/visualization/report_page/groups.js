@@ -106,10 +106,8 @@ function show() { // the groups, everywhere
   applyFilters();
   if (selected >= 0) select(selected);
   $("#targets").replaceChildren(...[...groups.keys()].map((id) => make("option", { value: groups.get(id).name || title(id) })));
-  clearTimeout(later);
-  later = setTimeout(updateNaming, 50); // so that the slider moves freely
+  postpone(updateNaming);
 }
-let later = 0;
 
 // ---- what to say so that a row has a name --------------------------------------------------------
 

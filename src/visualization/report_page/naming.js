@@ -2,7 +2,7 @@
 
 const elements = new Map(); // of the rows, by key: an input keeps its focus while rows change around it
 const limits = new Map(); // how many pictures a row shows, where it is not ROW
-const ROW = 12;
+const ROW = 9;
 const picked = new Set(); // keys of the rows chosen for merging
 const rowOf = (key) => rows.find((row) => row.key === key);
 
@@ -30,9 +30,8 @@ function namingRow(key) {
   };
   const halve = make("button", { type: "button", className: "halve", textContent: "Split", onclick: () => say(divided(rowOf(key)), "Split in two") });
   const more = make("button", { type: "button", className: "more", textContent: "More", onclick: () => { limits.set(key, (limits.get(key) ?? ROW) + 48); updateRow(element, rowOf(key)); } });
-  const element = make("div", { className: "naming" },
-    make("div", { className: "label" }, make("label", {}, box, make("span", { className: "swatch" }), make("span", { className: "caption" })), input, halve),
-    make("div", { className: "grid roving" }), more);
+  const label = make("label", {}, box, make("span", { className: "swatch" }), make("span", { className: "caption" }));
+  const element = make("div", { className: "naming" }, make("div", { className: "label" }, label, halve, more, input), make("div", { className: "grid roving" }));
   return element;
 }
 

@@ -77,5 +77,5 @@ function downloadNames() {
   download("names.json", "application/json", namesFile());
   downloaded = said;
   store();
-  showChanges();
+  showChanges("Downloaded");
 }

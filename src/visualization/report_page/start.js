@@ -69,7 +69,9 @@ setBranches(branchCount);
 showChanges();
 resize();
 new ResizeObserver(resize).observe(map);
-new ResizeObserver(() => document.documentElement.style.setProperty("--bar", `${$("#bar").offsetHeight}px`)).observe($("#bar"));
+for (const id of ["bar", "actions"]) {
+  new ResizeObserver(() => document.documentElement.style.setProperty(`--${id}`, `${$(`#${id}`).offsetHeight}px`)).observe($(`#${id}`));
+}
 requestAnimationFrame(() => setTimeout(() => { // after the first draw
   fillDuplicates();
   loadSheets();
