@@ -46,7 +46,7 @@ def make_sheets(read: Callable[[np.ndarray, int], np.ndarray], count: int, size:
     """
     wanted = -(-size // 16) * 16
     tile, quality, pixels = next(
-        (choice for choice in CHOICES if choice[0] <= wanted and count * choice[0] ** 2 <= choice[2]),
+        ((t, q, most) for t, q, most in CHOICES if t <= wanted and count * t * t <= most),
         (32, 60, PIXELS),
     )
     rows = np.sort(np.random.default_rng(0).permutation(count)[: pixels // (tile * tile)])
