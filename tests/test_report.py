@@ -532,7 +532,7 @@ def test_typed_names_outlive_the_tab(unlabeled: Report, pictures: Path, tmp_path
     saved = json.loads(report.downloaded("#save-names"))["names"]
     assert saved == {"0": "caf\u00e9", "1": "<b>wren"}
 
-    other = changed(pictures, tmp_path / "other", clustersId="of another clustering")
+    other = changed(pictures, tmp_path / "other", namesFile={"clusters": "of another clustering"})
     assert open_page(other) == ["", "", ""]
     said = {"names": {"0": "finch", "2": "owl"}, "fine": {}, "moved": {}, "ignored": {}}
     later = changed(pictures, tmp_path / "later", said=said)

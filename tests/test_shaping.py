@@ -61,8 +61,14 @@ def told(report: Report) -> str:
 
 
 def reload(report: Report) -> None:
-    report.page.reload()
-    report.js(READY)
+    """A new process of a busy browser may see storage as it was a moment ago."""
+    stored = "localStorage.getItem(STORED)"
+    before = report.js(stored)
+    for _ in range(5):
+        report.page.reload()
+        report.js(READY)
+        if report.js(stored) == before:
+            return
 
 
 def pictures_of_row(report: Report, row: int) -> list[int]:
@@ -134,8 +140,9 @@ def test_a_person_shapes_400_pictures(open_report: OpenReport, photos: Path) -> 
     new_names = {names[i]: "caf\u00e9" for i in new}
     assert content["moved"] == {names[i]: "kind 3" for i in moved} | new_names
     assert sorted(content["ignored"]) == sorted(names[i] for i in ignored)
-    assert page.is_visible(f"#then >> text={photos}")
-    assert page.is_visible("#then >> text=python visualize_features.py")
+    then = page.inner_text("#then")
+    assert str(photos) in then
+    assert "python visualize_features.py" in then
     reload(report)
     assert told(report) == ""
     assert page.is_visible("#then")

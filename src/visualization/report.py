@@ -98,7 +98,7 @@ def page_data(results: Results, sheets: Sheets, directory: Path) -> dict[str, An
         "offsets": [int(results.rows(split)[0]) for split in results.split_names],
         "classes": results.class_names,
         "said": said(results),
-        "clustersId": results.clusters_id,
+        "namesFile": {"clusters": results.clusters_id},
         "directory": str(directory),
         "command": command("visualize_features.py"),
         "tree": results.fine_tree[:, :2].astype(int).tolist(),

@@ -93,6 +93,9 @@ function regroup() {
 function setBranches(total) {
   branchCount = total;
   store();
+  groupAnew();
+}
+function groupAnew() {
   arrange();
   on.group = everything().group;
   show();

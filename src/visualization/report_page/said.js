@@ -2,7 +2,7 @@
 // browser, and downloaded as names.json, which the commands read.
 
 const PAGE = data.said; // what names.json said when the page was made, by kind and key; an ignored image is true
-const STORED = `simclr-clusters said ${data.clustersId}`;
+const STORED = `simclr-clusters said ${data.namesFile.clusters}`;
 let said = PAGE, downloaded = PAGE;
 const history = [];
 
@@ -53,7 +53,6 @@ function store(state = said) {
     localStorage.setItem(STORED, JSON.stringify(kept));
   } catch { // browsers may refuse storage to pages from disk
     isStored = false;
-    $("#stored").hidden = true;
   }
 }
 function restore() {
@@ -63,15 +62,16 @@ function restore() {
     const still = (changes) => changed(PAGE, changes.filter(({ kind, key, from }) => (PAGE[kind][key] ?? "") === from));
     [said, downloaded] = [still(kept.said), still(kept.downloaded)];
     branchCount = Math.min(kept.branchCount, fineCount);
-  } catch { /* nothing is kept */ }
-  store();
+  } catch {
+    isStored = false;
+    $("#stored").hidden = true;
+  }
 }
 
 // ---- names.json ----------------------------------------------------------------------------------
 
 function namesFile() {
-  const { names, fine, moved, ignored } = said;
-  return `${JSON.stringify({ clusters: data.clustersId, names, fine, moved, ignored: Object.keys(ignored) }, null, 2)}\n`;
+  return `${JSON.stringify({ ...data.namesFile, ...said, ignored: Object.keys(said.ignored) }, null, 2)}\n`;
 }
 function downloadNames() {
   download("names.json", "application/json", namesFile());

@@ -65,7 +65,7 @@ setTheme(prefersDark.matches);
 buildFlags();
 numberNodes();
 restore();
-setBranches(branchCount);
+groupAnew();
 showChanges();
 resize();
 new ResizeObserver(resize).observe(map);
