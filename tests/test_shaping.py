@@ -1,19 +1,15 @@
-"""A person shapes the groups on the page, in a real browser: names, merges, moves, ignores, undoes."""
+"""A person shapes the groups on the page, in a real browser."""
 
 import json
-import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.path import Path as Outline
 from scipy.cluster.hierarchy import fcluster
 
 from docs.make_pictures import READY
-from src.storage import artifacts
 from src.visualization.results import load_results
-from tests.helpers.browser import CONTEXTS, PHONE, OpenReport, Report, draw_report
+from tests.helpers.browser import CONTEXTS, OpenReport, Report, draw_report
 from tests.helpers.digits import digits, save_picture
 from tests.helpers.pixel_run import pixel_run
 

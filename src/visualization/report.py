@@ -13,6 +13,7 @@ import torch
 
 from src.evaluation.neighbors import lifted, nearest
 from src.runtime.commands import command
+from src.storage.artifacts import NAMING
 from src.storage.files import replacing
 from src.storage.metrics_log import Record
 from src.visualization.flags import VisualizeConfig
@@ -88,7 +89,7 @@ def write_report(
 
 def page_data(results: Results, sheets: Sheets, directory: Path) -> dict[str, Any]:
     """What the scripts of the page, which lies in `directory`, read besides the arrays."""
-    names, folder = results.file_names, None
+    names, folder, content = results.file_names, None, results.given.content
     if names:
         folder = quote(os.fsencode(os.path.relpath(results.picture_dir, directory))) + "/"
     return {
@@ -98,9 +99,9 @@ def page_data(results: Results, sheets: Sheets, directory: Path) -> dict[str, An
         "offsets": [int(results.rows(split)[0]) for split in results.split_names],
         "classes": results.class_names,
         "said": said(results),
-        "namesFile": {"clusters": results.clusters_id},
+        "namesFile": {key: content[key] for key in ("version", "clusters", "digests")},
         "directory": str(directory),
-        "command": command("visualize_features.py"),
+        "command": f"{command(*NAMING.split())} && {command('visualize_features.py')}",
         "tree": results.fine_tree[:, :2].astype(int).tolist(),
         "classOfCluster": results.class_of_cluster.tolist(),
         "clusterColors": results.cluster_colors,

@@ -9,13 +9,9 @@ from PIL import Image
 
 from dataset.decoding import decode
 from dataset.load_dataset import Dataset, reload_dataset
-<<<<<<< HEAD
+from dataset.pictures import BadPicture, shorter_side
 from src.clusters.groups import load_groups
 from src.clusters.names import Names
-=======
-from dataset.pictures import BadPicture, shorter_side
-from src.clusters.names import given_names, load_names
->>>>>>> 08b01a0 (WIP: the page shapes groups: slider along the tree, moves, ignored, undo)
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.storage.artifacts import Artifact, ClusteringRecord, ExtractionRecord, Manifest
@@ -129,7 +125,7 @@ class Results:
         files = [self.picture_dir / names[row] for row in rows]
         for i, (_, picture) in enumerate(decode(files, size, ahead=64)):
             if isinstance(picture, BadPicture):  # it was changed or removed meanwhile
-                large[i] = Image.fromarray(small[i]).resize((size, size))
+                large[i] = np.asarray(Image.fromarray(small[i]).resize((size, size)))
             else:
                 large[i] = picture.transpose(1, 2, 0)
         return large

@@ -30,8 +30,8 @@ canvas.fillText = function (...all) { written.push(all[0]); return fillText.appl
 
 
 def draw_report(directory: Path) -> None:
-    flags = {"projection": "pca", "wandb": "disabled"}
-    main(VisualizeConfig(feature_dir=directory, checkpoint_dir=directory, **flags))
+    places = {"feature_dir": directory, "checkpoint_dir": directory}
+    main(VisualizeConfig(**places, projection="pca", wandb="disabled"))
 
 
 class Report:

@@ -107,11 +107,11 @@ function buildFlags() {
 function csv() { // the rows of images.csv that are shown
   const digits = (value) => String(Number(value.toPrecision(6)));
   const cell = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
-  const rows = [["path", "cluster", "name", data.certainty, "distance", "unusual", "split", "near_duplicates", "x", "y"]];
+  const rows = [["path", "cluster", "name", data.certainty, "distance", "unusual", "fine", "ignored", "split", "near_duplicates", "x", "y"]];
   for (let i = 0; i < count; i++) {
     if (!visible[i]) continue;
-    const k = clusterOf[i];
-    rows.push([nameOf(i), k, calledOf(i) || `cluster ${k}`, digits(certainty[i]), digits(distance[i]), unusual[i],
+    const k = clusterOf[i], name = group[i] < 0 ? "" : calledOf(i) || `cluster ${k}`;
+    rows.push([nameOf(i), k, name, digits(certainty[i]), digits(distance[i]), unusual[i], fineOf[i], Number(group[i] < 0),
       data.splits[split[i]], near[i] < 0 ? "" : near[i], digits(xy[2 * i]), digits(xy[2 * i + 1])]);
   }
   return rows.map((row) => row.map((value) => cell(String(value))).join(",") + "\r\n").join("");
