@@ -1,10 +1,12 @@
 """A person shapes the groups on the page, in a real browser."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.path import Path as Outline
 from scipy.cluster.hierarchy import fcluster
 
 from docs.make_pictures import READY
@@ -162,3 +164,181 @@ def test_undo_takes_back_every_step(shaping: Report) -> None:
     assert page.is_disabled("#undo")
     after = said(report)
     assert after["fine"] == after["moved"] == {}
+
+
+def drag(report: Report, places: Sequence[tuple[float, float]], touch: bool) -> None:
+    """With the mouse or a finger, over the window."""
+    devtools = report.page.context.new_cdp_session(report.page)
+    for i, (x, y) in enumerate(places):
+        kind = "Start" if i == 0 else "Move"
+        if touch:
+            points = [{"x": x, "y": y}]
+            devtools.send(
+                "Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points}
+            )
+        else:
+            report.page.mouse.move(x, y)
+            if i == 0:
+                report.page.mouse.down()
+    if touch:
+        devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    else:
+        report.page.mouse.up()
+
+
+@pytest.mark.parametrize("width", CONTEXTS)
+def test_a_lasso_and_a_frame_choose_what_they_surround(
+    open_report: OpenReport, photos: Path, width: str
+) -> None:
+    report = open_report(photos, **CONTEXTS[width])
+    page = report.page
+    page.click("#choosing")
+    page.locator("#stage").scroll_into_view_if_needed()
+    left, top, wide, high = page.locator("#map").bounding_box().values()
+    at = [(0.2, 0.3), (0.6, 0.25), (0.5, 0.5), (0.8, 0.7), (0.3, 0.8)]
+    places = [(left + x * wide, top + y * high) for x, y in at]
+    drag(report, places, touch=width == "phone")
+    inside = Outline(places).contains_points([report.point(i) for i in range(400)])
+    assert 0 < inside.sum() < 400
+    assert page.inner_text("#chosen-count") == f"{inside.sum()} pictures chosen"
+    if width == "wide":  # a rectangle adds to it
+        page.keyboard.down("Shift")
+        drag(report, [(left + 5, top + 5), (left + 0.4 * wide, top + 0.6 * high)], touch=False)
+        page.keyboard.up("Shift")
+        x, y = np.transpose([report.point(i) for i in range(400)])
+        inside |= (x < left + 0.4 * wide) & (y < top + 0.6 * high)
+        (image,) = np.flatnonzero(~inside)[[0]]
+    page.fill("#target", "inside")
+    page.keyboard.press("Enter")
+    assert page.is_hidden("#chosen")
+    assert report.shown() == 400
+    assert sorted(said(report)["moved"]) == sorted(np.array(report.names)[inside])
+
+
+def test_keys_and_clicks_choose_on_the_map(open_report: OpenReport, photos: Path) -> None:
+    report = open_report(photos)
+    page = report.page
+    first, second, third = report.isolated_images(3)
+    page.mouse.click(*report.point(first))
+    page.focus("#map")
+    page.keyboard.press("Space")
+    for image, key in ((second, "Shift"), (third, "Control")):
+        page.keyboard.down(key)
+        page.mouse.click(*report.point(image))
+        page.keyboard.up(key)
+    assert page.inner_text("#chosen-count") == "3 pictures chosen"
+    assert report.selected() == first
+    page.click("#ignore")
+    assert page.inner_text(".row:has(#group--1) .count") == "3"
+    page.keyboard.press("Control+z")
+    assert page.locator("#group--1").count() == 0
+    page.click("#choosing")
+    page.mouse.click(*report.point(first))
+    page.mouse.click(*report.point(first))  # and no longer
+    assert page.is_hidden("#chosen")
+
+
+def test_a_move_to_a_group_without_a_name_names_it(shaping: Report, photos: Path) -> None:
+    page, results = shaping.page, load_results(photos)
+    page.click("#choosing")
+    page.click("#gallery-grid .thumb >> nth=2")
+    moved = shaping.images("#gallery-grid")[2]
+    page.fill("#target", "cluster 7")
+    page.keyboard.press("Enter")
+    shaping.open_filters()
+    row = page.locator(".row:has(#group-7)")
+    assert row.locator("button.name").inner_text() == "7 → cluster 7"
+    assert row.locator(".count").inner_text() == str((results.clusters == 7).sum() + 1)
+    name_row(shaping, 7, "wren")  # what was moved there goes along
+    content = said(shaping)
+    assert content["names"] == {"7": "wren"}
+    assert content["moved"] == {shaping.names[moved]: "wren"}
+
+
+def test_the_most_specific_name_wins_and_a_split_names_the_parts(
+    open_report: OpenReport, photos: Path
+) -> None:
+    report = open_report(photos)
+    page = report.page
+    choose_groups(report, 50)
+    (fine,) = branches(photos, 50)[0]
+    name_row(report, 0, "gull")
+    choose_groups_fewer = branches(photos, 5)
+    page.fill("#branches", "5")
+    report.until("rows.length === 6")  # five branches, and what is left of one of them
+    own = next(at for at, part in enumerate(choose_groups_fewer) if fine in part)
+    labels = page.locator(".naming .caption")
+    report.until("document.querySelectorAll('.naming').length === 6")
+    row = next(i for i, text in enumerate(labels.all_text_contents()) if text != "By name")
+    name_row(report, row, "bird")
+    content = said(report)["fine"]
+    rest = [f for f in choose_groups_fewer[own] if f != fine]
+    assert content == {str(fine): "gull"} | {str(f): "bird" for f in rest}
+    page.click("[aria-label^='split ']:visible >> nth=0")
+    content = said(report)["fine"]
+    parts = [[f for f in rest if content[str(f)] == f"bird {p}"] for p in "ab"]
+    assert all(parts)
+    assert sorted(parts[0] + parts[1]) == rest
+    # One of the parts is all of a branch below.
+    all_branches = [set(part) - {fine} for n in range(2, 51) for part in branches(photos, n)]
+    assert any(set(part) in all_branches for part in parts)
+
+
+def test_rows_show_the_most_certain_pictures_and_more_of_them(
+    open_report: OpenReport, photos: Path
+) -> None:
+    report, results = open_report(photos), load_results(photos)
+    report.until("document.querySelectorAll('.naming').length === 10")
+    for row in range(10):
+        own = np.flatnonzero(results.clusters == row)
+        best = np.sort(results.certainty[own])[::-1]
+        np.testing.assert_array_equal(results.certainty[pictures_of_row(report, row)], best[:9])
+    own = np.bincount(results.clusters)
+    row = int(own.argmax())
+    report.page.click(f"[aria-label='more of cluster {row}']")
+    assert len(pictures_of_row(report, row)) == min(own[row], 57)
+
+
+def test_the_gallery_can_show_all_pictures_with_their_certainty(
+    open_report: OpenReport, photos: Path
+) -> None:
+    report, results = open_report(photos), load_results(photos)
+    page = report.page
+    page.select_option("#gallery-group", "all")
+    page.select_option("#gallery-order", "unsure")
+    page.click("#all")
+    assert report.images("#gallery-grid") == np.argsort(results.certainty, kind="stable").tolist()
+    shown = page.locator("#gallery-grid small").all_text_contents()
+    assert shown == [f"{c:.2f}" for c in np.sort(results.certainty)]
+    assert page.is_hidden("#all")
+    page.click("#choose-gallery")
+    assert page.inner_text("#chosen-count") == "400 pictures chosen"
+
+
+def test_filters_move_the_map_to_what_is_left(shaping: Report) -> None:
+    page = shaping.page
+    image = int(np.argmax(np.abs(shaping.xy).sum(axis=1)))  # at the edge
+    page.fill("#search", shaping.names[image])
+    left, top, wide, high = page.locator("#map").bounding_box().values()
+    assert shaping.hovers_over(image, left + wide / 2, top + high / 2)
+    page.click("#show-all")
+    assert shaping.hovers_over(image, *shaping.point(image))
+
+
+def test_colors_of_the_map(open_report: OpenReport, photos: Path) -> None:
+    report = open_report(photos)
+    before = report.pixels("#map")
+    for color in ("margin", "unusual"):
+        report.page.select_option("#color", label=color)
+        pixels = report.pixels("#map")
+        assert (pixels != before).any()
+        assert report.js("written") == []
+        before = pixels
+
+
+def test_the_verdict_and_the_name_stand_at_the_top(shaping: Report) -> None:
+    page = shaping.page
+    assert page.title() == "results: clusters"
+    assert page.inner_text("h1") == "Clusters of results"
+    assert shaping.in_view("#verdict")
+    assert page.inner_text("#verdict").startswith("Trust: ")

@@ -28,7 +28,7 @@ from src.visualization.report_sections import training_image
 from src.visualization.results import load_results
 from src.visualization.stage import silhouettes
 from tests.helpers import ROOT
-from tests.helpers.digits import all_digits, digits, write_digits
+from tests.helpers.digits import all_digits, digits, save_picture, write_digits
 from tests.helpers.pixel_run import load_arrays, pixel_run
 from tests.helpers.processes import Script, run_python
 
@@ -133,11 +133,11 @@ def test_tiny_maps(count: int, dim: int) -> None:
 
 @pytest.mark.parametrize("count", [150, 72])  # all, and a sample
 def test_every_tile_shows_its_image(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thumbnails, "COLUMNS", 8)  # sheets of 64
-    monkeypatch.setattr(thumbnails, "PIXELS", 32 * 32 * count)
+    monkeypatch.setattr(thumbnails, "SIDE", 8 * 32)  # sheets of 64
+    monkeypatch.setattr(thumbnails, "PIXELS", {60: 32 * 32 * count, 40: 0})
     pictures = digits("train")[:150].transpose(0, 2, 3, 1)
     images = np.pad(pictures, ((0, 0), (6, 6), (6, 6), (0, 0)))
-    sheets = thumbnails.make_sheets(lambda rows: images[rows], 150, 48)  # 48 pixels do not fit
+    sheets = thumbnails.make_sheets(lambda rows, _: images[rows], 150, 48)  # 48 pixels do not fit
     assert len(np.unique(sheets.rows)) == count
     assert len(sheets.webp) == -(-count // 64)
     tiles = []
@@ -148,6 +148,33 @@ def test_every_tile_shows_its_image(count: int, monkeypatch: pytest.MonkeyPatch)
         apart = np.abs(images.astype(int) - tile).mean(axis=(1, 2, 3))
         assert apart.argmin() == row
         assert apart.min() < 12
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "tile"),
+    [(400, 160, 160), (400, 3000, 192), (400, 96, 96), (2000, 3000, 96), (2000, 20, 32),
+     (13_000, 3000, 64), (20_000, 96, 48), (60_000, 96, 32)],
+)  # fmt: skip
+def test_tiles_are_as_large_as_the_page_may_be(count: int, size: int, tile: int) -> None:
+    chosen, quality = thumbnails.tile_for(count, size)
+    assert chosen == tile
+    most = 0.2 if quality == 60 else 0.15  # bytes a pixel of photographs
+    assert min(count, 13_000) * tile**2 * most * 4 / 3 < (4.5e6 if count == 400 else 11.5e6)
+
+
+def test_thumbnails_of_own_pictures_are_larger_than_what_the_run_used(tmp_path: Path) -> None:
+    rng, folder = np.random.default_rng(0), tmp_path / "pictures"
+    originals = [rng.integers(0, 255, (3, 150, 150), np.uint8) for _ in range(12)]
+    for i, picture in enumerate(originals):
+        save_picture(picture, folder / f"{i:02d}.png")
+    pixel_run(tmp_path, "folder", folder, clusters="2")  # at 96 pixels
+    results = load_results(tmp_path)
+    assert results.side() == 150
+    rows = np.array([7, 2])
+    large = results.thumbnails(rows, 150)
+    np.testing.assert_array_equal(large, [originals[row].transpose(1, 2, 0) for row in rows])
+    (folder / "02.png").write_bytes(b"")  # while the page is written
+    assert results.thumbnails(rows, 160).shape == (2, 160, 160, 3)
 
 
 @pytest.mark.parametrize("to_seen", [

@@ -122,8 +122,9 @@ def experiment(results: Results, directory: Path) -> str:
     own, data = directory.resolve().name, results.extraction["dataset"]
     if own != VisualizeConfig.feature_dir.name:
         return own
-    is_folder = data["name"] == "folder" and data["data_dir"]
-    return Path(data["data_dir"]).resolve().name if is_folder else data["name"]
+    if data["name"] == "folder" and data["data_dir"]:
+        return Path(data["data_dir"]).resolve().name
+    return data["name"]
 
 
 def said(results: Results) -> dict[str, dict[str, Any]]:
