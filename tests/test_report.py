@@ -434,7 +434,7 @@ def test_a_frame_around_a_part_of_the_map_and_its_images_as_a_file(unlabeled: Re
     page.click("#frame")
     page.locator("#stage").scroll_into_view_if_needed()
     box = page.locator("#map").bounding_box()
-    places = [report.point(i) for i in range(60)]
+    places = report.points().tolist()
     right, bottom = box["x"] + 0.55 * box["width"], box["y"] + 0.6 * box["height"]
     page.mouse.move(box["x"] + 3, box["y"] + 3)
     page.mouse.down()

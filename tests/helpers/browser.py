@@ -117,11 +117,14 @@ class Report:
         xy = np.array([[float(row["x"]), -float(row["y"])] for row in self.table])
         return xy - (xy.min(0) + xy.max(0)) / 2
 
-    def point(self, image: int, zoom: float = 1) -> tuple[float, float]:
-        """The position of an image in the window, when all fit into the map or after a zoom."""
+    def points(self, zoom: float = 1) -> np.ndarray:
+        """float64 (N, 2), the places in the window, when all fit into the map or after a zoom."""
         left, top, *size = self.page.locator("#map").bounding_box().values()
         scale = zoom * ((np.array(size) - 60) / np.ptp(self.xy, axis=0)).min()
-        x, y = self.xy[image] * scale + np.array(size) / 2 + (left, top)
+        return self.xy * scale + np.array(size) / 2 + (left, top)
+
+    def point(self, image: int, zoom: float = 1) -> tuple[float, float]:
+        x, y = self.points(zoom)[image]
         return float(x), float(y)
 
     def isolated_images(self, count: int) -> list[int]:

@@ -66,7 +66,7 @@ const COLORINGS = {
   label: () => ({ of: label, list: data.classColors, name: (c) => data.classes[c] }),
   split: () => ({ of: split, list: data.colors.slice(0, data.splits.length), name: (s) => data.splits[s] }),
   certainty: () => ({ of: steps, list: Array.from({ length: STEPS }, (_, k) => fade(k)) }),
-  unusual: () => ({ of: unusual.map((u) => u - 1), list: ["#d55e00"] }),
+  unusual: () => ({ of: Array.from(unusual, (u) => u - 1), list: ["#d55e00"] }),
 };
 function inks() { // the dark theme mixes colors with white
   const dark = document.documentElement.dataset.theme === "dark", coloring = COLORINGS[$("#color").value]();
