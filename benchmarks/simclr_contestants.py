@@ -68,7 +68,7 @@ class Ours:
             start = self.counts["warmup_share"]
             rate *= half_cosine((share - start) / (1 - start))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         batch, scaler = next(self.batches), self.run.scaler
         train_step(self.network, self.optimizer, scaler, batch, setup.config, setup.dtype)
 
@@ -160,7 +160,9 @@ class Peer:
         mean, std = channels(self.recipe.mean, CPU), channels(self.recipe.std, CPU)
         self.network.eval()
         parts = torch.from_numpy(np.ascontiguousarray(images_NCSS)).split(256)
-        return torch.cat([self.network[0]((part / 255 - mean) / std) for part in parts]).numpy()
+        with autocast(CPU, self.dtype):
+            features = [self.network[0]((part / 255 - mean) / std).float() for part in parts]
+        return torch.cat(features).numpy()
 
 
 def new_contestant(

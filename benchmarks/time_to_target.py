@@ -3,8 +3,8 @@
     python benchmarks/time_to_target.py --dataset stl10 --data-dir DIR
     python benchmarks/time_to_target.py --minutes 0.5 1      # digits, a first look
 
-Trains one contestant at a time, with a run for every number of minutes. Each learns as its
-documentation says, with its learning rate scheduled over the minutes of the run:
+Trains one contestant at a time from random weights, with a run for every number of minutes. Each
+learns as its documentation says, with its learning rate scheduled over the minutes of the run:
 - ours: as src/train.py does, mixed precision included.
 - lightly: its views, projection head, loss, and the optimizer of its SimCLR tutorial (SGD 0.06,
   momentum 0.9, weight decay 5e-4, cosine), batches of 256, float32.
@@ -137,16 +137,17 @@ def minutes_to(target: float, points: list[tuple[float, float]]) -> float | None
 
 
 def table(rows: list[dict[str, Any]], config: TargetConfig) -> str:
-    """k-NN by minutes, * where disturbed, and the minutes to each target, with their ratio to
-    ours."""
-    lines = [["", *(f"{m:g} min" for m in config.minutes), *(f"to {t:g}" for t in config.targets)]]
-    ours: dict[float, float | None] = {}
+    """k-NN by minutes, * where disturbed, and the minutes to each target, with their ratio to those
+    of the first contestant."""
+    minutes = [f"{m:g} min" for m in sorted(config.minutes)]
+    lines = [["", *minutes, *(f"to {t:g}" for t in config.targets)]]
+    of_first: dict[float, float | None] = {}
     for name in config.contestants:
         own = sorted((row for row in rows if row["contestant"] == name), key=lambda r: r["minutes"])
         line = [f"{row['knn_accuracy']:.3f}{'*' * row['is_disturbed']}" for row in own]
         for target in config.targets:
             found = minutes_to(target, [(r["seconds"] / 60, r["knn_accuracy"]) for r in own])
-            first = ours.setdefault(target, found)
+            first = of_first.setdefault(target, found)
             ratio = f" ({found / first:.2f} x)" if found and first and first < math.inf else ""
             text = f"<{own[0]['minutes']:g}" if found is None else f"{found:.1f}{ratio}"
             line.append(text if found != math.inf else f">{own[-1]['minutes']:g}")
@@ -160,7 +161,9 @@ def main(config: TargetConfig) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
     torch.set_num_threads(config.threads)
     select_device("cpu")  # keeps freed memory, for all
-    flags = TrainConfig.for_dataset(config.dataset, data_dir=config.data_dir, seed=config.seed)
+    flags = TrainConfig.for_dataset(
+        config.dataset, data_dir=config.data_dir, weights="none", seed=config.seed
+    )
     dataset, splits = open_dataset(flags)
     flags = replace(flags, image_size=dataset.image_size, device="cpu")
     images = [dataset.splits[split].images for split in splits]

@@ -1,6 +1,6 @@
 """SimCLR with frozen batch norm, then K-means: finds the ten kinds of digits without a label.
 
-    python docs/minimal_simclr.py    # a minute on 2 cores, accuracy 0.95
+    python docs/minimal_simclr.py    # a minute on 2 cores, accuracy about 0.95
 
 In the order of Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual
 Representations", section 2: views, encoder f, projection head g, loss, training. src/ does the same

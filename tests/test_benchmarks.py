@@ -22,7 +22,7 @@ from benchmarks.time_to_target import TargetConfig, cpu_seconds, minutes_to, tab
 from src.models.architectures import ARCHITECTURES
 from src.runtime.cli import UserError
 from src.training.flags import DEFAULTS, TrainConfig
-from tests.helpers.digits import digits
+from tests.helpers.digits import digits, write_digits
 from tests.helpers.finished_run import FinishedRun
 
 
@@ -159,6 +159,26 @@ def test_a_peer_trains_as_documented() -> None:
 def test_unknown_contestants_are_refused() -> None:
     with pytest.raises(UserError, match="--contestants nobody: choose among ours, "):
         time_to_target.main(TargetConfig(contestants=("ours", "nobody")))
+
+
+def test_everybody_begins_with_random_weights_on_a_folder_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        write_digits(tmp_path / "pictures/train" / name, 12)
+    given: list[TrainConfig] = []
+
+    def refuse(name: str, flags: TrainConfig, images: list[np.ndarray], *_: Any) -> None:
+        given.append(flags)
+        assert [part.shape for part in images] == [(24, 3, 96, 96)]
+        raise UserError(name)
+
+    monkeypatch.setattr(time_to_target, "new_contestant", refuse)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
+    folder = {"data_dir": tmp_path / "pictures", "output": tmp_path / "output"}
+    with pytest.raises(UserError, match="ours"):
+        time_to_target.main(TargetConfig("folder", threads=torch.get_num_threads(), **folder))
+    assert (given[0].weights, given[0].image_size) == ("none", 96)
 
 
 def test_seconds_of_this_process_and_of_the_machine() -> None:
