@@ -167,6 +167,7 @@ def test_filters_keep_what_they_name(report: Report, arrays: Arrays) -> None:
             table &= rule
         assert report.shown() == keep.sum()
 
+    report.settle()
     cells = report.js(
         "[...document.querySelectorAll('#crossing tbody tr')]"
         ".map(r => [...r.querySelectorAll('button')].map(b => +b.textContent))"
@@ -256,6 +257,7 @@ def test_it_fits_a_phone(open_report: OpenReport, drawn: Path, theme: str) -> No
     assert np.ptp(title) > 180
     assert (np.median(title) < 60) == (theme == "dark")
     (image,) = report.isolated_images(1)
+    report.page.locator("#stage").scroll_into_view_if_needed()
     report.page.touchscreen.tap(*report.point(image))
     assert report.selected() == image
     report.page.click("#theme")
@@ -462,6 +464,7 @@ def test_a_table_for_spreadsheets(unlabeled: Report) -> None:
     for k, name in enumerate(("=1+1", "Bär")):
         unlabeled.page.fill(f"[aria-label='name of cluster {k}']", name)
         unlabeled.page.keyboard.press("Tab")
+    unlabeled.open_filters()
     table = unlabeled.downloaded("#save-csv")
     assert table.startswith(codecs.BOM_UTF8)
     names = {row["name"] for row in read_table(table) if row["cluster"] in "01"}
