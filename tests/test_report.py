@@ -324,10 +324,12 @@ def test_what_answers_a_click_is_in_view(
     page.click("#deselect")
 
     numbers = "[...document.querySelectorAll('#crossing button')].map(b => +b.textContent)"
+    report.settle()
     before = report.js(numbers)
     cell = page.locator("#crossing button:enabled >> nth=1")
     cell.click()
     assert report.shown() == int(cell.text_content() or 0)
+    report.settle()
     assert report.js(numbers) == before
     assert all(map(report.in_view, ("#gallery-title", "#shown-count", "#show-all")))
     assert len(report.js("written")) == 1  # clusters without a point have no name
