@@ -4,6 +4,7 @@ and after clustering again."""
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from src.visualization.duplicates import Copies
 from src.visualization.images_table import write_images
 from src.visualization.results import load_results
 from src.visualization.stage import draw
+from tests.helpers.blobs import blobs, write
 from tests.helpers.digits import digits, save_picture, write_digits
 from tests.helpers.finished_run import cluster, rows_of
 from tests.helpers.pixel_run import pixel_run
@@ -132,7 +134,7 @@ def test_new_pictures_follow_after_the_head_was_fitted_again(
     assert "clustering.py --names" in capsys.readouterr().err
     files = {file: file.stat().st_mtime_ns for file in features.glob("*.npy")}
     clustering.main(ClusteringConfig(feature_dir=features, names=True))
-    assert f"moved {len(moved)}, ignored 0 pictures" in capsys.readouterr().out
+    assert f"; {len(moved)} pictures moved, 0 ignored" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in files} == files  # the clusters are kept
     names = predicted()
     assert capsys.readouterr().err == ""
@@ -278,3 +280,39 @@ def test_sorted_pictures_are_a_data_set_with_classes(root: Path, tmp_path: Path)
     for split in (0, 1, 1.5):
         with pytest.raises(UserError, match="--split is a share"):
             inference.main(InferenceConfig(feature_dir=features, sort_into=place, split=split))
+
+
+def test_words_name_only_clusters_without_a_name_and_with_a_lead(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, labels = blobs(60, 1)
+    config = write(tmp_path, [], train=(x, None))
+    clustering.main(replace(config, clusters="3"))
+    clusters = Manifest(tmp_path).load(artifacts.ASSIGNMENTS, "train")
+    class_of = [np.bincount(labels[clusters == k]).argmax() for k in range(3)]
+    place = np.ones(20)  # words lie elsewhere
+    rows = place + np.eye(3, 20)[[0, 1, 1]] + 0.01 * np.eye(3, 20)
+    np.save(tmp_path / "words.npy", rows)
+    (tmp_path / "words.txt").write_text("ant\nbee\nwasp\n")
+    say(tmp_path, names={str(class_of.index(2)): "own"})
+    named = replace(config, words=tmp_path / "words.npy", word_list=tmp_path / "words.txt")
+    clustering.main(named)
+    out = capsys.readouterr().out
+    assert "too close to the next" in out  # bee and wasp
+    said = read_names(tmp_path)
+    assert said
+    assert said.names == {str(class_of.index(2)): "own", str(class_of.index(0)): "ant"}
+
+    np.save(tmp_path / "narrow.npy", rows[:, :9])
+    np.save(tmp_path / "few.npy", rows[:2])
+    for words, word_list, message in (
+        ("words.npy", None, "--words and --word-list belong together"),
+        ("few.npy", "words.txt", "has 3 lines, .* has 2 rows"),
+        ("narrow.npy", "words.txt", "has 9 features a row, the images have 20"),
+    ):
+        with pytest.raises(UserError, match=message):
+            clustering.main(
+                replace(
+                    config, words=tmp_path / words, word_list=word_list and tmp_path / word_list
+                )
+            )

@@ -88,7 +88,9 @@ def read_names(directory: Path) -> Names | None:
         raise UserError(f"{file} is of a later version of this program: update the program")
     kinds = {"names": "cluster", "fine": "fine cluster", "moved": "picture"}
     named = {
-        kind: {key: _name(text, f"{file}: the name of {what} {key}") for key, text in part.items()}
+        kind: {
+            key: clean_name(text, f"{file}: the name of {what} {key}") for key, text in part.items()
+        }
         for kind, what in kinds.items()
         for part in [content.get(kind, {})]
     }
@@ -96,7 +98,8 @@ def read_names(directory: Path) -> Names | None:
     return Names(content["clusters"], **named, **lists)
 
 
-def _name(text: str, what: str) -> str:
+def clean_name(text: str, what: str) -> str:
+    """Raises UserError if `text`, which is described by `what`, cannot be a name."""
     name = unicodedata.normalize("NFC", text).strip()
     problem = None
     if not name:

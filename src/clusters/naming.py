@@ -9,6 +9,7 @@ Shape letters: N images, P principal components, G groups.
 
 import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ from src.clusters.confidence import certainty
 from src.clusters.groups import Groups, load_groups
 from src.clusters.head import LinearHead, fit_head
 from src.clusters.names import read_names
+from src.clusters.words import nearest_words, read_words, with_words, words_table
 from src.runtime.cli import UserError, printable
 from src.runtime.commands import command
 from src.storage import artifacts
-from src.storage.artifacts import NAMING, REDUCED, Manifest, Stage
+from src.storage.artifacts import FEATURES, NAMING, REDUCED, Manifest, Stage
 from src.storage.files import replacing, write_json
 from src.storage.provenance import git_commit, versions
 
@@ -47,6 +49,27 @@ def name_again(directory: Path) -> None:
         follow(directory)
 
 
+def suggest(directory: Path, rows: Path | None, lines: Path | None) -> None:
+    """Name the clusters that have no name by words, see `words.py`.
+
+    Raises:
+        UserError: there are no clusters, names.json is damaged, or as `read_words`.
+    """
+    with artifacts.only_writer(directory):
+        manifest = Manifest(directory)
+        fit_on = manifest.clustering["fit_on"]
+        x_ND = manifest.load(FEATURES, fit_on)
+        words_WD, words = read_words(rows, lines, x_ND.shape[1])
+        remember_last(directory)
+        groups = settled(manifest)
+        found = nearest_words(x_ND, groups.of_images[fit_on], len(groups.names), words_WD)
+        print(words_table(groups, *found, words))
+        names = with_words(groups, *found, words)
+        if names != groups.given.names:
+            write_json(directory / artifacts.NAMES, replace(groups.given, names=names).content)
+            follow(directory)
+
+
 def remember_last(directory: Path, pictures: Dataset | None = None) -> None:
     """Keep the clusters of every picture, unless they are remembered.
 
@@ -66,28 +89,37 @@ def remember_last(directory: Path, pictures: Dataset | None = None) -> None:
         remember(manifest, pictures, names and names.clusters)
 
 
-def follow(directory: Path) -> None:
-    """Write names.json for the present clusters, if there are names, and the head of its groups."""
-    file, manifest = directory / artifacts.NAMES, Manifest(directory)
-    before = read_names(directory)
-    if before is None:
-        return
-    groups = load_groups(manifest, notes := [])
+def settled(manifest: Manifest) -> Groups:
+    """The groups, with names.json rewritten for the present clusters where it is of others, and
+    with the digests of pictures; the earlier file is kept."""
+    file, own = manifest.directory / artifacts.NAMES, manifest.clusters_id
+    before, groups = read_names(manifest.directory), load_groups(manifest, notes := [])
     for note in notes:
         print(f"note: {printable(note)}")
-    if groups.given != before:
-        if before.clusters != manifest.clusters_id:
-            kept = artifacts.old_names(directory, before.clusters)
+    if before and before != groups.given:
+        if before.clusters != own:
+            kept = artifacts.old_names(manifest.directory, before.clusters)
             with replacing(kept) as temporary:
                 temporary.write_bytes(file.read_bytes())
             print(f"kept the names of the earlier clusters as {kept}")
         write_json(file, groups.given.content)
+    return groups
+
+
+def follow(directory: Path) -> None:
+    """Follow names.json, if there is one: write it for the present clusters, fit the head."""
+    if not (directory / artifacts.NAMES).exists():
+        return
+    manifest = Manifest(directory)
+    groups = settled(manifest)
     if groups.given.is_shaped:
         write_head(manifest, groups)
-    counts = np.bincount(1 + np.concatenate([*groups.of_images.values()]))
-    shown = ", ".join(f"{name} {n:,}" for name, n in zip(groups.names, counts[1:], strict=False))
-    given = groups.given
-    print(f"groups: {printable(shown)}; moved {len(given.moved):,}, ignored {counts[0]:,} pictures")
+    counts = np.bincount(
+        1 + np.concatenate([*groups.of_images.values()]), minlength=1 + len(groups.names)
+    )
+    shown = ", ".join(f"{name} {n:,}" for name, n in zip(groups.names, counts[1:], strict=True))
+    moved = sum(int(of_split.sum()) for of_split in groups.moved.values())
+    print(f"groups: {printable(shown)}; {moved:,} pictures moved, {counts[0]:,} ignored")
     if (directory / artifacts.REPORT).exists() or (directory / artifacts.IMAGES).exists():
         print(
             f"note: {artifacts.REPORT}, {artifacts.IMAGES} and the figures are older: run "

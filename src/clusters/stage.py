@@ -14,7 +14,7 @@ from src.clusters.flags import ClusteringConfig
 from src.clusters.head import ClusterHead, batches
 from src.clusters.inputs import Inputs, load_views, read_inputs
 from src.clusters.method import Clustering, Method, Splits
-from src.clusters.naming import follow, name_again, remember_last
+from src.clusters.naming import follow, name_again, remember_last, suggest
 from src.clusters.pca import PCA
 from src.clusters.scoring import (
     fit_scores,
@@ -39,6 +39,9 @@ def run(config: ClusteringConfig) -> None:
     directory = config.feature_dir
     if config.names:
         name_again(directory)
+        return
+    if config.words or config.word_list:
+        suggest(directory, config.words, config.word_list)
         return
     with artifacts.writing(directory, CLUSTERING) as stage:
         inputs = read_inputs(config)
