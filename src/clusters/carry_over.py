@@ -91,14 +91,22 @@ def read_past(directory: Path, clusters_id: str) -> Past | None:
     if clusters_id in _remembered(directory):
         with contextlib.suppress(UserError):
             content = read_json(artifacts.past_clusters(directory, clusters_id), "")
-            return None if misfit(content, Past) else content  # type: ignore[return-value]
+            if not misfit(content, Past) and _is_whole(content):
+                return content
     return None
+
+
+def _is_whole(past: Past) -> bool:
+    """Whether it has an entry for every image."""
+    count = sum(past["splits"].values())
+    complete, optional = (past["paths"], past["clusters"]), (past["digests"], past["fine"])
+    return {*map(len, complete)} == {count} and {*map(len, optional)} <= {0, count}
 
 
 def _remembered(directory: Path) -> list[str]:
     """The `clusters_id` of each, oldest first."""
     any_ = artifacts.past_clusters(directory, "*")
-    files = sorted(directory.glob(any_.name), key=lambda file: file.stat().st_mtime_ns)
+    files = sorted(directory.glob(any_.name), key=lambda file: file.lstat().st_mtime_ns)
     start, end = any_.name.split("*")
     return [file.name.removeprefix(start).removesuffix(end) for file in files]
 
