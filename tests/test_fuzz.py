@@ -71,8 +71,11 @@ def zip_archive(file: Path) -> None:
 
 
 def other_run(file: Path, rng: np.random.Generator) -> None:
-    """The file of the same name and shape in a run with another seed."""
-    shutil.copy(file.parents[2] / "other" / file.parent.name / file.name, file)
+    """The same file, with the same shape, of a run with another seed."""
+    past = "clusters_*.json"  # is named after the run
+    folder = file.parents[2] / "other" / file.parent.name
+    (other,) = folder.glob(past if file.match(past) else file.name)
+    shutil.copy(other, file)
 
 
 ANY: dict[str, Damage] = {
