@@ -10,21 +10,29 @@ from matplotlib.path import Path as Outline
 from scipy.cluster.hierarchy import fcluster
 
 from docs.make_pictures import READY
+from src.clusters.names import read_names
 from src.visualization.results import load_results
-from tests.helpers.browser import CONTEXTS, OpenReport, Report, draw_report
-from tests.helpers.digits import digits, save_picture
+from tests.helpers.browser import CONTEXTS, OpenReport, Report, draw_report, read_table
+from tests.helpers.digits import write_digits
 from tests.helpers.pixel_run import pixel_run
+
+
+def finish(root: Path, count: int, clusters: str) -> Path:
+    """The results of pictures without labels."""
+    write_digits(root / "pictures", count, "train")
+    pixel_run(root / "results", "folder", root / "pictures", clusters=clusters)
+    draw_report(root / "results")
+    return root / "results"
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of 400 pictures without labels."""
-    root = tmp_path_factory.mktemp("photos")
-    for i, image in enumerate(digits("train")[:400]):
-        save_picture(image, root / f"pictures/{i:03d}.png")
-    pixel_run(root / "results", "folder", root / "pictures")
-    draw_report(root / "results")
-    return root / "results"
+    return finish(tmp_path_factory.mktemp("photos"), 400, "10")
+
+
+def names_of(directory: Path) -> dict[str, str]:
+    """By path, from images.csv; "" if the picture is ignored."""
+    return {row["path"]: row["name"] for row in read_table((directory / "images.csv").read_bytes())}
 
 
 @pytest.fixture(params=CONTEXTS.values(), ids=CONTEXTS)
@@ -90,7 +98,8 @@ def test_groups_are_branches_in_the_order_of_the_tree(
     assert report.page.locator(rows).count() == 10
 
 
-def test_a_person_shapes_400_pictures(open_report: OpenReport, photos: Path) -> None:
+def test_a_person_shapes_400_pictures(open_report: OpenReport, tmp_path: Path) -> None:
+    photos = finish(tmp_path, 400, "10")
     report, results = open_report(photos), load_results(photos)
     page = report.page
     choose_groups(report, 30)
@@ -130,7 +139,10 @@ def test_a_person_shapes_400_pictures(open_report: OpenReport, photos: Path) -> 
     reload(report)
     assert page.inner_text("#branches-shown") == "30"
     assert page.input_value(".naming >> nth=1 >> input[type=text]") == "kind 1"
-    content = said(report)
+    report.open_filters()
+    shown = {row["path"]: row["name"] for row in read_table(report.downloaded("#save-csv"))}
+    (photos / "names.json").write_bytes(report.downloaded("#save-names"))
+    content = read_names(photos).content
     assert content["clusters"] == results.clusters_id
     assert content["names"] == {}
     assert content["fine"] == expected
@@ -144,6 +156,21 @@ def test_a_person_shapes_400_pictures(open_report: OpenReport, photos: Path) -> 
     reload(report)
     assert told(report) == ""
     assert page.is_visible("#then")
+
+    draw_report(photos)
+    assert names_of(photos) == shown
+    page.reload()
+    report.js(READY)
+    assert page.is_hidden("#changes")
+    assert page.input_value(".naming >> nth=1 >> input[type=text]") == "kind 1"
+    for count, clusters in ((400, "12"), (430, "10")):
+        finish(tmp_path, count, clusters)
+        now = names_of(photos)
+        assert len(now) == count
+        for path in (*content["moved"], *content["ignored"]):
+            assert now[path] == shown[path]
+        named = [path for path, name in shown.items() if not name.startswith("cluster ")]
+        assert np.mean([now[path] == shown[path] for path in named]) > 0.9
 
 
 def test_undo_takes_back_every_step(shaping: Report) -> None:
