@@ -19,6 +19,7 @@ from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
+from src.visualization.duplicates import Copies
 from src.visualization.images_table import write_images
 from src.visualization.results import load_results
 from src.visualization.stage import draw
@@ -58,8 +59,9 @@ def say(features: Path, **content: object) -> None:
 def table(features: Path) -> dict[str, dict[str, str]]:
     """images.csv, by path."""
     results = load_results(features)
-    zeros = np.zeros(len(results.clusters), int)
-    write_images(features / "images.csv", results, zeros, np.zeros((len(zeros), 2)))
+    zeros = np.zeros(len(results.clusters))
+    copies = Copies(zeros.astype(int), zeros == 0, zeros)
+    write_images(features / "images.csv", results, copies, np.zeros((len(zeros), 2)))
     return {row["path"]: row for row in rows_of(features / "images.csv")}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from src import inference
 from src.clusters.groups import cluster_names, load_names
+from src.clusters.naming import name_again
 from src.inference import InferenceConfig
 from src.prediction.onnx_export import to_onnx
 from src.prediction.predictor import Predictor
@@ -126,6 +127,14 @@ def test_wrong_names_are_refused_in_one_line(
         with pytest.raises(UserError, match=rf"names\.json.*{message}") as caught:
             load(features)
         assert "\n" not in str(caught.value)
+
+
+def test_a_link_to_nothing_is_not_taken_for_no_names(features: Path) -> None:
+    (features / "names.json").symlink_to("gone.json")
+    with pytest.raises(UserError, match=r"names\.json is missing: correct it, or remove it"):
+        load_results(features)
+    with pytest.raises(UserError, match=r"names\.json is missing: correct it, or remove it"):
+        name_again(features)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ part but `clusters` and `names` may be left out. `groups.py` makes groups of it,
 `clusterings.py` carries it over to other clusters.
 """
 
+import os
 import unicodedata
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -78,7 +79,7 @@ def read_names(directory: Path) -> Names | None:
             of text.
     """
     file = directory / artifacts.NAMES
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     content = read_json(file, "correct it, or remove it")
     if problem := misfit(content, _File):

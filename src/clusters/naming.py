@@ -8,6 +8,7 @@ Shape letters: N images, P principal components, G groups.
 """
 
 import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def name_again(directory: Path) -> None:
     """
     with artifacts.only_writer(directory):
         _ = Manifest(directory).clustering
-        if not (directory / artifacts.NAMES).exists():
+        if not os.path.lexists(directory / artifacts.NAMES):
             raise UserError(
                 f"there is no {directory / artifacts.NAMES}: name clusters on the page "
                 f"{directory / artifacts.REPORT}, and download the names into that folder"
@@ -134,7 +135,8 @@ def write_head(manifest: Manifest, groups: Groups) -> None:
     stage.save(artifacts.GROUP_WEIGHTS, linear.weights.numpy())
     stage.save(artifacts.GROUP_BIAS, linear.bias.numpy())
     clustering = manifest.clustering
-    scale = clustering["confidence_scale"] if clustering["config"]["smooth"] else 1.0
+    is_smoothed = "head_agreement" in manifest.metrics()["fit"]
+    scale = clustering["confidence_scale"] if is_smoothed else 1.0
     for split, x_NP in reduced.items():
         scores_NG = linear(torch.tensor(x_NP))
         sure_N = certainty(clustering["certainty"], scores_NG, scale).numpy()

@@ -21,7 +21,7 @@ class ExtractionConfig:
     cache_dir: Path | None = None
     """Directory for the decoded pictures of a folder; by default, as in training."""
     untrained: bool = False
-    """Also extract features of the untrained network, epoch 0, for clustering.py --baselines."""
+    """Also extract features of the network before training, for clustering.py --baselines."""
     device: DeviceName = "auto"
     """Device to compute on; auto picks CUDA, MPS or the CPU, in this order."""
     precision: PrecisionName = "auto"
@@ -48,7 +48,8 @@ class ImportConfig:
     data_dir: Path | None = None
     """The folder of pictures that the features were computed from."""
     train_names: Path | None = None
-    """A text file with the picture of every train row, one path in --data-dir per line."""
+    """A text file with the picture of every train row, one path per line: relative to --data-dir
+    or to the current folder, or absolute."""
     test_names: Path | None = None
     """The same for the test rows."""
     unlabeled_names: Path | None = None

@@ -18,8 +18,8 @@ from dataset.decoding import decode
 from dataset.pictures import BadPicture
 from src.clusters.groups import cluster_names, load_head, load_names
 from src.clusters.head import ClusterHead
+from src.models.backbone import Backbone
 from src.models.encoder import TrainedBackbone, encode
-from src.models.simclr import Backbone
 from src.runtime.cli import UserError, printable
 from src.runtime.commands import command
 from src.runtime.device import select_device, select_precision

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dataset.decoding import decode
 from dataset.folder import LeftOut, refuse_among
 from dataset.load_dataset import reload_dataset
-from dataset.pictures import IMAGE_SUFFIXES, BadPicture
+from dataset.pictures import IMAGE_SUFFIXES, BadPicture, picture_size
 from src.clusters.groups import load_groups
 from src.prediction.flags import InferenceConfig
 from src.prediction.output import (
@@ -27,6 +27,7 @@ from src.prediction.output import (
     SortedPictures,
     folder_names,
     header,
+    is_predictions,
     line,
 )
 from src.prediction.picture_stream import find
@@ -35,6 +36,8 @@ from src.prediction.similar import SimilarPictures
 from src.runtime.cli import UserError, printable, progress
 from src.storage import artifacts
 from src.storage.artifacts import CertaintyName, DatasetRecord
+from src.storage.files import refuse_to_replace
+from src.storage.picture_table import ENCODING
 from src.storage.user_arrays import as_float32, foreign_features, read_lines
 from src.tracking.tracker import stage_tracker
 
@@ -88,6 +91,8 @@ def run(config: InferenceConfig) -> int:
         features_only=config.features is not None,
     )
     _check_outputs(config, predictor.extraction["dataset"])
+    if config.montage:
+        artifacts.try_writing(config.montage)
     sorted_pictures = None
     if config.sort_into:
         names = predictor.group_names, predictor.cluster_names
@@ -107,8 +112,9 @@ def run(config: InferenceConfig) -> int:
             if not config.features:
                 montage.add(row, content)
             if sorted_pictures:
-                group = predictor.group_names.index(row.name)
-                counts.unsorted += not _sort(sorted_pictures, Path(row.path), group)
+                group, is_decoded = predictor.group_names.index(row.name), not config.features
+                is_sorted = _sort(sorted_pictures, Path(row.path), group, is_decoded)
+                counts.unsorted += not is_sorted
     if config.montage:
         montage.save(config.montage, predictor.certainty_name)
     counts.report(time.monotonic() - started)
@@ -151,14 +157,19 @@ def _sorted_pictures(
     return SortedPictures(config.sort_into, folders, config.copy, config.split)
 
 
-def _sort(pictures: SortedPictures, picture: Path, group: int) -> bool:
-    """Whether it was possible; otherwise the picture is named with the reason."""
+def _sort(pictures: SortedPictures, picture: Path, group: int, is_decoded: bool = True) -> bool:
+    """Whether it was possible; otherwise the picture is named with the reason. What was not decoded
+    may be any file."""
     try:
+        if not is_decoded:
+            picture_size(picture)
         pictures.add(picture, group)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
-            raise
-        reason = (error.strerror or "").lower()
+    except (OSError, BadPicture) as error:
+        reason = str(error)
+        if isinstance(error, OSError):
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):
+                raise
+            reason = (error.strerror or "").lower()
         tqdm.write(f"not sorted: {printable(str(picture))}: {reason}", sys.stderr)
         return False
     return True
@@ -199,6 +210,10 @@ def _check(config: InferenceConfig) -> None:
     for file in (config.output, config.montage):
         if file and file.is_dir():
             raise UserError(f"{file} is a folder, not a file")
+    if config.output and (config.output.is_file() or not config.output.exists()):
+        refuse_to_replace("--output", config.output, "a list of predictions", is_predictions)
+    if config.montage:
+        refuse_to_replace("--montage", config.montage, "a montage", Montage.is_saved_in)
     if config.split is not None and not (config.sort_into and 0 < config.split < 1):
         raise UserError("--split is a share between 0 and 1, such as 0.8, and needs --sort-into")
     if config.sort_into and config.features and not config.names:
@@ -224,7 +239,7 @@ def _check_outputs(config: InferenceConfig, recorded: DatasetRecord) -> None:
         for path in map(Path, config.paths):
             if os.path.isdir(path):  # noqa: PTH112 - False for an impossible name
                 refuse_among(flag, place, path, with_splits=False)
-            elif path.name == place.name and path.resolve() == place.resolve():
+            elif os.path.realpath(path) == os.path.realpath(place):
                 raise UserError(f"{flag} {place} is one of the pictures")
         if recorded["name"] == "folder" and (root := config.data_dir or recorded["data_dir"]):
             refuse_among(flag, place, Path(root))
@@ -285,6 +300,8 @@ def _from_features(config: InferenceConfig, predictor: Predictor) -> Generator[P
             f"--names {config.names} has {len(names):,} lines, {config.features} has "
             f"{len(features_ND):,} rows"
         )
+    if config.sort_into and len(set(names)) < len(names):
+        raise UserError(f"--names {config.names} has a picture twice: --sort-into takes each once")
     return ((Row(name), as_float32(x_D)) for name, x_D in zip(names, features_ND, strict=True))
 
 
@@ -348,12 +365,13 @@ def _output(config: InferenceConfig, certainty: CertaintyName) -> Iterator[Calla
         yield lambda row: None  # the counts say enough
         return
     with contextlib.ExitStack() as stack:
-        out, width = sys.stdout, None
+        out, width, encoding = sys.stdout, None, "utf-8"
         # File names are bytes; those that are not UTF-8 are written unchanged.
         if file := config.output:
             if file.is_file() or not file.exists():  # not a pipe or a device
                 file = stack.enter_context(artifacts.replacing(file))
-            out = stack.enter_context(file.open("w", encoding="utf-8", errors="surrogateescape"))
+                encoding = ENCODING if config.format == "csv" else encoding
+            out = stack.enter_context(file.open("w", encoding=encoding, errors="surrogateescape"))
         else:
             out.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[attr-defined]
             if out.isatty():

@@ -44,10 +44,10 @@ def projection_map(results: Results, xy_N2: np.ndarray, method: str) -> Figure:
     figure.set_layout_engine("none")  # so that all maps have the same size
     center = (xy_N2.min(axis=0) + xy_N2.max(axis=0)) / 2
     reach = 0.52 * max(x_span, y_span / shape) * np.array([1, shape])
-    for number, (kind, groups, inks, entries) in enumerate(maps):
+    for number, (kind, kinds, inks, entries) in enumerate(maps):
         left, bottom = (number + 0.01) / len(maps), (legend + 0.1) / height
         ax = figure.add_axes((left, bottom, 0.98 / len(maps), shape * side / height))
-        _scatter(ax, xy_N2, groups, inks)
+        _scatter(ax, xy_N2, kinds, inks)
         xlim, ylim = zip(center - reach, center + reach, strict=True)
         ax.set(xlim=xlim, ylim=ylim, xticks=[], yticks=[])
         ax.spines[:].set_visible(False)

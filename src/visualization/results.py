@@ -1,11 +1,15 @@
 """The results of a finished run; arrays hold the images of all splits."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from dataset.decoding import decode
 from dataset.load_dataset import Dataset, reload_dataset
+from dataset.pictures import BadPicture, picture_size
 from src.clusters.groups import load_groups
 from src.clusters.names import Names
 from src.runtime.cli import UserError, printable
@@ -98,6 +102,33 @@ class Results:
             images = self.dataset.splits[name].images[rows[chosen] - self.rows(name)[0]]
             pictures[chosen] = images.transpose(0, 2, 3, 1)
         return pictures
+
+    def side(self) -> int:
+        """Of the pictures in pixels: what the run used, or for a folder the median of its files if
+        that is more."""
+        assert self.dataset is not None
+        names = self.file_names or []
+        sample = [self.picture_dir / names[i] for i in range(0, len(names), len(names) // 100 + 1)]
+        sides = []
+        for file in sample:
+            with contextlib.suppress(BadPicture):
+                sides.append(min(picture_size(file)))
+        return max(self.dataset.image_size, int(np.median(sides)) if sides else 0)
+
+    def thumbnails(self, rows: np.ndarray, size: int) -> np.ndarray:
+        """uint8 (len(rows), S, S, 3): as `pictures`, but of a folder with S = `size` if that is
+        more than the run used; then the files are decoded again."""
+        small, names = self.pictures(rows), self.file_names
+        if names is None or size <= small.shape[1]:
+            return small
+        large = np.empty((len(rows), size, size, 3), np.uint8)
+        files = [self.picture_dir / names[row] for row in rows]
+        for i, (_, picture) in enumerate(decode(files, size, ahead=64)):
+            if isinstance(picture, BadPicture):  # it was changed or removed meanwhile
+                large[i] = np.asarray(Image.fromarray(small[i]).resize((size, size)))
+            else:
+                large[i] = picture.transpose(1, 2, 0)
+        return large
 
 
 def load_results(directory: Path, data_dir: Path | None = None) -> Results:
