@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -90,7 +91,7 @@ def read_past(directory: Path, clusters_id: str) -> Past | None:
     """The clustering with this `clusters_id`; None if it is not remembered."""
     if clusters_id in _remembered(directory):
         with contextlib.suppress(UserError):
-            content = read_json(artifacts.past_clusters(directory, clusters_id), "")
+            content: Any = read_json(artifacts.past_clusters(directory, clusters_id), "")
             if not misfit(content, Past) and _is_whole(content):
                 return content
     return None
