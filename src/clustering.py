@@ -1,6 +1,7 @@
 """Cluster the features and score the clusters.
 
     python src/clustering.py
+    python src/clustering.py --names    # follow names.json, without clustering again
 
 L2 normalization, exact PCA, K-means++; PCA and K-means are fitted on one split and applied to
 all of them. K-means runs twice: on the principal components, and on rows averaged with their
@@ -8,7 +9,10 @@ nearest neighbors. Later stages use the clusters of the averaged rows; --no-smoo
 
 Reads features/{split}_features.npy and _labels.npy. Writes features/{split}_pca.npy, pca_*.npy,
 centroids.npy, head_*.npy, cluster_to_class.npy, {split}_clusters.npy, _certainty.npy,
-_distance.npy (to the own cluster) and _unusual.npy, metrics.json and its part of manifest.json.
+_distance.npy (to the own cluster) and _unusual.npy, {split}_fine.npy and fine_tree.npy (about 50
+fine clusters and a tree over them), metrics.json and its part of manifest.json. If there is a
+names.json, it is carried over to the new clusters, and group_*.npy assign new pictures to the
+groups in it; clusters_*.json remember the last clusterings for that.
 Labels are used only to name and score the clusters, never to find them.
 
 There are two accuracies. `hungarian_accuracy` matches clusters to classes separately on each split,

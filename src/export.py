@@ -13,10 +13,11 @@ L2 normalization, PCA, linear head and centroids in float32.
           confidence  float32 (N,); without labels its name is margin
           distances   float32 (N, K)
           unusual     bool (N,)
+          group       int64 (N,), an index into the metadata `group_names`
 
-The metadata hold the class names, the class and the name of every cluster, the image size and the
-origin of the model. Before the file takes its final name, ONNX Runtime and PyTorch are compared on
-real images.
+The metadata hold the class names, the class and the name of every cluster, the names of the
+groups, the image size and the origin of the model. Before the file takes its final name, ONNX
+Runtime and PyTorch are compared on real images.
 
 The second reads a checkpoint and writes all of torchvision's ResNet of that architecture but `fc`,
 as safetensors or for torch.load, by the suffix. The network expects images that are normalized as

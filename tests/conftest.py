@@ -1,13 +1,18 @@
 """A small dataset in STL-10's own format, and scripts run as a user runs them."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dataset.load_dataset import load_dataset
+from docs.make_pictures import FLAGS
 from tests.helpers import HELPERS, ROOT
+from tests.helpers.browser import OpenReport, Report
 from tests.helpers.digits import save_picture
 from tests.helpers.fake_wandb_server import FakeServer
 from tests.helpers.finished_run import FinishedRun, finish_digits
@@ -97,3 +102,35 @@ def server() -> Iterator[FakeServer]:
 @pytest.fixture
 def online(environment: dict[str, str], server: FakeServer) -> dict[str, str]:
     return environment | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+
+
+@pytest.fixture(scope="module")
+def program() -> str:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    return browser or pytest.skip(f"none of {', '.join(names)} is installed, and no $CHROMIUM")
+
+
+@pytest.fixture(scope="module")
+def chromium(program: str) -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_report(chromium: Any) -> Iterator[OpenReport]:
+    """Opens the report in a directory; the test fails if anything goes wrong in the page."""
+    reports = []
+
+    def open_in_browser(directory: Path, **context: Any) -> Report:
+        reports.append(Report(chromium, directory, **context))
+        return reports[-1]
+
+    yield open_in_browser
+    for report in reports:
+        report.page.close()
+        assert report.complaints == []
+        assert all(url.startswith(("file:", "blob:", "data:")) for url in report.urls)

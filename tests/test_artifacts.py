@@ -93,6 +93,7 @@ def test_errors_name_the_file_and_not_a_temporary_one(tmp_path: Path) -> None:
 def test_half_written_files_of_killed_processes_go_away(finished: Path) -> None:
     (finished / "figures").mkdir()
     names = (artifacts.CENTROIDS.file, artifacts.IMAGES, artifacts.MODEL, "figures/map.png")
+    names += (artifacts.NAMES, artifacts.past_clusters(finished, "0" * 16).name)
     kept = ("names.json", ".predictions.csv.1a2b3c4d.tmp")  # the second may be written just now
     for name in kept:
         (finished / name).touch()

@@ -68,13 +68,14 @@ def test_the_same_as_pytorch_on_every_digit(features: Path, file: Path) -> None:
     images = all_digits()
     batches = np.split(images, [1, 4, *range(104, len(images), 100)])
     outputs = [runtime.run(None, {"images": batch}) for batch in batches]
-    cluster, confidence, distances, unusual = map(np.concatenate, zip(*outputs, strict=True))
+    cluster, confidence, distances, unusual, group = map(np.concatenate, zip(*outputs, strict=True))
     expected = predictor.predict(images)
     assert (cluster == expected.clusters).mean() >= 0.999
     np.testing.assert_allclose(distances, expected.distances, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(confidence, expected.certainty, rtol=1e-2)
     assert len(np.unique(cluster)) == 10
     np.testing.assert_array_equal(unusual, expected.unusual)
+    np.testing.assert_array_equal(group, cluster)
     assert 0 < unusual.sum() < 40
 
 
@@ -87,11 +88,14 @@ def test_one_clean_file_with_its_metadata(features: Path, file: Path) -> None:
         ("confidence", "tensor(float)", ["N"]),
         ("distances", "tensor(float)", ["N", 10]),
         ("unusual", "tensor(bool)", ["N"]),
+        ("group", "tensor(int64)", ["N"]),
     ]
     metadata = runtime.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == [str(i) for i in range(10)]
     to_class = Manifest(features).load(artifacts.CLUSTER_TO_CLASS)
     assert json.loads(metadata["cluster_to_class"]) == to_class.tolist()
+    names = [str(c) for c in to_class]
+    assert json.loads(metadata["group_names"]) == json.loads(metadata["cluster_names"]) == names
     assert (metadata["image_size"], metadata["opset"]) == ("20", "18")
     assert metadata["features"] == Manifest(features).extraction["id"]
 
@@ -141,16 +145,22 @@ def test_the_example_of_the_documentation(
         variables["photo"].close()
 
 
-def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_path: Path) -> None:
+def test_without_l2_with_clusters_that_have_no_class_and_groups_of_a_person(
+    features: Path, tmp_path: Path
+) -> None:
     shutil.copytree(features, tmp_path, dirs_exist_ok=True)
     run_clustering(tmp_path, l2_normalize=False, clusters="13", components=7)
     part = dict(Manifest(tmp_path).clustering)
     artifacts.record(tmp_path, artifacts.CLUSTERING, part | {"certainty": "margin"})
+    said = {"names": {"1": "wren"}, "fine": {"0": "wren", "1": "owl"}, "ignored": ["test[3]"]}
+    said |= {"clusters": Manifest(tmp_path).clusters_id}
+    (tmp_path / artifacts.NAMES).write_text(json.dumps(said))
+    run_clustering(tmp_path, names=True)
     main(ExportConfig(feature_dir=tmp_path))
     images = digits()
     runtime = session(tmp_path / artifacts.MODEL)
     assert [output.name for output in runtime.get_outputs()][1] == "margin"
-    cluster, margin, distances, unusual = runtime.run(None, {"images": images})
+    cluster, margin, distances, unusual, group = runtime.run(None, {"images": images})
     predictor = Predictor.load(tmp_path, device="cpu")
     assigned = predictor.manifest.load(artifacts.ASSIGNMENTS, "test")
     predictions = predictor.predict(images)
@@ -160,7 +170,11 @@ def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_pat
     assert np.mean(unusual == predictions.unusual) > 0.97
     assert np.mean(cluster == assigned) > 0.97
     assert np.asarray(distances).shape == (len(images), 13)
-    to_class = json.loads(runtime.get_modelmeta().custom_metadata_map["cluster_to_class"])
+    metadata = runtime.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["group_names"]) == predictor.group_names
+    assert {"wren", "owl"} < {*predictor.group_names}
+    assert np.mean(group == predictions.groups) > 0.97
+    to_class = json.loads(metadata["cluster_to_class"])
     assert to_class.count(-1) == 3
     assert predictor.class_of(to_class.index(-1)) is None
 

@@ -22,7 +22,7 @@ from src.clusters.confidence import confidence, fit_scale, gaussian_scale, margi
 from src.clusters.head import ClusterHead
 from src.inference import InferenceConfig, main
 from src.prediction import stage
-from src.prediction.output import Montage, NearCluster, Row, SortedPictures, line
+from src.prediction.output import Montage, NearCluster, Row, SortedPictures, folder_names, line
 from src.prediction.picture_stream import find
 from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError
@@ -89,13 +89,15 @@ def test_head_is_l2_then_pca_then_linear(predictor: Predictor, features: Path) -
     )
     x = np.random.default_rng(0).normal(size=(50, len(mean)))
     x[:25] = manifest.load(artifacts.FEATURES, "test")[:25]
-    cluster, sure, distances, far = (t.numpy() for t in predictor.head(torch.tensor(x).float()))
+    outputs = predictor.head(torch.tensor(x).float())
+    cluster, sure, distances, far, group = (t.numpy() for t in outputs)
     limit = manifest.clustering["unusual_distance"]
     for i in range(len(x)):
         z = components @ (x[i] / np.sqrt((x[i] ** 2).sum()) - mean)
         scores = weights @ z + bias
         odds = np.exp((scores - scores.max()) / predictor.head.confidence_scale)
         assert cluster[i] == scores.argmax()
+        assert predictor.group_names[group[i]] == predictor.name_of(cluster[i])
         np.testing.assert_allclose(distances[i], np.linalg.norm(z - centroids, axis=1), rtol=1e-4)
         np.testing.assert_allclose(sure[i], 1 / odds.sum(), rtol=1e-3)
         in_all_dimensions = x[i] / np.linalg.norm(x[i]) - mean - centroids @ components
@@ -115,11 +117,12 @@ def test_features_get_what_the_clustering_wrote(tmp_path: Path, flags: dict) -> 
         x = np.array(manifest.load(artifacts.FEATURES, split))
         for size in (len(x), 64, 7):
             parts = [head.predict_features(x[i : i + size]) for i in range(0, len(x), size)]
-            clusters, sure, distances, far = map(np.concatenate, zip(*parts, strict=True))
+            clusters, sure, distances, far, groups = map(np.concatenate, zip(*parts, strict=True))
             np.testing.assert_array_equal(clusters, manifest.load(artifacts.ASSIGNMENTS, split))
             np.testing.assert_array_equal(far, manifest.load(artifacts.UNUSUAL, split))
             written = manifest.load(artifacts.CERTAINTY, split)
             np.testing.assert_allclose(sure, written, atol=1e-4)
+            assert [head.group_names[g] for g in groups] == [head.name_of(k) for k in clusters]
             own = distances[np.arange(len(x)), clusters]
             np.testing.assert_allclose(own, manifest.load(artifacts.DISTANCE, split), atol=1e-5)
     assert flags.get("unusual") != 1.0 or not manifest.load(artifacts.UNUSUAL, "train").any()
@@ -326,7 +329,9 @@ def test_a_montage_that_cannot_be_written_costs_no_prediction(infer: Infer, tmp_
 
 
 def test_odd_names_in_table_and_montage(tmp_path: Path) -> None:
-    row = Row("folder/\x1b[2Jred\n.png", None, 0.5, (NearCluster(3, "c\nat\udce9", 1.25),))
+    row = Row(
+        "folder/\x1b[2Jred\n.png", None, "c\nat\udce9", 0.5, (NearCluster(3, "c\nat\udce9", 1.25),)
+    )
     cells = ["…Jred?.png", "3", "c?at?", "0.500", "1.250", "3", "(1.250)"]
     assert line(row, "table", "confidence", 10).split() == cells
     montage = Montage(limit=1)
@@ -361,7 +366,7 @@ def test_montage_is_a_uniform_sample_in_the_order_of_the_clusters() -> None:
     montage = Montage(limit=100)
     for i in range(1000):
         near = (NearCluster(i % 3, "a", 0.0),)
-        montage.add(Row(str(i), None, i / 1000, near), np.zeros((3, 8, 8), np.uint8))
+        montage.add(Row(str(i), None, near[0].name, i / 1000, near), np.zeros((3, 8, 8), np.uint8))
     rows = [row for row, _ in montage.tiles]
     assert len({row.path for row in rows}) == 100
     assert 400 < np.mean([int(row.path) for row in rows]) < 600
@@ -503,7 +508,7 @@ def test_names_as_long_as_names_can_be(
     names = sorted(file.name for file in tmp_path.glob("out/*/*.png"))
     assert names == [f"{'ä' * 124}_2.png", f"{'ä' * 124}_3.png", name]
     for class_name in ("ä" * 127, "\udce4" * 255):
-        (folder,) = SortedPictures(tmp_path / "new", [None], [class_name], copy=False).folders
+        (folder,) = folder_names([class_name], [class_name], plain=False)
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)  # from here the path is short enough
     deep = save_picture(digits()[0], Path(*["d" * 250] * 16, f"{'x' * 60}.png"))
@@ -558,8 +563,8 @@ def test_an_interrupted_copy_leaves_nothing(
     (tmp_path / "a.png").write_bytes(b"content")
     monkeypatch.setattr("shutil.copyfileobj", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        SortedPictures(tmp_path / "sorted", [None], [None], True).add(tmp_path / "a.png", 0)
-    assert not list((tmp_path / "sorted/00").iterdir())
+        SortedPictures(tmp_path / "sorted", ["0"], True, None).add(tmp_path / "a.png", 0)
+    assert not list((tmp_path / "sorted/0").iterdir())
 
 
 @pytest.mark.parametrize(

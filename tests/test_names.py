@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from src import inference
-from src.clusters.names import load_names
+from src.clusters.groups import cluster_names, load_names
+from src.clusters.naming import name_again
 from src.inference import InferenceConfig
 from src.prediction.onnx_export import to_onnx
 from src.prediction.predictor import Predictor
@@ -37,6 +38,11 @@ def give(features: Path, **content: object) -> None:
     (features / "names.json").write_text(json.dumps(content))
 
 
+def names_of(features: Path) -> list[str]:
+    manifest = Manifest(features)
+    return cluster_names(manifest, load_names(manifest, []))
+
+
 def infer(features: Path, *paths: Path, **flags: object) -> int:
     config = {"feature_dir": features, "device": "cpu", "wandb": "disabled"} | flags
     return inference.main(InferenceConfig(tuple(map(str, paths)), **config))  # type: ignore[arg-type]
@@ -49,14 +55,13 @@ def test_given_names_in_every_output(features: Path, pictures: Path, tmp_path: P
     unmatched = np.flatnonzero(class_K < 0).tolist()
     first, second = np.flatnonzero(class_K >= 0)[:2].tolist()
     expected = [str(c) if c >= 0 else f"cluster {k}" for k, c in enumerate(class_K)]
-    known = [str(c) if c >= 0 else None for c in class_K]
-    assert load_names(manifest) == known
+    assert names_of(features) == expected
     assert infer(features, pictures, output=tmp_path / "before.json") == 0
     given = {str(first): " loop ", str(second): "loop", str(unmatched[0]): "Ähre"}
     give(features, names=given)
     for key, name in given.items():
         expected[int(key)] = name.strip()
-    assert load_names(manifest)[unmatched[1]] is None
+    assert names_of(features) == expected
     assert infer(features, pictures, output=tmp_path / "after.json") == 0
     assert infer(features, pictures, output=tmp_path / "after.csv") == 0
     outputs = ("before.json", "after.json", "after.csv")
@@ -71,9 +76,12 @@ def test_given_names_in_every_output(features: Path, pictures: Path, tmp_path: P
     predictor = Predictor.load(features, device="cpu", precision="fp32")
     metadata = {entry.key: entry.value for entry in to_onnx(predictor).metadata_props}
     assert json.loads(metadata["cluster_names"]) == expected
-    shown = load_results(features).cluster_names
-    assert shown[second] == f"{second} → loop"
-    assert shown[unmatched[1]] == str(unmatched[1])
+    assert json.loads(metadata["group_names"]) == [*dict.fromkeys(expected)]
+    results = load_results(features)
+    names = [results.group_names[g] for g in results.groups]
+    assert names == [expected[k] for k in results.clusters]
+    assert f"{first} → loop" in results.group_labels
+    assert str(unmatched[1]) in results.group_labels
 
 
 def test_pictures_are_sorted_by_number_and_name(
@@ -99,10 +107,11 @@ def test_pictures_are_sorted_by_number_and_name(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"clusters": "0" * 16}, "names the clusters of another clustering .*: remove it"),
-        ({"names": {"10": "x"}}, "no cluster '10'"),
-        ({"names": {"03": "x"}}, "no cluster '03'"),
+        ({"version": 2}, "is of a later version of this program: update"),
         ({"names": {"3": " "}}, "cluster 3 is empty"),
+        ({"fine": {"3": " "}}, "fine cluster 3 is empty"),
+        ({"moved": {"a.jpg": "a\nb"}}, r"picture a\.jpg has a line break or another control"),
+        ({"ignored": "a.jpg"}, "ignored: input should be a valid list"),
         ({"names": {"3": "x" * 61}}, "61 characters, more than 60"),
         ({"names": {"3": "a\nb"}}, "another control character"),
         ({"names": {"3": "\ud800"}}, "another control character"),
@@ -123,16 +132,54 @@ def test_wrong_names_are_refused_in_one_line(
 def test_a_link_to_nothing_is_not_taken_for_no_names(features: Path) -> None:
     (features / "names.json").symlink_to("gone.json")
     with pytest.raises(UserError, match=r"names\.json is missing: correct it, or remove it"):
-        load_names(Manifest(features))
+        load_results(features)
+    with pytest.raises(UserError, match=r"names\.json is missing: correct it, or remove it"):
+        name_again(features)
 
 
-def test_names_outlive_the_same_clustering_and_no_other(features: Path) -> None:
-    give(features, names={"3": "loop"})
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ({"clusters": "0" * 16}, "names clusters that are not known any more, so only pictures"),
+        ({"clusters": "../../x"}, "names clusters that are not known any more, so only pictures"),
+        ({"names": {"10": "x", "03": "y"}}, "names no cluster (0 to 9): 10, 03"),
+        ({"fine": {"50": "x"}}, "names no fine cluster (0 to 49): 50"),
+        (
+            {"moved": {"a": "x"}, "ignored": ["train[1438]"]},
+            "2 pictures that were moved or ignored",
+        ),
+    ],
+)
+def test_what_no_longer_fits_is_said_in_one_line(
+    features: Path, content: dict[str, object], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = names_of(features)
+    give(features, **content)
+    assert load_results(features).group_names == [*dict.fromkeys(plain)]
+    assert sum(line in note for note in capsys.readouterr().out.splitlines()) == 1
+    assert Predictor.load(features, device="cpu").cluster_names == plain
     cluster(features)
-    assert load_names(Manifest(features))[3] == "loop"
-    cluster(features, seed=1)
-    with pytest.raises(UserError, match="of another clustering"):
-        load_names(Manifest(features))
+    assert line in capsys.readouterr().out
+    assert names_of(features) == plain
+
+
+def test_names_that_are_damaged_do_not_stop_a_clustering(
+    features: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (features / "names.json").write_text("{")
+    cluster(features, clusters="9")
+    assert "note: no names: " in capsys.readouterr().out
+    assert (features / "names.json").read_text() == "{"
+    assert Manifest(features).clustering["clusters"] == 9
+
+
+def test_names_outlive_the_same_clustering(features: Path) -> None:
+    give(features, names={"3": "loop"})
+    before = (features / "names.json").read_bytes()
+    cluster(features)
+    assert names_of(features)[3] == "loop"
+    assert not [*features.glob("names_*.json")]
+    assert json.loads(before)["names"] == json.loads((features / "names.json").read_text())["names"]
 
 
 def test_the_most_similar_pictures_of_all_splits(

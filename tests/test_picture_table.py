@@ -33,13 +33,13 @@ def test_only_what_would_be_computed_gets_an_apostrophe() -> None:
 
 def test_images_csv_in_a_spreadsheet(pixel_digits: Path, tmp_path: Path) -> None:
     results = load_results(pixel_digits)
-    names: list[str | None] = [*COMPUTED[:5], "Bär", "猫", None, None, None]
+    names = [*COMPUTED[:5], "Bär", "猫", *(f"cluster {k}" for k in (7, 8, 9))]
     near, xy = np.full(len(results.x_NP), -1), -np.abs(results.x_NP[:, :2])
     copies = Copies(near, near < 0, np.full(len(near), np.nan))
-    write_images(tmp_path / "images.csv", replace(results, names=names), copies, xy)
+    write_images(tmp_path / "images.csv", replace(results, group_names=names), copies, xy)
     assert (tmp_path / "images.csv").read_bytes().startswith(codecs.BOM_UTF8)
     rows = rows_of(tmp_path / "images.csv")
-    shown = [f"'{name}" for name in names[:5]] + names[5:7] + [f"cluster {k}" for k in (7, 8, 9)]
+    shown = [f"'{name}" for name in names[:5]] + names[5:]
     assert [row["name"] for row in rows] == [shown[k] for k in results.clusters]
     assert all(float(row["x"]) <= 0 for row in rows)
 

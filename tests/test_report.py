@@ -2,70 +2,34 @@
 
 import base64
 import codecs
-import csv
 import io
 import json
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.spatial import KDTree
 
-from docs.make_pictures import FLAGS, READY
-from src.clusters.names import load_names
+from docs.make_pictures import READY
 from src.storage import artifacts
 from src.visualization import thumbnails
 from src.visualization.duplicates import Copies
 from src.visualization.images_table import write_images
 from src.visualization.report import write_report
 from src.visualization.results import load_results
+from tests.helpers.browser import CONTEXTS, PHONE, OpenReport, Report, draw_report, read_table
 from tests.helpers.digits import all_digits, digits, save_picture
 from tests.helpers.pixel_run import Arrays, load_arrays, pixel_run
 from tests.helpers.processes import Script
-from visualize_features import VisualizeConfig, main
 
-PHONE = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
-CONTEXTS = {"wide": {}, "phone": PHONE}
-WRITTEN = """
-window.written = [];
-const canvas = CanvasRenderingContext2D.prototype, { putImageData, fillText } = canvas;
-canvas.putImageData = function (...all) { written = []; return putImageData.apply(this, all); };
-canvas.fillText = function (...all) { written.push(all[0]); return fillText.apply(this, all); };
-"""
-"""Collects the names that the map shows since it was last drawn."""
 HOSTILE = ("<img src=x onerror=hacked=1>", "<script>hacked=1<", "a&amp;b'c\"@@data@@ $x^{")
-
-
-def draw_report(directory: Path) -> None:
-    flags = {"projection": "pca", "wandb": "disabled"}
-    main(VisualizeConfig(feature_dir=directory, checkpoint_dir=directory, **flags))
-
-
-@pytest.fixture(scope="module")
-def program() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    return browser or pytest.skip(f"none of {', '.join(names)} is installed, and no $CHROMIUM")
-
-
-@pytest.fixture(scope="module")
-def chromium(program: str) -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -112,119 +76,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-class Report:
-    """A report in a tab of the browser, and everything that went wrong in it."""
-
-    def __init__(self, browser: Any, directory: Path, **context: Any) -> None:
-        self.page = browser.new_page(**{"viewport": {"width": 1400, "height": 900}} | context)
-        self.complaints: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.urls: list[str] = []
-        self.page.on("request", lambda request: self.urls.append(request.url))
-        self.page.add_init_script(WRITTEN)
-        self.directory = directory
-        self.page.goto((directory / artifacts.REPORT).as_uri(), timeout=60_000)
-        self.js(READY)
-
-    def until(self, condition: str) -> None:
-        """Wait for it, and fail where it does not come true."""
-        self.js(
-            "new Promise((done, fail) => { const end = Date.now() + 20000, look = () => "
-            f"({condition}) ? done() : Date.now() > end ? fail('never: ' + {condition!r})"
-            " : setTimeout(look, 20); look(); })"
-        )
-
-    def js(self, code: str) -> Any:
-        return self.page.evaluate(code)
-
-    def images(self, selector: str) -> list[int]:
-        """The images whose thumbnails stand in an element."""
-        thumbnails = f"document.querySelectorAll('{selector} .thumb')"
-        return self.js(f"[...{thumbnails}].map(thumbnail => +thumbnail.dataset.image)")
-
-    def in_view(self, selector: str) -> bool:
-        """Whether an element is in the window as a whole, and nothing covers its middle."""
-        return self.js(
-            f"(() => {{ const e = document.querySelector('{selector}');"
-            "const b = e.getBoundingClientRect();"
-            "const over = document.elementFromPoint(b.x + b.width / 2, b.y + b.height / 2);"
-            "return b.width > 0 && b.top >= 0 && b.bottom <= innerHeight && b.left >= 0"
-            "&& b.right <= innerWidth && (e.contains(over) || over.contains(e)); })()"
-        )
-
-    def open_filters(self) -> None:
-        self.js("document.querySelector('#filters').open = true")
-
-    def downloaded(self, button: str) -> bytes:
-        with self.page.expect_download() as download:
-            self.page.click(button)
-        return Path(download.value.path()).read_bytes()
-
-    def shown(self) -> int:
-        """The number of images that pass the filters, as the page says."""
-        return int(self.page.inner_text("#shown-count").split()[0].replace(",", ""))
-
-    def selected(self) -> int:
-        return self.names.index(self.page.inner_text("#portrait dd >> nth=0"))
-
-    def select(self, image: int) -> None:
-        """Search its name, select it in the map, and empty the search again."""
-        self.page.fill("#search", re.split("[\udc80-\udcff]", self.names[image])[0])
-        self.page.focus("#map")
-        self.page.keyboard.press("Enter")
-        self.page.fill("#search", "")
-
-    def hovers_over(self, image: int, x: float, y: float) -> bool:
-        """Whether the mouse at a place of the window shows this image."""
-        self.page.mouse.move(x - 1, y)
-        self.page.mouse.move(x, y)
-        return self.page.inner_text("#tip").split("\n")[0] == self.names[image]
-
-    @cached_property
-    def table(self) -> list[dict[str, str]]:
-        return read_table((self.directory / artifacts.IMAGES).read_bytes())
-
-    @property
-    def names(self) -> list[str]:
-        return [row["path"] for row in self.table]
-
-    @cached_property
-    def xy(self) -> np.ndarray:
-        """float64 (N, 2), the places on the map with y downward and the middle at 0."""
-        xy = np.array([[float(row["x"]), -float(row["y"])] for row in self.table])
-        return xy - (xy.min(0) + xy.max(0)) / 2
-
-    def point(self, image: int, zoom: float = 1) -> tuple[float, float]:
-        """The position of an image in the window, when all fit into the map or after a zoom."""
-        left, top, *size = self.page.locator("#map").bounding_box().values()
-        scale = zoom * ((np.array(size) - 60) / np.ptp(self.xy, axis=0)).min()
-        x, y = self.xy[image] * scale + np.array(size) / 2 + (left, top)
-        return float(x), float(y)
-
-    def isolated_images(self, count: int) -> list[int]:
-        """The images with the most room around them on the map."""
-        return np.argsort(-KDTree(self.xy).query(self.xy, 2)[0][:, 1])[:count].tolist()
-
-    def pixels(self, selector: str) -> np.ndarray:
-        """uint8 (height, width, 3): a canvas, after it is drawn again."""
-        self.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        url = self.js(f"document.querySelector('{selector}').toDataURL()")
-        with urlopen(url) as png:
-            return np.asarray(Image.open(io.BytesIO(png.read())).convert("RGB"))
-
-    def until_map_is_not(self, before: np.ndarray) -> None:
-        """Wait until the map is drawn in another way."""
-        end = time.monotonic() + 20
-        while np.array_equal(self.pixels("#map"), before):
-            assert time.monotonic() < end
-
-
-def read_table(content: bytes) -> list[dict[str, str]]:
-    text = content.decode("utf-8-sig", "surrogateescape")
-    return list(csv.DictReader(io.StringIO(text, newline="")))
-
-
 def assert_nearest(
     report: Report, arrays: Arrays, image: int, among: Sequence[int] = range(1797)
 ) -> None:
@@ -232,25 +83,6 @@ def assert_nearest(
     distance = np.linalg.norm(arrays.x - arrays.x[image], axis=1)
     nearest = np.sort(distance[[other for other in among if other != image]])[:12]
     np.testing.assert_allclose(distance[report.images("#neighbors")], nearest, rtol=1e-5)
-
-
-OpenReport = Callable[..., Report]
-
-
-@pytest.fixture
-def open_report(chromium: Any) -> Iterator[OpenReport]:
-    """Opens the report in a directory; the test fails if anything goes wrong in the page."""
-    reports = []
-
-    def open_in_browser(directory: Path, **context: Any) -> Report:
-        reports.append(Report(chromium, directory, **context))
-        return reports[-1]
-
-    yield open_in_browser
-    for report in reports:
-        report.page.close()
-        assert report.complaints == []
-        assert all(url.startswith(("file:", "blob:", "data:")) for url in report.urls)
 
 
 @pytest.fixture
@@ -302,7 +134,7 @@ def test_it_shows_every_point(report: Report) -> None:
         drawn = (pixels != pixels[0, 0]).any(axis=2).sum()
         assert drawn > shown or drawn == shown == 0
         assert report.page.is_hidden("#empty") == bool(shown)
-        report.page.click("text=Split >> xpath=../button[2]")
+        report.page.click("h3:text-is('Split') >> xpath=../button[2]")
 
 
 def test_hovering_shows_a_picture_and_a_click_more(report: Report, arrays: Arrays) -> None:
@@ -324,7 +156,7 @@ def test_filters_keep_what_they_name(report: Report, arrays: Arrays) -> None:
     train = np.arange(len(labels)) < 1438
     keep, table = np.ones(len(labels), bool), np.ones(len(labels), bool)
     for act, box, rule in (
-        (report.page.uncheck, "#cluster-3", clusters != 3),
+        (report.page.uncheck, "#group-3", clusters != 3),
         (report.page.uncheck, "#label-5", labels != 5),
         (report.page.check, "#wrong", named[clusters] != labels),
         (report.page.uncheck, "#split-1", train),
@@ -335,6 +167,7 @@ def test_filters_keep_what_they_name(report: Report, arrays: Arrays) -> None:
             table &= rule
         assert report.shown() == keep.sum()
 
+    report.settle()
     cells = report.js(
         "[...document.querySelectorAll('#crossing tbody tr')]"
         ".map(r => [...r.querySelectorAll('button')].map(b => +b.textContent))"
@@ -347,7 +180,7 @@ def test_filters_keep_what_they_name(report: Report, arrays: Arrays) -> None:
 def test_the_gallery_is_in_order(report: Report, arrays: Arrays) -> None:
     own = np.flatnonzero(arrays.clusters == 4)
     distance = arrays.distances[:, 4]
-    report.page.click("#cluster-4 ~ button.name")
+    report.page.click("#group-4 ~ button.name")
     keys = {"nearest": distance, "unsure": arrays.certainty, "farthest": -distance}
     for order, key in keys.items():
         report.page.select_option("#gallery-order", order)
@@ -418,12 +251,13 @@ def test_it_fits_a_phone(open_report: OpenReport, drawn: Path, theme: str) -> No
     background = report.js("getComputedStyle(document.body).backgroundColor")
     brightness = sum(map(int, background[4:-1].split(","))) / 3
     assert (brightness < 60) == (theme == "dark")
-    screenshot = Image.open(io.BytesIO(report.page.screenshot(full_page=True))).convert("L")
-    x, y, width, height = report.page.locator("#training .scroll").bounding_box().values()
-    title = screenshot.crop((x, y, x + width, y + 0.2 * height))  # of the first curves
+    curves = report.page.locator("#training .scroll").screenshot()
+    curves = Image.open(io.BytesIO(curves)).convert("L")
+    title = curves.crop((0, 0, curves.width, 0.2 * curves.height))  # of the first curves
     assert np.ptp(title) > 180
     assert (np.median(title) < 60) == (theme == "dark")
     (image,) = report.isolated_images(1)
+    report.page.locator("#stage").scroll_into_view_if_needed()
     report.page.touchscreen.tap(*report.point(image))
     assert report.selected() == image
     report.page.click("#theme")
@@ -436,9 +270,9 @@ def test_names_are_shown_and_not_run(open_report: OpenReport, tmp_path: Path) ->
         for i in range(6):
             noise = rng.integers(0, 255, (3, 96, 96), np.uint8)
             save_picture(noise, tmp_path / "pictures/train" / name / f"script><b>{i}.png")
-    pixel_run(tmp_path, "folder", tmp_path / "pictures")
-    draw_report(tmp_path)
-    report = open_report(tmp_path)
+    pixel_run(tmp_path / "features", "folder", tmp_path / "pictures")
+    draw_report(tmp_path / "features")
+    report = open_report(tmp_path / "features")
     text = report.page.inner_text("body")
     assert text.startswith("Clusters of pictures")
     assert report.page.locator("#training").count() == 0
@@ -454,12 +288,12 @@ def test_a_sample_of_the_pictures_is_called_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(thumbnails, "PIXELS", 32 * 32 * 300)
+    monkeypatch.setitem(thumbnails.PIXELS, 60, 32 * 32 * 300)
     draw_report(tmp_path)
     report = open_report(tmp_path)
     assert "random sample of 300 images" in report.page.inner_text("#summary")
     assert report.shown() == 1797
-    report.page.select_option("#gallery-cluster", "all")
+    report.page.select_option("#gallery-group", "all")
     while report.page.is_visible("#more"):
         report.page.click("#more")
     pictured = report.images("#gallery-grid")
@@ -486,14 +320,16 @@ def test_what_answers_a_click_is_in_view(
     assert report.js("[...document.querySelectorAll('[aria-current=true]')].length") >= 1
     (other,) = arrays.clusters[[report.isolated_images(1)[0]]]
     report.select(report.isolated_images(1)[0])
-    assert page.input_value("#gallery-cluster") == str(other)
+    assert page.input_value("#gallery-group") == str(other)
     page.click("#deselect")
 
     numbers = "[...document.querySelectorAll('#crossing button')].map(b => +b.textContent)"
+    report.settle()
     before = report.js(numbers)
     cell = page.locator("#crossing button:enabled >> nth=1")
     cell.click()
     assert report.shown() == int(cell.text_content() or 0)
+    report.settle()
     assert report.js(numbers) == before
     assert all(map(report.in_view, ("#gallery-title", "#shown-count", "#show-all")))
     assert len(report.js("written")) == 1  # clusters without a point have no name
@@ -501,10 +337,10 @@ def test_what_answers_a_click_is_in_view(
     assert report.shown() == 1797
 
     report.open_filters()
-    page.click("#cluster-3 ~ button.link")
+    page.click("#group-3 ~ button.link")
     assert report.shown() == (arrays.clusters == 3).sum()
     assert all(map(report.in_view, ("#shown-count", "#show-all")))
-    page.click("text=Cluster >> xpath=../button[2]")
+    page.click("h3:text-is('Cluster') >> xpath=../button[2]")
     assert page.is_visible("text=No image passes the filters.")
 
 
@@ -558,7 +394,7 @@ def test_without_labels_it_shows_every_number_that_exists_and_no_other(unlabeled
     assert alt == "Scores by number of clusters: Silhouette, Davies-Bouldin index, Stability"
     assert page.locator("#training").count() == 0
     for words in ("partial", "0.83", "0.43", "0.72", "0.29"):
-        assert words in page.inner_text("#trust")
+        assert words in page.inner_text("#verdict")
     groups = page.locator("#duplicates .grid")
     shown = [groups.nth(i).locator(".thumb") for i in range(groups.count())]
     images = [[int(t.get_attribute("data-image")) for t in row.all()] for row in shown]
@@ -577,6 +413,31 @@ def test_few_points_are_pictures(unlabeled: Report, pictures: Path) -> None:
     tiles = [Image.fromarray(x).resize((side, side)) for x in shown]
     red = np.stack([np.asarray(tile)[..., 0].ravel() for tile in tiles])
     assert np.corrcoef(drawn.ravel(), red)[0, 1:].argmax() == image
+
+
+def test_no_name_hides_an_unusual_picture(
+    open_report: OpenReport, pictures: Path, tmp_path: Path
+) -> None:
+    results, xy = load_results(pictures), np.random.default_rng(0).normal(size=(60, 2))
+    image = int(np.flatnonzero(results.clusters == 0)[0])
+    others = np.setdiff1d(np.flatnonzero(results.clusters == 0), image)
+    xy[image] = np.sort(xy[others], axis=0)[len(others) // 2]  # where the name is written
+    unusual = np.arange(60) == image
+    copies = Copies(np.full(60, -1), np.full(60, True), np.ones(60))
+    for is_unusual in (False, True):
+        shown = replace(results, unusual=unusual & is_unusual)
+        write_report(tmp_path / artifacts.REPORT, shown, [], copies, xy, "PCA")
+        write_images(tmp_path / artifacts.IMAGES, shown, copies, xy)
+        report = open_report(tmp_path)
+        box = report.page.locator("#map").bounding_box()
+        side = int(0.55 * (box["width"] * box["height"] / 60) ** 0.5)
+        x, y = report.point(image) - np.array([box["x"], box["y"]])
+        drawn = report.pixels("#map")[int(y) - 6 : int(y) + 6, int(x) - 12 : int(x) + 12].astype(
+            int
+        )
+        tile = Image.fromarray(results.pictures(np.array([image]))[0]).resize((side, side))
+        middle = np.asarray(tile)[side // 2 - 6 : side // 2 + 6, side // 2 - 12 : side // 2 + 12]
+        assert (np.abs(drawn - middle).mean() < 20) == is_unusual
 
 
 def test_search_unusual_ones_and_the_original_picture(unlabeled: Report, pictures: Path) -> None:
@@ -605,7 +466,7 @@ def test_a_frame_around_a_part_of_the_map_and_its_images_as_a_file(unlabeled: Re
     page.click("#frame")
     page.locator("#stage").scroll_into_view_if_needed()
     box = page.locator("#map").bounding_box()
-    places = [report.point(i) for i in range(60)]
+    places = report.points().tolist()
     right, bottom = box["x"] + 0.55 * box["width"], box["y"] + 0.6 * box["height"]
     page.mouse.move(box["x"] + 3, box["y"] + 3)
     page.mouse.down()
@@ -615,6 +476,7 @@ def test_a_frame_around_a_part_of_the_map_and_its_images_as_a_file(unlabeled: Re
     assert 0 < len(inside) < 60
     assert report.shown() == len(inside)
     assert set(report.images("#gallery-grid")) == set(inside)
+    report.open_filters()
     rows = read_table(report.downloaded("#save-csv"))
     assert len(rows) == len(inside)
     for row, i in zip(rows, inside, strict=True):
@@ -629,6 +491,7 @@ def test_a_table_for_spreadsheets(unlabeled: Report) -> None:
     for k, name in enumerate(("=1+1", "Bär")):
         unlabeled.page.fill(f"[aria-label='name of cluster {k}']", name)
         unlabeled.page.keyboard.press("Tab")
+    unlabeled.open_filters()
     table = unlabeled.downloaded("#save-csv")
     assert table.startswith(codecs.BOM_UTF8)
     names = {row["name"] for row in read_table(table) if row["cluster"] in "01"}
@@ -641,16 +504,17 @@ def test_two_clusters_with_one_name_are_one(unlabeled: Report, pictures: Path) -
     for k in (0, 1):
         page.fill(f"[aria-label='name of cluster {k}']", " sparrow")
         page.keyboard.press("Tab")
-    assert page.locator("#gallery-cluster option").count() == 1 + count - 1
-    page.select_option("#gallery-cluster", index=1)
+    assert page.locator("#gallery-group option").count() == 1 + count - 1
+    page.select_option("#gallery-group", index=1)
     assert page.inner_text("#gallery-title").startswith("Clusters 0 + 1 → sparrow: ")
     unlabeled.open_filters()
-    page.click("#cluster-0 ~ button.link")
+    page.click("#group-0 ~ button.link")
     assert unlabeled.shown() == (results.clusters < 2).sum()
     saved = json.loads(unlabeled.downloaded("#save-names"))
-    assert saved == {"clusters": results.clusters_id, "names": {"0": "sparrow", "1": "sparrow"}}
+    assert saved["clusters"] == results.clusters_id
+    assert saved["names"] == {"0": "sparrow", "1": "sparrow"}
     (pictures / artifacts.NAMES).write_text(json.dumps(saved))
-    assert load_names(artifacts.Manifest(pictures)) == ["sparrow"] * 2 + [None] * (count - 2)
+    assert load_results(pictures).given.names == {"0": "sparrow", "1": "sparrow"}
     (pictures / artifacts.NAMES).unlink()
 
 
@@ -664,6 +528,7 @@ def test_copies_across_splits_are_warned_of(
     draw_report(tmp_path)
     assert "note: near-duplicates across splits: 2 groups" in capsys.readouterr().out
     page = open_report(tmp_path).page
+    page.wait_for_selector("#duplicates h3")
     assert "6 images in 3 groups" in page.inner_text("#duplicates .hint")
     assert "2 of these groups lie in more than one split" in page.inner_text("#duplicates .hint")
     headings = page.locator("#duplicates h3").all_text_contents()
@@ -697,7 +562,7 @@ def test_typed_names_outlive_the_tab(unlabeled: Report, pictures: Path, tmp_path
     def names() -> list[str]:
         shown = [page.input_value(f"[aria-label='name of cluster {k}']") for k in range(count)]
         titles = [f"cluster {k}" + (f" → {name}" if name else "") for k, name in enumerate(shown)]
-        assert page.locator("#gallery-cluster option").all_text_contents()[1:] == titles
+        assert page.locator("#gallery-group option").all_text_contents()[1:] == titles
         return shown[:3]
 
     def open_page(directory: Path) -> list[str]:
@@ -714,10 +579,10 @@ def test_typed_names_outlive_the_tab(unlabeled: Report, pictures: Path, tmp_path
     saved = json.loads(report.downloaded("#save-names"))["names"]
     assert saved == {"0": "caf\u00e9", "1": "<b>wren"}
 
-    other = changed(pictures, tmp_path / "other", clustersId="of another clustering")
+    other = changed(pictures, tmp_path / "other", namesFile={"clusters": "of another clustering"})
     assert open_page(other) == ["", "", ""]
-    none = [""] * (count - 3)
-    later = changed(pictures, tmp_path / "later", givenNames=["finch", "", "owl", *none])
+    said = {"names": {"0": "finch", "2": "owl"}, "fine": {}, "moved": {}, "ignored": {}}
+    later = changed(pictures, tmp_path / "later", said=said)
     assert open_page(later) == ["finch", "<b>wren", "owl"]  # made after "café" was typed
     type_name(2, "")
     type_name(0, "robin")
@@ -740,7 +605,7 @@ def test_names_work_in_a_browser_without_storage(
     assert page.is_hidden("#stored")
     page.fill("[aria-label='name of cluster 0']", "wren")
     page.keyboard.press("Tab")
-    assert "wren" in page.inner_text("#gallery-cluster")
+    assert "wren" in page.inner_text("#gallery-group")
     assert json.loads(report.downloaded("#save-names"))["names"] == {"0": "wren"}
     page.reload()
     report.js(READY)

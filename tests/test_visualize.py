@@ -68,8 +68,8 @@ def test_the_table_has_a_row_for_each_image(pixel_digits: Path, tmp_path: Path) 
     with (tmp_path / "images.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
-        "path", "cluster", "name", "confidence", "distance", "unusual", "split", "near_duplicates",
-        "keep", "sharpness", "x", "y",
+        "path", "cluster", "name", "confidence", "distance", "unusual", "fine", "ignored", "split",
+        "near_duplicates", "keep", "sharpness", "x", "y",
     ]  # fmt: skip
     places = [(split, i) for split, count in (("train", 1438), ("test", 359)) for i in range(count)]
     for column, expected in {
@@ -78,6 +78,8 @@ def test_the_table_has_a_row_for_each_image(pixel_digits: Path, tmp_path: Path) 
         "cluster": arrays.clusters,
         "name": arrays.class_of_cluster[arrays.clusters],
         "unusual": unusual.astype(int),
+        "fine": results.fine,
+        "ignored": np.zeros(len(near), int),
         "near_duplicates": np.where(near >= 0, "3", ""),
         "keep": keep.astype(int),
         "sharpness": np.where(keep, "2.5", ""),
@@ -165,11 +167,11 @@ def test_tiny_maps(count: int, dim: int) -> None:
 
 @pytest.mark.parametrize("count", [150, 72])  # all, and a sample
 def test_every_tile_shows_its_image(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thumbnails, "COLUMNS", 8)  # sheets of 64
-    monkeypatch.setattr(thumbnails, "PIXELS", 32 * 32 * count)
+    monkeypatch.setattr(thumbnails, "SIDE", 8 * 32)  # sheets of 64
+    monkeypatch.setattr(thumbnails, "PIXELS", {60: 32 * 32 * count, 40: 0})
     pictures = digits("train")[:150].transpose(0, 2, 3, 1)
     images = np.pad(pictures, ((0, 0), (6, 6), (6, 6), (0, 0)))
-    sheets = thumbnails.make_sheets(lambda rows: images[rows], 150, 48)  # 48 pixels do not fit
+    sheets = thumbnails.make_sheets(lambda rows, _: images[rows], 150, 48)  # 48 pixels do not fit
     assert len(np.unique(sheets.rows)) == count
     assert len(sheets.webp) == -(-count // 64)
     tiles = []
@@ -180,6 +182,33 @@ def test_every_tile_shows_its_image(count: int, monkeypatch: pytest.MonkeyPatch)
         apart = np.abs(images.astype(int) - tile).mean(axis=(1, 2, 3))
         assert apart.argmin() == row
         assert apart.min() < 12
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "tile"),
+    [(400, 160, 160), (400, 3000, 192), (400, 96, 96), (2000, 3000, 96), (2000, 20, 32),
+     (13_000, 3000, 64), (20_000, 96, 48), (60_000, 96, 32)],
+)  # fmt: skip
+def test_tiles_are_as_large_as_the_page_may_be(count: int, size: int, tile: int) -> None:
+    chosen, quality = thumbnails.tile_for(count, size)
+    assert chosen == tile
+    most = 0.2 if quality == 60 else 0.15  # bytes a pixel of photographs
+    assert min(count, 13_000) * tile**2 * most * 4 / 3 < (4.5e6 if count == 400 else 11.5e6)
+
+
+def test_thumbnails_of_own_pictures_are_larger_than_what_the_run_used(tmp_path: Path) -> None:
+    rng, folder = np.random.default_rng(0), tmp_path / "pictures"
+    originals = [rng.integers(0, 255, (3, 150, 150), np.uint8) for _ in range(12)]
+    for i, picture in enumerate(originals):
+        save_picture(picture, folder / f"{i:02d}.png")
+    pixel_run(tmp_path, "folder", folder, clusters="2")  # at 96 pixels
+    results = load_results(tmp_path)
+    assert results.side() == 150
+    rows = np.array([7, 2])
+    large = results.thumbnails(rows, 150)
+    np.testing.assert_array_equal(large, [originals[row].transpose(1, 2, 0) for row in rows])
+    (folder / "02.png").write_bytes(b"")  # while the page is written
+    assert results.thumbnails(rows, 160).shape == (2, 160, 160, 3)
 
 
 @pytest.mark.parametrize("to_seen", [
@@ -278,9 +307,10 @@ def test_points_fill_the_map(
     rng = np.random.default_rng(0)
     xy, groups = rng.uniform(size=(100, 2)) * [1, height], rng.integers(0, len(names), 100)
     results = replace(
-        load_results(pixel_digits), clusters=groups, class_of_cluster=np.arange(len(names)) - 1,
+        load_results(pixel_digits), groups=groups, class_of_group=np.arange(len(names)) - 1,
         labels=np.where((np.arange(100) < 50) & known, groups, -1),
-        names=[None, *names[:-1]], class_names=names,
+        group_labels=["0", *(f"{k} → {name}" for k, name in enumerate(names[:-1], 1))],
+        class_names=names,
     )  # fmt: skip
     with figures.styled():
         figure = projection_map(results, xy, "t-SNE")
@@ -318,6 +348,8 @@ def test_both_maps_draw_a_cluster_and_its_class_in_one_color(pixel_digits: Path)
     np.testing.assert_array_equal(same_ink, right)
     by_cluster, by_class = ([t.get_text() for t in ax.get_legend().texts] for ax in figure.axes)
     assert [name.split(" → ")[1] for name in by_cluster] == by_class
+    shown = {text.get_text(): text.get_position()[0] for text in figure.axes[0].texts}
+    assert shown == {str(k): np.median(points[results.clusters == k]) for k in range(10)}
 
 
 def test_the_silhouette_figure_names_the_mean(pixel_digits: Path) -> None:

@@ -37,6 +37,14 @@ class ClusteringConfig:
     these is marked as unusual."""
     seeds: int | None = None
     """Also report mean and standard deviation over this many seeds of K-means."""
+    names: bool = False
+    """Only follow names.json: fit the head that assigns new pictures to the groups in it, and keep
+    the clusters as they are. Takes seconds; clustering does it too."""
+    words: Path | None = None
+    """Only name clusters that have no name by the nearest word: a .npy file with the features of
+    words by the model that made the imported features, a row for every line of --word-list."""
+    word_list: Path | None = None
+    """A text file with a word per row of --words."""
     linear_probe: bool = False
     """Also fit a linear classifier to the features of train, with its labels, and score it on
     test."""

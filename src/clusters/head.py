@@ -18,7 +18,11 @@ to the nearest centroid in all dimensions. A picture of another kind often diffe
 outside the components. A softmax cannot detect this, as its scores only compare the clusters with
 each other.
 
-Shape letters: B images in a batch, N images, D features, P principal components, K clusters.
+Where a person named fine clusters or moved pictures, a second linear head assigns images to groups
+(`groups.py`); otherwise the group is that of the cluster.
+
+Shape letters: B images in a batch, N images, D features, P principal components, K clusters,
+G groups.
 """
 
 import math
@@ -66,6 +70,10 @@ class ClusterHead(nn.Module):
     mean: Tensor
     components: Tensor
     centroids: Tensor
+    group_of_cluster: Tensor
+    """int64 (K,); only without `groups`."""
+    groups: LinearHead | None
+    """Principal components to the scores of G groups."""
 
     def __init__(
         self,
@@ -82,7 +90,8 @@ class ClusterHead(nn.Module):
         self.register_buffer("mean", torch.tensor(mean_D))
         self.register_buffer("components", torch.tensor(components_PD))
         self.register_buffer("centroids", torch.tensor(centroids_KP))
-        self.linear = linear
+        self.register_buffer("group_of_cluster", torch.arange(len(centroids_KP)))
+        self.linear, self.groups, self.group_scale = linear, None, 1.0
         self.l2_normalize = l2_normalize
         self.certainty_name: CertaintyName = certainty_name
         self.confidence_scale = confidence_scale
@@ -104,21 +113,27 @@ class ClusterHead(nn.Module):
         )
 
     def measure(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The scores (B, K), the squared distances (B, K) to the centroids among the components,
-        and the distance (B,) to the nearest centroid in all dimensions."""
+        """The components (B, P), the squared distances (B, K) to the centroids among them, and the
+        distance (B,) to the nearest centroid in all dimensions."""
         x = F.normalize(features_BD, dim=1) if self.l2_normalize else features_BD
         x = x - self.mean
         reduced = x @ self.components.T  # (B, P)
         squared = squared_distances(reduced, self.centroids)
         outside = (x.square().sum(1) - reduced.square().sum(1)).clamp_min(0)
-        return self.linear(reduced), squared, (squared.amin(1) + outside).sqrt()
+        return reduced, squared, (squared.amin(1) + outside).sqrt()
 
-    def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The cluster (B,), its certainty (B,), the distance (B, K) to every centroid among the
-        components, and whether the image is unusual (B,)."""
-        scores, squared, distance = self.measure(features_BD)
-        sure = certainty(self.certainty_name, scores, self.confidence_scale)
-        return scores.argmax(1), sure, squared.sqrt(), distance > self.unusual_distance
+    def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The cluster (B,), the certainty (B,) of the group, the distance (B, K) to every centroid
+        among the components, whether the image is unusual (B,), and the group (B,)."""
+        reduced, squared, distance = self.measure(features_BD)
+        scores = self.linear(reduced)
+        cluster = scores.argmax(1)
+        group, scale = self.group_of_cluster[cluster], self.confidence_scale
+        if self.groups is not None:
+            scores, scale = self.groups(reduced), self.group_scale
+            group = scores.argmax(1)
+        sure = certainty(self.certainty_name, scores, scale)
+        return cluster, sure, squared.sqrt(), distance > self.unusual_distance, group
 
     def set_unusual(self, fitted_ND: np.ndarray, usual: float) -> None:
         """Images farther from every cluster than the share `usual` of the fitted ones, float32, are
@@ -137,8 +152,13 @@ def nearest_centroid(centroids_KP: np.ndarray) -> LinearHead:
     return LinearHead(weights_KP, -np.square(centroids_KP, dtype=np.float32).sum(1))
 
 
-def fit_head(x_NP: np.ndarray, clusters: np.ndarray, count: int) -> LinearHead:
+def fit_head(
+    x_NP: np.ndarray, clusters: np.ndarray, count: int, weights_N: np.ndarray | None = None
+) -> LinearHead:
     """Logistic regression of `clusters` (N,), of which there are `count`, on the rows.
+
+    Args:
+        weights_N: how much each row counts; None is 1.
 
     Rows are scaled together to a mean square length of 1, which fixes what its penalty C = 1 means.
     """
@@ -151,7 +171,7 @@ def fit_head(x_NP: np.ndarray, clusters: np.ndarray, count: int) -> LinearHead:
     if len(present) > 1:
         length = np.sqrt(np.square(x_NP, dtype=np.float64).sum(1).mean())
         with threadpool_limits(1, "blas"):  # NumPy's and SciPy's contend otherwise
-            model = LogisticRegression(max_iter=1000).fit(x_NP / length, clusters)
+            model = LogisticRegression(max_iter=1000).fit(x_NP / length, clusters, weights_N)
         weights, bias = model.coef_ / length, model.intercept_
         if len(present) == 2:  # scikit-learn keeps only the difference of the two scores
             weights, bias = (np.concatenate([-half, half]) / 2 for half in (weights, bias))

@@ -1,78 +1,113 @@
-"""Cluster names: from `features/names.json` if given, otherwise the matched class.
+"""What a person said about the pictures: `features/names.json`, from the page or by hand.
 
-    {"clusters": "<Manifest.clusters_id>", "names": {"0": "sparrow", "3": "sparrow"}}
+    {"version": 1, "clusters": "<Manifest.clusters_id>",
+     "names": {"0": "sparrow", "3": "sparrow"}, "fine": {"17": "wren"},
+     "moved": {"IMG_1.jpg": "wren"}, "ignored": ["IMG_7.jpg"]}
 
-Clusters that share a name are one group for the user; numbers and scores do not change.
+Names are those of clusters (`names`), of fine clusters, and of pictures that were moved; the most
+specific name of a picture counts. A picture is called as in the column `path` of images.csv. Every
+part but `clusters` and `names` may be left out. `groups.py` makes groups of it, and
+`clusterings.py` carries it over to other clusters.
 """
 
 import os
 import unicodedata
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from src.runtime.cli import UserError
 from src.storage import artifacts
-from src.storage.artifacts import CLUSTER_TO_CLASS, Manifest
-from src.storage.files import misfit, read_json
+from src.storage.files import json_digest, misfit, read_json
 
+VERSION = 1
 LONGEST = 60
 """Characters of a name; in UTF-8 they fit into the name of a folder."""
 
 
-class NamesFile(TypedDict):
+@dataclass(frozen=True)
+class Names:
+    """The content of names.json."""
+
     clusters: str
     """`Manifest.clusters_id` of the clusters that have these names."""
+    names: dict[str, str] = field(default_factory=dict)
+    """By the number of a cluster."""
+    fine: dict[str, str] = field(default_factory=dict)
+    """By the number of a fine cluster."""
+    moved: dict[str, str] = field(default_factory=dict)
+    """By picture."""
+    ignored: list[str] = field(default_factory=list)
+    """Pictures."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Of the pictures that were moved or ignored, so that they are known by any path; written by
+    the clustering."""
+
+    @property
+    def is_shaped(self) -> bool:
+        """Whether groups are not just clusters, named and joined."""
+        return bool(self.fine or self.moved or self.ignored)
+
+    @property
+    def digest(self) -> str:
+        """Of everything that a person said."""
+        return json_digest([self.names, self.fine, self.moved, sorted(self.ignored)])
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Of the file."""
+        return {"version": VERSION, **asdict(self)}
+
+
+class _File(TypedDict):
+    version: NotRequired[int]
+    clusters: str
     names: dict[str, str]
-    """The number of a cluster, and its name; clusters may be left out."""
+    fine: NotRequired[dict[str, str]]
+    moved: NotRequired[dict[str, str]]
+    ignored: NotRequired[list[str]]
+    digests: NotRequired[dict[str, str]]
 
 
-def load_names(manifest: Manifest) -> list[str | None]:
-    """The name of each of the K clusters: the given one, otherwise its class, otherwise None.
-
-    Raises:
-        UserError: as `given_names`.
-    """
-    classes = manifest.extraction["dataset"]["class_names"]
-    class_K = manifest.load(CLUSTER_TO_CLASS)
-    given = given_names(manifest)
-    return [g or (classes[c] if c >= 0 else None) for g, c in zip(given, class_K, strict=True)]
-
-
-def given_names(manifest: Manifest) -> list[str | None]:
-    """The name that names.json gives to each of the K clusters; None where it gives none.
+def read_names(directory: Path) -> Names | None:
+    """The content of names.json in `directory`; None without the file.
 
     Raises:
-        UserError: the file is damaged, names the clusters of another clustering or a cluster that
-            does not exist, or a name is empty, too long or no line of text.
+        UserError: the file is damaged, of a later version, or a name is empty, too long or no line
+            of text.
     """
-    file, count = manifest.directory / artifacts.NAMES, manifest.clustering["clusters"]
+    file = directory / artifacts.NAMES
     if not os.path.lexists(file):
-        return [None] * count
+        return None
     content = read_json(file, "correct it, or remove it")
-    if problem := misfit(content, NamesFile):
+    if problem := misfit(content, _File):
         raise UserError(f"{file}: {problem}: correct it, or remove it")
-    if content["clusters"] != manifest.clusters_id:
-        raise UserError(
-            f"{file} names the clusters of another clustering ({content['clusters']!r}, now "
-            f"{manifest.clusters_id!r}): remove it, and name the clusters again"
-        )
-    names: list[str | None] = [None] * count
-    numbers = {str(k): k for k in range(count)}
-    for key, text in content["names"].items():
-        name = unicodedata.normalize("NFC", text).strip()
-        if key not in numbers:
-            raise UserError(f"{file}: no cluster {key!r}; clusters are 0 to {count - 1}")
-        if problem := _problem(name):
-            raise UserError(f"{file}: the name of cluster {key} {problem}: correct it")
-        names[numbers[key]] = name
-    return names
+    if content.get("version", VERSION) > VERSION:
+        raise UserError(f"{file} is of a later version of this program: update the program")
+    kinds = {"names": "cluster", "fine": "fine cluster", "moved": "picture"}
+    named = {
+        kind: {
+            key: clean_name(text, f"{file}: the name of {what} {key}") for key, text in part.items()
+        }
+        for kind, what in kinds.items()
+        for part in [content.get(kind, {})]
+    }
+    lists = {"ignored": content.get("ignored", []), "digests": content.get("digests", {})}
+    return Names(content["clusters"], **named, **lists)
 
 
-def _problem(name: str) -> str | None:
+def clean_name(text: str, what: str) -> str:
+    """Raises UserError if `text`, which is described by `what`, cannot be a name."""
+    name = unicodedata.normalize("NFC", text).strip()
+    problem = None
     if not name:
-        return "is empty"
-    if len(name) > LONGEST:
-        return f"has {len(name)} characters, more than {LONGEST}"
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
-        return "has a line break or another control character"
-    return None
+        problem = "is empty"
+    elif len(name) > LONGEST:
+        problem = f"has {len(name)} characters, more than {LONGEST}"
+    elif any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
+        problem = "has a line break or another control character"
+    if problem:
+        raise UserError(f"{what} {problem}: correct it")
+    return name

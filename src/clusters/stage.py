@@ -9,10 +9,12 @@ import torch
 
 from src.clusters.choose_k import candidates, scan, scan_table
 from src.clusters.confidence import fit_scale, gaussian_scale
+from src.clusters.fine import FineClusters, find_fine
 from src.clusters.flags import ClusteringConfig
 from src.clusters.head import ClusterHead, batches
 from src.clusters.inputs import Inputs, load_views, read_inputs
 from src.clusters.method import Clustering, Method, Splits
+from src.clusters.naming import follow, name_again, remember_last, suggest
 from src.clusters.pca import PCA
 from src.clusters.scoring import (
     fit_scores,
@@ -34,16 +36,29 @@ from src.tracking.tracker import stage_tracker
 
 def run(config: ClusteringConfig) -> None:
     _check(config)
-    with artifacts.writing(config.feature_dir, CLUSTERING) as stage:
-        extraction, scores = cluster(config, stage)
-    print(metrics_report(scores))
-    track(config, extraction, scores)
-    print(f"wrote {config.feature_dir / artifacts.METRICS} and the clusters")
+    directory = config.feature_dir
+    if config.names:
+        name_again(directory)
+        return
+    if config.words or config.word_list:
+        suggest(directory, config.words, config.word_list)
+        return
+    with artifacts.writing(directory, CLUSTERING) as stage:
+        inputs = read_inputs(config)
+        remember_last(directory, inputs.pictures)
+        scores = cluster(config, stage, inputs)
+        print(metrics_report(scores))
+        remember_last(directory, inputs.pictures)
+        try:
+            follow(directory)
+        except UserError as error:
+            print(f"note: no names: {error}")
+    track(config, inputs.manifest.extraction, scores)
+    print(f"wrote {directory / artifacts.METRICS} and the clusters")
 
 
-def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, Scores]:
-    """Compute and write everything; returns what the features come from, and the scores."""
-    inputs = read_inputs(config)
+def cluster(config: ClusteringConfig, stage: Stage, inputs: Inputs) -> Scores:
+    """Compute and write everything; returns the scores."""
     method, features, fit_on = inputs.method, inputs.features, inputs.method.fit_on
     pca, reduced = method.reduce(features)
     size, most = len(features[fit_on]), inputs.counts[-1]
@@ -65,6 +80,7 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, S
         inputs = inputs._replace(method=method)
         del found["smoothed"]
     used = found.get("smoothed", found["kmeans"])
+    fine = find_fine(method, reduced, smoothed_NP, count, config.seed)
     head = calibrated_head(method, pca, reduced, used, features[fit_on], config.unusual)
     images = {s: per_image(head, x, used.clusters[s]) for s, x in features.items()}
     scores: Scores = {
@@ -82,10 +98,10 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, S
     if trust := trust_report(method, reduced[fit_on], images_NCSS, count, config.seed, views):
         scores["trust"] = trust
 
-    save(stage, pca, reduced, used, images)
+    save(stage, pca, reduced, used, fine, images)
     stage.write_json(artifacts.METRICS, scores)
     record(config, stage, inputs, count, head)
-    return inputs.manifest.extraction, scores
+    return scores
 
 
 def emptied(found: dict[ClusteringName, Clustering], fit_on: str) -> int:
@@ -145,7 +161,7 @@ class PerImage(NamedTuple):
 
 def per_image(head: ClusterHead, features_ND: np.ndarray, clusters: np.ndarray) -> PerImage:
     parts = [head(x_BD) for x_BD in batches(features_ND)]
-    _, sure_N, distances_NK, unusual_N = (torch.cat(part) for part in zip(*parts, strict=True))
+    _, sure_N, distances_NK, unusual_N, _ = (torch.cat(part) for part in zip(*parts, strict=True))
     own_N = distances_NK[torch.arange(len(clusters)), torch.tensor(clusters)]
     return PerImage(sure_N.numpy(), own_N.numpy(), unusual_N.numpy())
 
@@ -185,7 +201,12 @@ def _check(config: ClusteringConfig) -> None:
 
 
 def save(
-    stage: Stage, pca: PCA, reduced: Splits, used: Clustering, images: dict[str, PerImage]
+    stage: Stage,
+    pca: PCA,
+    reduced: Splits,
+    used: Clustering,
+    fine: FineClusters,
+    images: dict[str, PerImage],
 ) -> None:
     """Write every array that later stages read."""
     stage.save(artifacts.PCA_MEAN, pca.mean_D)
@@ -195,9 +216,11 @@ def save(
     stage.save(artifacts.HEAD_WEIGHTS, used.head.weights.numpy())
     stage.save(artifacts.HEAD_BIAS, used.head.bias.numpy())
     stage.save(artifacts.CLUSTER_TO_CLASS, used.class_K)
+    stage.save(artifacts.FINE_TREE, fine.tree)
     for split in reduced:
         stage.save(artifacts.REDUCED, reduced[split], split)
         stage.save(artifacts.ASSIGNMENTS, used.clusters[split], split)
+        stage.save(artifacts.FINE, fine.fine[split], split)
         stage.save(artifacts.CERTAINTY, images[split].certainty_N, split)
         stage.save(artifacts.DISTANCE, images[split].distance_N, split)
         stage.save(artifacts.UNUSUAL, images[split].unusual_N, split)

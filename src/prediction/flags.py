@@ -34,6 +34,9 @@ class InferenceConfig:
     sort_into: Path | None = None
     """Link every picture into this new folder, into one subfolder per cluster or name, and print
     counts instead of a row per picture. Without pictures, those of the data set are sorted."""
+    split: float | None = None
+    """With --sort-into, put this share of every group, such as 0.8, into the folder train and the
+    others into test: a data set with classes."""
     copy: bool = False
     """With --sort-into, copy instead of linking."""
     neighbors: int = 0

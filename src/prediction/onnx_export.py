@@ -131,7 +131,7 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
             pipeline,
             (torch.zeros(2, 3, side, side, dtype=torch.uint8),),
             input_names=["images"],
-            output_names=["cluster", predictor.certainty_name, "distances", "unusual"],
+            output_names=["cluster", predictor.certainty_name, "distances", "unusual", "group"],
             dynamic_shapes=({0: torch.export.Dim("N")},),
             opset_version=OPSET,
             dynamo=True,
@@ -144,19 +144,22 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
     # The exporter's notes hold local paths.
     ClearMetadataAndDocStringPass()(program.model)
     model = program.model_proto
-    recorded, clusters = predictor.extraction, len(predictor.cluster_to_class)
+    recorded, head = predictor.extraction, predictor.head
+    scale = head.confidence_scale if head.groups is None else head.group_scale
     metadata = {  # strings, as ONNX requires; lists and numbers are JSON
         "class_names": json.dumps(predictor.class_names),
         "cluster_to_class": json.dumps(predictor.cluster_to_class.tolist()),
-        "cluster_names": json.dumps([predictor.name_of(k) for k in range(clusters)]),
+        "cluster_names": json.dumps(predictor.cluster_names),
+        "group_names": json.dumps(predictor.group_names),
         "image_size": str(predictor.image_size),
         "opset": str(OPSET),
         "images": "turned upright as EXIF says, shorter side resized to image_size (bicubic, "
         "antialiased), center cut out, RGB",
         predictor.certainty_name: f"{CERTAINTY[predictor.certainty_name]} of softmax of the "
-        f"cluster scores of the linear head / {predictor.head.confidence_scale!r}",
+        f"scores of the linear head of {'clusters' if head.groups is None else 'groups'} / "
+        f"{scale!r}",
         "unusual": "distance to the nearest centroid, in all dimensions of the features, above "
-        f"{predictor.head.unusual_distance!r}",
+        f"{head.unusual_distance!r}",
         "checkpoint": trained_with["digest"],
         "features": recorded["id"],
         "dataset": recorded["dataset"]["name"],

@@ -5,10 +5,12 @@ import contextlib
 import errno
 import itertools
 import json
+import math
 import os
 import random
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -18,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from dataset.folder import THUMBNAILS
 from src.runtime.cli import UserError, printable
 from src.runtime.flag_choices import Format
 from src.storage.artifacts import CertaintyName
@@ -41,6 +44,8 @@ class Row:
     path: str
     error: str | None = None
     """Why it could not be read; the other fields are then empty."""
+    name: str = ""
+    """Of its group."""
     certainty: float = 0.0
     """Confidence or margin."""
     nearest: tuple[NearCluster, ...] = ()
@@ -54,8 +59,7 @@ class Row:
 
     @property
     def caption(self) -> str:
-        own = self.nearest[0]
-        return f"{printable(own.name)} {self.certainty:.2f}"
+        return f"{printable(self.name)} {self.certainty:.2f}"
 
 
 # --- text -------------------------------------------------------------------------------------
@@ -116,7 +120,7 @@ def line(row: Row, style: Format, certainty: CertaintyName, path_width: int | No
     numbers = f"{row.certainty:.3f}", f"{own.distance:.3f}"
     mark = "  unusual" if row.unusual else ""
     return (
-        _table_line(path, str(own.cluster), printable(own.name), *numbers, path_width)
+        _table_line(path, str(own.cluster), printable(row.name), *numbers, path_width)
         + nearest
         + mark
         + neighbors
@@ -139,7 +143,7 @@ def _fields(row: Row, certainty: CertaintyName) -> dict:
         for near in row.nearest
     ]
     fields = {
-        "path": row.path, "cluster": own["cluster"], "name": own["name"],
+        "path": row.path, "cluster": own["cluster"], "name": row.name,
         certainty: round(row.certainty, 6), "distance": own["distance"],
         "unusual": row.unusual, "nearest": nearest,
     }  # fmt: skip
@@ -238,19 +242,19 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 class SortedPictures:
-    """Links to pictures, or copies, in a new folder: one folder per cluster, by number and name.
+    """Links to pictures, or copies, in a new folder: one folder per group.
 
     Args:
-        given_names: of the clusters; those with the same name share the folder of the first.
-        classes: the classes of the clusters, for those without a given name.
+        folders: of the groups, see `folder_names`.
+        copy: in place of links.
+        split: the share of each group in the folder `train`, the others in `test`; None for
+            neither.
 
     Raises:
         UserError: `root` is not an empty folder, and cannot become one.
     """
 
-    def __init__(
-        self, root: Path, given_names: list[str | None], classes: list[str | None], copy: bool
-    ):
+    def __init__(self, root: Path, folders: list[str], copy: bool, split: float | None):
         try:
             root.mkdir(parents=True, exist_ok=True)
             is_empty = not any(root.iterdir())
@@ -259,25 +263,17 @@ class SortedPictures:
             raise UserError(f"--sort-into {root}: {reason}: choose a new folder") from None
         if not is_empty:
             raise UserError(f"--sort-into {root} is not empty: choose a new folder")
-        self.root, self.copy = root, copy
+        self.root, self.folders, self.copy, self.split = root, folders, copy, split
         self.counts = Counter[str]()
-        first: dict[str, int] = {}
-        self.folders = []
-        for k, (name, class_name) in enumerate(zip(given_names, classes, strict=True)):
-            number = first.setdefault(name, k) if name else k
-            label = (name or class_name or "").replace(os.sep, "_")
-            folder = f"{number:02d}" + (f"-{label}" if label else "")
-            # The bytes are the same whatever the encoding of this process.
-            folder = os.fsdecode(folder.encode("utf-8", "surrogateescape"))
-            self.folders.append(_shortened(folder))
 
-    def add(self, picture: Path, cluster: int) -> None:
-        """Put `picture` into the folder of its cluster; a name that is taken gets a number.
+    def add(self, picture: Path, group: int) -> None:
+        """Put `picture` into the folder of its group; a name that is taken gets a number.
 
         Raises:
             OSError: `picture` no longer exists, or its folder cannot be written.
         """
-        folder = self.root / self.folders[cluster]
+        name = self.folders[group]
+        folder = self.root / self._part(self.counts[name]) / name
         folder.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             ending = picture.suffix if number == 1 else f"_{number}{picture.suffix}"
@@ -288,11 +284,37 @@ class SortedPictures:
                 else:
                     _link(target, Path(os.path.realpath(picture, strict=True)))
                 break
-        self.counts[folder.name] += 1
+        self.counts[name] += 1
+
+    def _part(self, place: int) -> str:
+        """The part that picture number `place` of a group goes into, from 0: evenly."""
+        if self.split is None:
+            return ""
+        before, after = (math.ceil(round(self.split * i, 9)) for i in (place, place + 1))
+        return "train" if after > before else "test"
 
     def __str__(self) -> str:
         counts = ", ".join(f"{folder} {count:,}" for folder, count in sorted(self.counts.items()))
         return printable(f"sorted {self.counts.total():,} pictures into {self.root}: {counts}")
+
+
+def folder_names(names: Sequence[str], cluster_names: Sequence[str], plain: bool) -> list[str]:
+    """Of groups: the number of the first cluster with that name, if there is one, and the name.
+
+    Args:
+        plain: only the name, as for classes.
+    """
+    folders = []
+    for name in names:
+        folder = name.replace(os.sep, "_")
+        if name in cluster_names and not plain:
+            k = cluster_names.index(name)
+            folder = f"{k:02d}" + ("" if name == f"cluster {k}" else f"-{folder}")
+        elif folder.startswith(".") or folder in THUMBNAILS:  # would not be read as a class
+            folder = f"_{folder}"
+        # The bytes are the same whatever the encoding of this process.
+        folders.append(_shortened(os.fsdecode(folder.encode("utf-8", "surrogateescape"))))
+    return folders
 
 
 def _shortened(stem: str, ending: str = "") -> str:

@@ -4,6 +4,7 @@ Shape letters: B images in a batch, N images, S pixels, D features, P principal 
 K clusters.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,11 +16,11 @@ import torch
 
 from dataset.decoding import decode
 from dataset.pictures import BadPicture
+from src.clusters.groups import cluster_names, load_head, load_names
 from src.clusters.head import ClusterHead
-from src.clusters.names import given_names
 from src.models.backbone import Backbone
 from src.models.encoder import TrainedBackbone, encode
-from src.runtime.cli import UserError
+from src.runtime.cli import UserError, printable
 from src.runtime.commands import command
 from src.runtime.device import select_device, select_precision
 from src.runtime.flag_choices import DeviceName, PrecisionName
@@ -46,6 +47,8 @@ class Predictions(NamedTuple):
     """float32 (N, K), Euclidean, to every centroid among the principal components."""
     unusual: np.ndarray
     """bool (N,), whether it is far from every cluster, see `src/clusters/head.py`."""
+    groups: np.ndarray
+    """int64 (N,), an index into `Predictor.group_names`."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ class Predictor:
     class_names: tuple[str, ...]
     cluster_to_class: np.ndarray
     """int64 (K,), an index into `class_names`; -1 where no class was matched."""
-    given_names: list[str | None]
-    """The name that the user gave to each of the K clusters, see `src/clusters/names.py`."""
+    cluster_names: list[str]
+    """Of the K clusters, see `src/clusters/groups.py`."""
+    group_names: list[str]
     manifest: Manifest
 
     @property
@@ -99,16 +103,21 @@ class Predictor:
         chosen, trained = select_device(device), None
         if not features_only:
             trained = _load_backbone(directory, checkpoint_file, extraction["checkpoint"], chosen)
+        given = load_names(manifest, notes := [])
+        head, group_names = load_head(manifest, given, notes)
+        for note in notes:
+            print(f"note: {printable(note)}", file=sys.stderr)
         return cls(
             trained and trained.backbone,
-            ClusterHead.load(manifest),
+            head,
             getattr(torch, extraction["precision"])
             if precision == "auto"
             else select_precision(precision, chosen),
             trained.dataset["image_size"] if trained else 0,
             tuple(extraction["dataset"]["class_names"]),
             np.array(manifest.load(CLUSTER_TO_CLASS)),
-            given_names(manifest),
+            cluster_names(manifest, given),
+            group_names,
             manifest,
         )
 
@@ -136,7 +145,8 @@ class Predictor:
             batches = _decoded(pictures, self.image_size, batch_size)
         empty = np.empty((0, len(self.head.centroids)), np.float32)
         # For no pictures at all:
-        parts = [Predictions(empty.argmin(1), empty.max(1), empty, empty.argmin(1) > 0)]
+        none = empty.argmin(1)
+        parts = [Predictions(none, empty.max(1), empty, none > 0, none)]
         parts += [self.predict_features(self.features(batch)) for batch in batches]
         return Predictions(*map(np.concatenate, zip(*parts, strict=True)))
 
@@ -155,7 +165,7 @@ class Predictor:
 
     def name_of(self, cluster: int) -> str:
         """The name that the user gave to a cluster, its class, or "cluster 3"."""
-        return self.given_names[cluster] or self.class_of(cluster) or f"cluster {cluster}"
+        return self.cluster_names[cluster]
 
     def class_of(self, cluster: int) -> str | None:
         """The class that was matched to a cluster; None if none was."""

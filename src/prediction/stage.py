@@ -18,12 +18,14 @@ from dataset.decoding import decode
 from dataset.folder import LeftOut, refuse_among
 from dataset.load_dataset import reload_dataset
 from dataset.pictures import IMAGE_SUFFIXES, BadPicture, picture_size
+from src.clusters.groups import load_groups
 from src.prediction.flags import InferenceConfig
 from src.prediction.output import (
     Montage,
     NearCluster,
     Row,
     SortedPictures,
+    folder_names,
     header,
     is_predictions,
     line,
@@ -91,7 +93,10 @@ def run(config: InferenceConfig) -> int:
     _check_outputs(config, predictor.extraction["dataset"])
     if config.montage:
         artifacts.try_writing(config.montage)
-    sorted_pictures = _sorted_pictures(config, predictor) if config.sort_into else None
+    sorted_pictures = None
+    if config.sort_into:
+        names = predictor.group_names, predictor.cluster_names
+        sorted_pictures = _sorted_pictures(config, *names)
     similar = _similar(config, predictor) if config.neighbors else None
     montage, counts = Montage(config.montage_size), Counts()
     started = time.monotonic()
@@ -107,8 +112,8 @@ def run(config: InferenceConfig) -> int:
             if not config.features:
                 montage.add(row, content)
             if sorted_pictures:
-                cluster, is_decoded = row.nearest[0].cluster, not config.features
-                is_sorted = _sort(sorted_pictures, Path(row.path), cluster, is_decoded)
+                group, is_decoded = predictor.group_names.index(row.name), not config.features
+                is_sorted = _sort(sorted_pictures, Path(row.path), group, is_decoded)
                 counts.unsorted += not is_sorted
     if config.montage:
         montage.save(config.montage, predictor.certainty_name)
@@ -120,7 +125,7 @@ def run(config: InferenceConfig) -> int:
 
 
 def sort_dataset(config: InferenceConfig) -> int:
-    """Sort the pictures of the data set itself, by the clusters that the clustering found."""
+    """Sort the pictures of the data set itself by their groups, without those that are ignored."""
     predictor = Predictor.load(config.feature_dir, features_only=True)
     recorded = predictor.extraction["dataset"]
     dataset = reload_dataset(recorded, config.data_dir)
@@ -128,29 +133,37 @@ def sort_dataset(config: InferenceConfig) -> int:
         raise UserError(f"--sort-into: the images of {dataset.name} are not files; give pictures")
     root = config.data_dir or Path(recorded["data_dir"] or ".")
     _check_outputs(config, recorded)
-    pictures, unsorted = _sorted_pictures(config, predictor), 0
-    for split in recorded["splits"]:
-        clusters = predictor.manifest.load(artifacts.ASSIGNMENTS, split)
-        for name, cluster in zip(dataset.splits[split].names or (), clusters, strict=True):
-            unsorted += not _sort(pictures, root / name, cluster)
+    groups = load_groups(predictor.manifest, [])  # the predictor printed the notes
+    pictures, unsorted = _sorted_pictures(config, groups.names, predictor.cluster_names), 0
+    ignored = 0
+    for split, of_images in groups.of_images.items():
+        for name, group in zip(dataset.splits[split].names or (), of_images, strict=True):
+            if group < 0:
+                ignored += 1
+            else:
+                unsorted += not _sort(pictures, root / name, group)
     print(pictures)
+    if ignored:
+        print(f"left out {ignored:,} pictures that are ignored")
     return 3 if unsorted else 0
 
 
-def _sorted_pictures(config: InferenceConfig, predictor: Predictor) -> SortedPictures:
+def _sorted_pictures(
+    config: InferenceConfig, names: list[str], cluster_names: list[str]
+) -> SortedPictures:
+    """For groups with these `names`."""
     assert config.sort_into
-    names = predictor.given_names
-    classes = [predictor.class_of(k) for k in range(len(names))]
-    return SortedPictures(config.sort_into, names, classes, config.copy)
+    folders = folder_names(names, cluster_names, plain=config.split is not None)
+    return SortedPictures(config.sort_into, folders, config.copy, config.split)
 
 
-def _sort(pictures: SortedPictures, picture: Path, cluster: int, is_decoded: bool = True) -> bool:
+def _sort(pictures: SortedPictures, picture: Path, group: int, is_decoded: bool = True) -> bool:
     """Whether it was possible; otherwise the picture is named with the reason. What was not decoded
     may be any file."""
     try:
         if not is_decoded:
             picture_size(picture)
-        pictures.add(picture, cluster)
+        pictures.add(picture, group)
     except (OSError, BadPicture) as error:
         reason = str(error)
         if isinstance(error, OSError):
@@ -171,8 +184,8 @@ def track(config: InferenceConfig, predictor: Predictor, examples: Montage) -> N
         return
     table = []
     for row, image_3SS in examples.tiles:
-        own, certainty = row.nearest[0], f"{row.certainty:.3f}"
-        values = (own.cluster, own.name, certainty, row.label or "")
+        cluster, certainty = row.nearest[0].cluster, f"{row.certainty:.3f}"
+        values = (cluster, row.name, certainty, row.label or "")
         table.append([image_3SS.transpose(1, 2, 0), printable(row.path), *values])
     with (
         contextlib.redirect_stdout(sys.stderr),  # standard output is for the predictions
@@ -201,6 +214,8 @@ def _check(config: InferenceConfig) -> None:
         refuse_to_replace("--output", config.output, "a list of predictions", is_predictions)
     if config.montage:
         refuse_to_replace("--montage", config.montage, "a montage", Montage.is_saved_in)
+    if config.split is not None and not (config.sort_into and 0 < config.split < 1):
+        raise UserError("--split is a share between 0 and 1, such as 0.8, and needs --sort-into")
     if config.sort_into and config.features and not config.names:
         raise UserError("--sort-into needs the pictures of --features: add --names")
     if config.sorts_dataset and (config.output or config.csv or config.json or config.montage):
@@ -330,7 +345,7 @@ def _predicted(
             if isinstance(content, BadPicture):
                 yield replace(row, error=str(content)), content
                 continue
-            cluster, certainty, distances_K, is_far = next(predictions)
+            cluster, certainty, distances_K, is_far, group = next(predictions)
             farther = [k for k in distances_K.argsort(kind="stable") if k != cluster]
             nearest = tuple(
                 NearCluster(int(k), predictor.name_of(k), float(distances_K[k]))
@@ -339,7 +354,8 @@ def _predicted(
             # Without the picture itself, which the demonstration would show first.
             others = [(name, value) for name, value in next(neighbors, []) if name != row.path]
             row = replace(row, neighbors=tuple(others[: config.neighbors]), unusual=bool(is_far))
-            yield replace(row, certainty=float(certainty), nearest=nearest), content
+            name = predictor.group_names[group]
+            yield replace(row, name=name, certainty=float(certainty), nearest=nearest), content
 
 
 @contextlib.contextmanager

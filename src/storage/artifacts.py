@@ -1,7 +1,8 @@
 """The contract between the stages: every file in `features/`, written by one stage and checked by
 every reader.
 
-Shape letters: N images, n of them, D features, S raw pixels, P principal components, K clusters.
+Shape letters: N images, n of them, D features, S raw pixels, P principal components, K clusters,
+F fine clusters, G groups.
 
 No other module spells one of these file names. A stage records in the manifest what it wrote, with
 a digest of every file. Whoever reads a file compares it with that record, so a damaged file, one of
@@ -11,6 +12,7 @@ another run, and one that is replaced meanwhile are refused.
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +52,8 @@ EXTRACTION = "src/feature_extraction.py"
 IMPORT = "src/import_features.py"
 """Writes the same files as `EXTRACTION`, in its place."""
 CLUSTERING = "src/clustering.py"
+NAMING = f"{CLUSTERING} --names"
+"""Fits the head of new pictures to names.json."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Artifact:
 
     @property
     def stage(self) -> str:
-        """The script that writes the file."""
-        return self.writer.split()[0]
+        """The stage that writes the file."""
+        return self.writer if self.writer == NAMING else self.writer.split()[0]
 
     @property
     def command(self) -> str:
@@ -89,6 +93,10 @@ PCA_COMPONENTS = Artifact("pca_components.npy", np.float32, "PD", CLUSTERING)
 PCA_VARIANCE_RATIO = Artifact("pca_explained_variance_ratio.npy", np.float32, "P", CLUSTERING)
 CENTROIDS = Artifact("centroids.npy", np.float32, "KP", CLUSTERING)
 ASSIGNMENTS = Artifact("{split}_clusters.npy", np.int64, "N", CLUSTERING)
+FINE = Artifact("{split}_fine.npy", np.int64, "N", CLUSTERING)
+"""The fine cluster of every image, see `src/clusters/fine.py`."""
+FINE_TREE = Artifact("fine_tree.npy", np.float64, "M4", CLUSTERING)
+"""The M = F - 1 unions of F fine clusters, as SciPy's `linkage`."""
 CERTAINTY = Artifact("{split}_certainty.npy", np.float32, "N", CLUSTERING)
 """Confidence or margin, as `ClusteringRecord.certainty` says."""
 DISTANCE = Artifact("{split}_distance.npy", np.float32, "N", CLUSTERING)
@@ -98,6 +106,11 @@ HEAD_WEIGHTS = Artifact("head_weights.npy", np.float32, "KP", CLUSTERING)
 HEAD_BIAS = Artifact("head_bias.npy", np.float32, "K", CLUSTERING)
 CLUSTER_TO_CLASS = Artifact("cluster_to_class.npy", np.int64, "K", CLUSTERING)
 
+GROUP_WEIGHTS = Artifact("group_weights.npy", np.float32, "GP", NAMING)
+GROUP_BIAS = Artifact("group_bias.npy", np.float32, "G", NAMING)
+GROUP_CERTAINTY = Artifact("{split}_group_certainty.npy", np.float32, "N", NAMING)
+"""As `CERTAINTY`, of the group."""
+
 OF_SPLITS = (
     FEATURES,
     UNTRAINED_FEATURES,
@@ -106,9 +119,11 @@ OF_SPLITS = (
     VIEW_PIXELS,
     REDUCED,
     ASSIGNMENTS,
+    FINE,
     CERTAINTY,
     DISTANCE,
     UNUSUAL,
+    GROUP_CERTAINTY,
 )
 OF_CLUSTERS = (
     PCA_MEAN,
@@ -118,6 +133,9 @@ OF_CLUSTERS = (
     HEAD_WEIGHTS,
     HEAD_BIAS,
     CLUSTER_TO_CLASS,
+    FINE_TREE,
+    GROUP_WEIGHTS,
+    GROUP_BIAS,
 )
 
 MANIFEST = "manifest.json"
@@ -128,6 +146,8 @@ IMAGES = "images.csv"
 MODEL = "model.onnx"
 NAMES = "names.json"
 """Written by hand or by the page, so no stage records it; `clusters/names.py` checks it."""
+PAST_CLUSTERS = "clusters_{clusters_id}.json"
+"""Of one of the last clusterings, see `clusters/carry_over.py`."""
 
 
 class CheckpointRecord(TypedDict):
@@ -189,11 +209,32 @@ class ClusteringRecord(StageRecord):
     """The flags of the clustering."""
 
 
+class NamingRecord(StageRecord):
+    clusters: str
+    """`Manifest.clusters_id`."""
+    names: str
+    """Digest of what names.json says."""
+    groups: list[str]
+    """The names of the G groups of the head."""
+    scale: float
+    """The confidence scale of its scores."""
+
+
 Record = TypeVar("Record", bound=StageRecord)
 
 
 def path(artifact: Artifact, directory: Path, split: str = "") -> Path:
     return directory / artifact.file.format(split=split)
+
+
+def old_names(directory: Path, clusters_id: str) -> Path:
+    """Where the names of other clusters are kept."""
+    known = clusters_id if re.fullmatch("[0-9a-f]{16}", clusters_id) else json_digest(clusters_id)
+    return directory / f"names_{known}.json"
+
+
+def past_clusters(directory: Path, clusters_id: str) -> Path:
+    return directory / PAST_CLUSTERS.format(clusters_id=clusters_id)
 
 
 def default_split(sizes: dict[str, int]) -> str:
@@ -232,10 +273,21 @@ class Manifest:
         return part
 
     @property
+    def naming(self) -> NamingRecord | None:
+        """None if no head was fitted to names of the present clusters."""
+        if NAMING not in self._parts:
+            return None
+        part = self._part(NAMING, NamingRecord)
+        return part if part["clusters"] == self.clusters_id else None
+
+    @property
     def clusters_id(self) -> str:
-        """Changes with the clusters, their numbers and their classes."""
-        artifacts = (HEAD_WEIGHTS, HEAD_BIAS, CLUSTER_TO_CLASS)
-        digests = [self.clustering["files"].get(artifact.file) for artifact in artifacts]
+        """Changes with the images, the clusters, fine ones too, their numbers and their classes."""
+        files = self.clustering["files"]
+        digests = [files.get(x.file) for x in (HEAD_WEIGHTS, HEAD_BIAS, CLUSTER_TO_CLASS)]
+        fine = [FINE.file.format(split=split) for split in SPLITS]
+        if any(name in files for name in fine):  # not of earlier versions
+            digests += [self.extraction["id"], *map(files.get, fine)]
         return json_digest([*digests, self.extraction["dataset"]["class_names"]])
 
     def load(self, artifact: Artifact, split: str = "") -> np.ndarray:
@@ -265,6 +317,8 @@ class Manifest:
         return scores
 
     def _files(self, stage: str) -> dict[str, str]:
+        if stage == NAMING:
+            return self.naming["files"] if self.naming else {}
         return (self.extraction if stage == EXTRACTION else self.clustering)["files"]
 
     @contextlib.contextmanager
@@ -281,10 +335,11 @@ class Manifest:
             yield stream
 
     def _part(self, stage: str, description: type[Record]) -> Record:
-        file, remedy = self.directory / MANIFEST, f"run {command(stage)} again"
+        file, remedy = self.directory / MANIFEST, f"run {command(*stage.split())} again"
         if stage not in self._parts:
             raise UserError(
-                f"{self.directory} has no finished results of {stage}: run {command(stage)}"
+                f"{self.directory} has no finished results of {stage}: run "
+                f"{command(*stage.split())}"
             )
         part = self._parts[stage]
         if problem := misfit(part, description):
@@ -384,7 +439,7 @@ def only_writer(directory: Path) -> Iterator[None]:
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
     ):
         try_writing(directory / MANIFEST)
-        for names in ("*.npy", MANIFEST, METRICS, REPORT, IMAGES, MODEL):
+        for names in ("*.npy", "*.json", REPORT, IMAGES, MODEL):
             for file in half_written(directory, names):
                 file.unlink(missing_ok=True)
         for file in half_written(directory / FIGURES, ""):

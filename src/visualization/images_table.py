@@ -12,8 +12,9 @@ from src.visualization.results import Results
 
 
 def write_images(file: Path, results: Results, copies: Copies, xy_N2: np.ndarray) -> None:
-    """Write path, cluster, name, certainty, distance, unusual, split, near-duplicates, whether to
-    keep it, sharpness and place on the map of every image; cells without a value are empty.
+    """Write path, cluster, name, certainty, distance, unusual, fine cluster, ignored, split,
+    near-duplicates, whether to keep it, sharpness and place on the map of every image; cells
+    without a value are empty, and so is the name of an image that a person ignores.
 
     The certainty's column is named after its kind. The path of an image without a file is
     `split[index]`.
@@ -21,17 +22,19 @@ def write_images(file: Path, results: Results, copies: Copies, xy_N2: np.ndarray
     Args:
         xy_N2: the map.
     """
-    names = [name or f"cluster {k}" for k, name in enumerate(results.names)]
+    names = [*results.group_names, ""]  # of an image that is ignored
     shared: list[Iterable[object]] = [
-        results.file_names or indexed(results),
+        results.paths,
         results.clusters,
-        [names[k] for k in results.clusters],
+        [names[g] for g in results.groups],
         numbers(results.certainty),
         numbers(results.distance),
         results.unusual.astype(int),
     ]
     columns: dict[str, Iterable[object]] = {
         **dict(zip(picture_columns(results.clustering["certainty"]), shared, strict=True)),
+        "fine": results.fine,
+        "ignored": (results.groups < 0).astype(int),
         "split": np.array(results.split_names)[results.splits],
         "near_duplicates": ["" if group < 0 else group for group in copies.group_N],
         "keep": copies.keep_N.astype(int),
@@ -46,12 +49,6 @@ def write_images(file: Path, results: Results, copies: Copies, xy_N2: np.ndarray
     ):
         for values in (columns, *zip(*columns.values(), strict=True)):
             print(csv_line(values), file=out)
-
-
-def indexed(results: Results) -> list[str]:
-    """`train[12]` for the image at index 12 of train."""
-    rows = {split: range(len(results.rows(split))) for split in results.split_names}
-    return [f"{split}[{index}]" for split, indices in rows.items() for index in indices]
 
 
 def numbers(values: np.ndarray) -> list[str]:

@@ -21,15 +21,15 @@ LEGEND_NAMES = 20
 def projection_map(results: Results, xy_N2: np.ndarray, method: str) -> Figure:
     """The points colored by cluster and, if any has a class, a second map colored by class.
 
-    A cluster takes color and place in the legend from its class. The number of the cluster stands
-    at the median of its points.
+    A group takes color and place in the legend from its class. The number of its first cluster, or
+    its name if it has none, stands at the median of its points. Ignored images are gray.
     """
-    clusters, inks, names = results.clusters, results.cluster_colors, results.cluster_names
+    groups, inks, names = results.groups, results.group_colors, results.group_labels
     labels, class_names = results.labels, results.class_names
     # A class of -1, none, goes last.
-    order = np.argsort(results.class_of_cluster % (len(class_names) + 1), kind="stable").tolist()
+    order = np.argsort(results.class_of_group % (len(class_names) + 1), kind="stable").tolist()
     entries = _entries([inks[k] for k in order], [names[k] for k in order], 0)
-    maps = [("cluster", clusters, inks, entries)]
+    maps = [("cluster", groups, inks, entries)]
     if (labels >= 0).any():
         inks = colors(len(class_names))
         maps.append(("class", labels, inks, _entries(inks, class_names, int((labels < 0).sum()))))
@@ -44,10 +44,10 @@ def projection_map(results: Results, xy_N2: np.ndarray, method: str) -> Figure:
     figure.set_layout_engine("none")  # so that all maps have the same size
     center = (xy_N2.min(axis=0) + xy_N2.max(axis=0)) / 2
     reach = 0.52 * max(x_span, y_span / shape) * np.array([1, shape])
-    for number, (kind, groups, inks, entries) in enumerate(maps):
+    for number, (kind, kinds, inks, entries) in enumerate(maps):
         left, bottom = (number + 0.01) / len(maps), (legend + 0.1) / height
         ax = figure.add_axes((left, bottom, 0.98 / len(maps), shape * side / height))
-        _scatter(ax, xy_N2, groups, inks)
+        _scatter(ax, xy_N2, kinds, inks)
         xlim, ylim = zip(center - reach, center + reach, strict=True)
         ax.set(xlim=xlim, ylim=ylim, xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -59,11 +59,11 @@ def projection_map(results: Results, xy_N2: np.ndarray, method: str) -> Figure:
                 ncols=columns, markerscale=0.8, handletextpad=0.1, columnspacing=0.8,
                 borderaxespad=0, fontsize=7.5,
             )  # fmt: skip
-    for k in np.unique(clusters):
-        x, y = np.median(xy_N2[clusters == k], axis=0)
+    for g in np.unique(groups[groups >= 0]):
+        x, y = np.median(xy_N2[groups == g], axis=0)
         halo = [withStroke(linewidth=2.5, foreground="white")]
         figure.axes[0].text(
-            x, y, str(k), ha="center", va="center", path_effects=halo,
+            x, y, shortened(names[g].split(" → "))[0], ha="center", va="center", path_effects=halo,
             fontsize=9, fontweight="bold",
         )  # fmt: skip
     return figure

@@ -12,16 +12,22 @@ import numpy as np
 import torch
 
 from src.evaluation.neighbors import lifted, nearest
+from src.runtime.commands import command
+from src.storage.artifacts import NAMING
 from src.storage.files import replacing
 from src.storage.metrics_log import Record
 from src.visualization.duplicates import Copies
+from src.visualization.flags import VisualizeConfig
 from src.visualization.palette import UNKNOWN, colors
-from src.visualization.report_sections import sections
+from src.visualization.report_sections import sections, verdict
 from src.visualization.results import Results
-from src.visualization.thumbnails import COLUMNS, Sheets, make_sheets
+from src.visualization.thumbnails import Sheets, make_sheets
 
 PARTS = Path(__file__).parent / "report_page"
-SCRIPTS = ("data.js", "map.js", "filters.js", "panels.js", "naming.js", "start.js")
+SCRIPTS = (
+    "data.js", "said.js", "groups.js", "map.js", "filters.js", "panels.js", "naming.js",
+    "choosing.js", "start.js",
+)  # fmt: skip
 NEIGHBORS = 12
 
 
@@ -42,7 +48,7 @@ def write_report(
     count = len(results.clusters)
     sheets = Sheets(0, np.arange(count), [])  # without pictures, every image can be a neighbor
     if results.dataset is not None:
-        sheets = make_sheets(results.pictures, count, results.dataset.image_size)
+        sheets = make_sheets(results.thumbnails, count, results.side())
     if len(sheets.rows) < count:
         print(f"note: the report carries the pictures of {len(sheets.rows):,} of {count:,} images")
     own_N = torch.full((count,), -1)
@@ -51,6 +57,8 @@ def write_report(
     arrays = {
         "xy": xy_N2.astype("<f4"),
         "cluster": results.clusters.astype("<u2"),
+        "fine": results.fine.astype("<u2"),
+        "fine-distance": fine_distance(results.x_NP, results.fine).astype("<f4"),
         "label": results.labels.astype("<i2"),
         "split": results.splits.astype("u1"),
         "distance": results.distance.astype("<f4"),
@@ -68,6 +76,7 @@ def write_report(
     slots = {
         "style": (PARTS / "page.css").read_text(encoding="utf-8"),
         "script": "\n".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        "verdict": verdict(results),
         "sections": sections(results, records),
         # No string can end the script element.
         "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
@@ -82,32 +91,57 @@ def write_report(
 
 def page_data(results: Results, sheets: Sheets, directory: Path) -> dict[str, Any]:
     """What the scripts of the page, which lies in `directory`, read besides the arrays."""
-    names, folder = results.file_names, None
+    names, folder, content = results.file_names, None, results.given.content
     if names:
         folder = quote(os.fsencode(os.path.relpath(results.picture_dir, directory))) + "/"
-    data = results.extraction["dataset"]
-    title = data["name"]
-    if title == "folder" and data["data_dir"]:
-        title = Path(data["data_dir"]).resolve().name
     return {
-        "dataset": title,
+        "title": experiment(results, directory),
         "count": len(results.clusters),
         "splits": results.split_names,
         "offsets": [int(results.rows(split)[0]) for split in results.split_names],
         "classes": results.class_names,
-        "givenNames": [name or "" for name in results.given_names],
-        "clustersId": results.clusters_id,
+        "said": said(results),
+        "namesFile": {key: content[key] for key in ("version", "clusters", "digests")},
+        "directory": str(directory),
+        "command": f"{command(*NAMING.split())} && {command('visualize_features.py')}",
+        "tree": results.fine_tree[:, :2].astype(int).tolist(),
         "classOfCluster": results.class_of_cluster.tolist(),
         "clusterColors": results.cluster_colors,
         "classColors": colors(len(results.class_names)),
+        "colors": colors(100),
         "certainty": results.clustering["certainty"],
         "unknownColor": UNKNOWN,
         "names": names,
         "folder": folder,
         "tile": sheets.tile,
-        "columns": COLUMNS,
+        "columns": sheets.columns,
         "sheets": len(sheets.webp),
     }
+
+
+def experiment(results: Results, directory: Path) -> str:
+    """The name of the results in `directory`: that of --name, otherwise the dataset's."""
+    own, data = directory.resolve().name, results.extraction["dataset"]
+    if own != VisualizeConfig.feature_dir.name:
+        return own
+    if data["name"] == "folder" and data["data_dir"]:
+        return Path(data["data_dir"]).resolve().name
+    return data["name"]
+
+
+def said(results: Results) -> dict[str, dict[str, Any]]:
+    """What names.json says, by kind and key; an ignored image is True."""
+    given = results.given
+    ignored = dict.fromkeys(given.ignored, True)
+    return {"names": given.names, "fine": given.fine, "moved": given.moved, "ignored": ignored}
+
+
+def fine_distance(x_NP: np.ndarray, fine_N: np.ndarray) -> np.ndarray:
+    """float (N,), from each image to the mean of its fine cluster."""
+    centers = np.zeros((fine_N.max() + 1, x_NP.shape[1]))
+    np.add.at(centers, fine_N, x_NP)
+    centers /= np.bincount(fine_N)[:, None]
+    return np.linalg.norm(x_NP - centers[fine_N], axis=1)
 
 
 def _blob(name: str, content: bytes, dtype: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The sections of the report that need no script: trust, metrics, curves, how it was made."""
+"""The parts of the report that need no script: trust, metrics, curves, how it was made."""
 
 import base64
 import io
@@ -16,12 +16,17 @@ from src.visualization.figures import cluster_scan, styled, training_curves
 from src.visualization.results import Results
 
 
+def verdict(results: Results) -> str:
+    """The trust report in one line of HTML, if there is one."""
+    if "trust" not in results.metrics:
+        return ""
+    return f'<p id="verdict">Trust: {escape(describe(results.metrics["trust"]))}.</p>'
+
+
 def sections(results: Results, records: Sequence[Record]) -> str:
     """The HTML of every section that the run has data for."""
     metrics = results.metrics
-    trust = f"<p>{escape(describe(metrics['trust']))}.</p>" if "trust" in metrics else ""
     parts = {
-        "trust": ("How far to trust the clusters", trust),
         "scan": ("How many clusters", scan_image(metrics.get("scan"))),
         "metrics": ("Metrics", metrics_table(metrics)),
         "training": ("Training", training_image(records)),

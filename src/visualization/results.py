@@ -1,15 +1,21 @@
 """The results of a finished run; arrays hold the images of all splits."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from dataset.decoding import decode
 from dataset.load_dataset import Dataset, reload_dataset
-from src.clusters.names import given_names, load_names
+from dataset.pictures import BadPicture, picture_size
+from src.clusters.groups import load_groups
+from src.clusters.names import Names
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.storage.artifacts import Artifact, ClusteringRecord, ExtractionRecord, Manifest
+from src.storage.picture_table import row_names
 from src.storage.scores import Scores
 from src.visualization.palette import cluster_colors
 
@@ -25,14 +31,24 @@ class Results:
     """float32 (N, P)."""
     clusters: np.ndarray
     """int64 (N,)."""
+    fine: np.ndarray
+    """int64 (N,), the fine cluster of each image, see `clusters/fine.py`."""
+    fine_tree: np.ndarray
+    """float64 (F - 1, 4), the tree over the F fine clusters."""
     labels: np.ndarray
     """int64 (N,), -1 where the class is unknown."""
     class_of_cluster: np.ndarray
     """int64 (K,), -1 where a cluster has no class."""
-    names: list[str | None]
-    """Of each cluster, see `clusters/names.py`."""
-    given_names: list[str | None]
-    """Those of names.json alone."""
+    groups: np.ndarray
+    """int64 (N,), the group of each image, -1 where it is ignored; see `clusters/groups.py`."""
+    group_names: list[str]
+    """Of the G groups, as in the tables."""
+    group_labels: list[str]
+    """For figures: the number of the group's first cluster, and its name if it has one."""
+    class_of_group: np.ndarray
+    """int64 (G,), -1 where a group has no class."""
+    given: Names
+    """What names.json says, for the present clusters."""
     clusters_id: str
     variance_ratio: np.ndarray
     """float32 (P,)."""
@@ -52,13 +68,12 @@ class Results:
     """The directory that the paths of a folder's pictures are relative to."""
 
     @property
-    def cluster_names(self) -> list[str]:
-        """The number of each cluster, followed by its name if it has one."""
-        return [f"{k} → {name}" if name else str(k) for k, name in enumerate(self.names)]
-
-    @property
     def cluster_colors(self) -> list[str]:
         return cluster_colors(self.class_of_cluster, len(self.class_names))
+
+    @property
+    def group_colors(self) -> list[str]:
+        return cluster_colors(self.class_of_group, len(self.class_names))
 
     @property
     def file_names(self) -> list[str] | None:
@@ -67,6 +82,12 @@ class Results:
             return None
         parts = [self.dataset.splits[split].names for split in self.split_names]
         return [name for names in parts for name in names or ()] if all(parts) else None
+
+    @property
+    def paths(self) -> list[str]:
+        """Of every image in images.csv: its file, or `train[12]`."""
+        sizes = {split: len(self.rows(split)) for split in self.split_names}
+        return self.file_names or row_names(sizes)
 
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.splits == self.split_names.index(split))
@@ -81,6 +102,33 @@ class Results:
             images = self.dataset.splits[name].images[rows[chosen] - self.rows(name)[0]]
             pictures[chosen] = images.transpose(0, 2, 3, 1)
         return pictures
+
+    def side(self) -> int:
+        """Of the pictures in pixels: what the run used, or for a folder the median of its files if
+        that is more."""
+        assert self.dataset is not None
+        names = self.file_names or []
+        sample = [self.picture_dir / names[i] for i in range(0, len(names), len(names) // 100 + 1)]
+        sides = []
+        for file in sample:
+            with contextlib.suppress(BadPicture):
+                sides.append(min(picture_size(file)))
+        return max(self.dataset.image_size, int(np.median(sides)) if sides else 0)
+
+    def thumbnails(self, rows: np.ndarray, size: int) -> np.ndarray:
+        """uint8 (len(rows), S, S, 3): as `pictures`, but of a folder with S = `size` if that is
+        more than the run used; then the files are decoded again."""
+        small, names = self.pictures(rows), self.file_names
+        if names is None or size <= small.shape[1]:
+            return small
+        large = np.empty((len(rows), size, size, 3), np.uint8)
+        files = [self.picture_dir / names[row] for row in rows]
+        for i, (_, picture) in enumerate(decode(files, size, ahead=64)):
+            if isinstance(picture, BadPicture):  # it was changed or removed meanwhile
+                large[i] = np.asarray(Image.fromarray(small[i]).resize((size, size)))
+            else:
+                large[i] = picture.transpose(1, 2, 0)
+        return large
 
 
 def load_results(directory: Path, data_dir: Path | None = None) -> Results:
@@ -101,17 +149,25 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         print(f"note: no pictures: {printable(str(error))}")
         dataset = None
     sizes = [len(manifest.load(artifacts.ASSIGNMENTS, split)) for split in names]
+    groups = load_groups(manifest, notes := [])
+    for note in notes:
+        print(f"note: {printable(note)}")
     return Results(
         split_names=names,
         splits=np.repeat(np.arange(len(names)), sizes),
         x_NP=all_splits(artifacts.REDUCED),
         clusters=all_splits(artifacts.ASSIGNMENTS),
+        fine=all_splits(artifacts.FINE),
+        fine_tree=manifest.load(artifacts.FINE_TREE),
         labels=np.concatenate(
             [_labels(manifest, s, size) for s, size in zip(names, sizes, strict=True)]
         ),
         class_of_cluster=manifest.load(artifacts.CLUSTER_TO_CLASS),
-        names=load_names(manifest),
-        given_names=given_names(manifest),
+        groups=np.concatenate([groups.of_images[split] for split in names]),
+        group_names=groups.names,
+        group_labels=groups.labels,
+        class_of_group=groups.classes,
+        given=groups.given,
         clusters_id=manifest.clusters_id,
         variance_ratio=manifest.load(artifacts.PCA_VARIANCE_RATIO),
         class_names=extraction["dataset"]["class_names"],

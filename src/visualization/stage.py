@@ -100,7 +100,7 @@ def draw(
     results: Results, records: list[Record], xy_N2: np.ndarray, method: str
 ) -> Iterator[tuple[str, Figure]]:
     """The name and figure of everything that the run has data for."""
-    names, metrics = results.cluster_names, results.metrics
+    names, metrics = results.group_labels, results.metrics
     if records:
         yield "training", figures.training_curves(records)
     yield "pca_variance", figures.pca_variance(results.variance_ratio)
@@ -113,7 +113,7 @@ def draw(
     if (figure := silhouettes(results, results.clustering["fit_on"])) is not None:
         yield "silhouette", figure
     sizes = {
-        split: np.bincount(results.clusters[results.rows(split)], minlength=len(names))
+        split: np.bincount(1 + results.groups[results.rows(split)], minlength=1 + len(names))[1:]
         for split in results.split_names
     }
     yield "cluster_sizes", figures.cluster_sizes(sizes, names)
@@ -146,27 +146,26 @@ def confusion(results: Results, split: str, scores: SplitScores) -> Figure | Non
 def silhouettes(results: Results, split: str) -> Figure | None:
     rows = results.rows(split)
     rows = rows[np.linspace(0, len(rows) - 1, min(SILHOUETTES, len(rows))).astype(int)]
-    clusters = results.clusters[rows]
-    if not 1 < len(np.unique(clusters)) < len(clusters):
+    rows = rows[results.groups[rows] >= 0]
+    groups = results.groups[rows]
+    if not 1 < len(np.unique(groups)) < len(groups):
         print(f"note: no silhouette: {split} needs two clusters and more images than clusters")
         return None
-    scores = silhouette_samples(results.x_NP[rows], clusters)
-    return figures.silhouette_profile(
-        scores, clusters, results.cluster_names, results.cluster_colors
-    )
+    scores = silhouette_samples(results.x_NP[rows], groups)
+    return figures.silhouette_profile(scores, groups, results.group_labels, results.group_colors)
 
 
 def picture_rows(results: Results) -> Figure:
     """The pictures nearest to each centroid, and the least certain ones."""
-    names = results.cluster_names
-    sizes = np.bincount(results.clusters, minlength=len(names))
+    names = results.group_labels
+    sizes = np.bincount(1 + results.groups, minlength=1 + len(names))[1:]
     largest = np.sort(np.argsort(-sizes, kind="stable")[: figures.CLUSTER_ROWS])
     if len(largest) < len(sizes):
-        print(f"note: pictures of the {len(largest)} largest of {len(sizes)} clusters only")
+        print(f"note: pictures of the {len(largest)} largest of {len(sizes)} groups only")
     rows = []
-    for k in largest[sizes[largest] > 0]:
-        own = np.flatnonzero(results.clusters == k)
+    for g in largest[sizes[largest] > 0]:
+        own = np.flatnonzero(results.groups == g)
         nearest = own[np.argsort(results.distance[own], kind="stable")[:PICTURES]]
         unsure = own[np.argsort(results.certainty[own], kind="stable")[:PICTURES]]
-        rows.append((names[k], results.pictures(nearest), results.pictures(unsure)))
+        rows.append((names[g], results.pictures(nearest), results.pictures(unsure)))
     return figures.cluster_pictures(rows, ("Nearest to the centroid", "Least certain"))

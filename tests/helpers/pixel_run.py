@@ -12,10 +12,17 @@ from src.storage import artifacts
 
 
 def pixel_run(
-    directory: Path, name: str, data_dir: Path, labeled: bool = True, **clustering_flags: object
+    directory: Path,
+    name: str,
+    data_dir: Path,
+    labeled: bool = True,
+    side: int = 8,
+    image_size: int | None = None,
+    **clustering_flags: object,
 ) -> None:
-    """Write features of the images and cluster them with `src/clustering.py`."""
-    dataset = load_dataset(name, data_dir)  # type: ignore[arg-type]
+    """Write features of the images, `pixels` with that `side`, and cluster them with
+    `src/clustering.py`."""
+    dataset = load_dataset(name, data_dir, image_size)  # type: ignore[arg-type]
     described = {
         "name": dataset.name,
         "data_dir": str(data_dir),
@@ -27,10 +34,10 @@ def pixel_run(
     }
     with artifacts.writing(directory, artifacts.EXTRACTION) as stage:
         for split, part in dataset.splits.items():
-            stage.save(artifacts.FEATURES, pixels(part.images), split)
+            stage.save(artifacts.FEATURES, pixels(part.images, side), split)
             if labeled and part.labels is not None:
                 stage.save(artifacts.LABELS, part.labels, split)
-        stage.record(extraction_part("pixels", **described))
+        stage.record(extraction_part(f"pixels {side} {dataset.fingerprint}", **described))
     flags = {"components": 20, "restarts": 2, "wandb": "disabled"} | clustering_flags
     clustering.main(ClusteringConfig(feature_dir=directory, **flags))  # type: ignore[arg-type]
 

@@ -1,6 +1,6 @@
 "use strict";
-// The arrays, what images and clusters are called, and pictures of single images. Names reach the document
-// through textContent only.
+// The arrays, what images are called, and pictures of single images. Names reach the document through
+// textContent only.
 const $ = (selector) => document.querySelector(selector);
 const data = JSON.parse($("#data").textContent);
 const TYPES = { f4: Float32Array, u4: Uint32Array, i4: Int32Array, u2: Uint16Array, i2: Int16Array, u1: Uint8Array };
@@ -13,14 +13,15 @@ function bytes(id) {
 }
 const array = (id) => new TYPES[document.getElementById(id).dataset.type](bytes(id).buffer);
 
-const xy = array("xy"), clusterOf = array("cluster"), label = array("label"), split = array("split"), near = array("near");
-const distance = array("distance"), certainty = array("certainty"), pictured = array("pictured"), nearest = array("nearest");
-const unusual = array("unusual"), keep = array("keep"), sharpness = array("sharpness");
+const xy = array("xy"), clusterOf = array("cluster"), fineOf = array("fine"), label = array("label"), split = array("split");
+const near = array("near"), distance = array("distance"), fineDistance = array("fine-distance"), certainty = array("certainty");
+const unusual = array("unusual"), keep = array("keep"), sharpness = array("sharpness"), pictured = array("pictured"), nearest = array("nearest");
 const count = data.count, hasPictures = data.sheets > 0, hasLabels = label.some((l) => l >= 0);
 const tileOf = new Int32Array(count).fill(-1); // the number of the tile that shows an image
 pictured.forEach((image, place) => { tileOf[image] = place; });
 const isWrong = (i) => label[i] >= 0 && data.classOfCluster[clusterOf[i]] !== label[i];
 const nameOf = (i) => (data.names ? data.names[i] : `${data.splits[split[i]]}[${i - data.offsets[split[i]]}]`);
+const imageNamed = new Map(Array.from({ length: count }, (_, i) => [nameOf(i), i]));
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -28,27 +29,17 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 const number = (n) => n.toLocaleString("en");
-
-// ---- clusters ------------------------------------------------------------------------------------
-
-// Clusters with one name are one group, which the number of its first cluster stands for.
-let cluster = clusterOf; // the group of each image
-let groups = []; // the clusters of each group; none where a cluster belongs to an earlier one
-const nameOfCluster = (k) => data.givenNames[k] || (data.classes[data.classOfCluster[k]] ?? "");
-
-function mergeNames() {
-  const first = new Map();
-  const leaders = data.givenNames.map((_, k) => {
-    const name = nameOfCluster(k);
-    if (name && !first.has(name)) first.set(name, k);
-    return name ? first.get(name) : k;
-  });
-  groups = leaders.map((_, g) => [...leaders.keys()].filter((k) => leaders[k] === g));
-  cluster = clusterOf.map((k) => leaders[k]);
+const many = (n, thing) => `${number(n)} ${thing}${n === 1 ? "" : "s"}`;
+const timers = new Map();
+function postpone(task) { // until nothing has changed for a moment: a slider moves freely
+  clearTimeout(timers.get(task));
+  timers.set(task, setTimeout(task, 50));
 }
-const shown = () => [...groups.keys()].filter((g) => groups[g].length); // the groups that there are
-const short = (g) => [groups[g].join(" + "), nameOfCluster(g)].filter(Boolean).join(" → ");
-const title = (g) => `cluster${groups[g].length > 1 ? "s" : ""} ${short(g)}`;
+function tally(values) { // how often each value occurs
+  const counts = new Map();
+  for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
+  return counts;
+}
 
 // ---- bytes that are not UTF-8 --------------------------------------------------------------------
 
@@ -92,27 +83,39 @@ function portrait(canvas, i) {
   const draw = () => canvas.dataset.image !== String(i) || paint(canvas.getContext("2d"), i, 0, 0, data.tile);
   if (!draw()) waiting.push(draw);
 }
+const inView = new IntersectionObserver((entries) => { // thousands of thumbnails are painted as one scrolls
+  for (const { target, isIntersecting } of entries) {
+    if (!isIntersecting) continue;
+    inView.unobserve(target);
+    portrait(target, Number(target.parentElement.dataset.image));
+  }
+}, { rootMargin: "300px" });
 
-function thumb(i) {
-  const text = [nameOf(i), ...(label[i] < 0 ? [] : [`class ${data.classes[label[i]]}`]), title(cluster[i])].join(", ");
-  const button = make("button", { type: "button", className: "thumb", title: text, tabIndex: -1, onclick: () => select(i, true) });
+function thumb(i, withCertainty) {
+  const text = [nameOf(i), ...(label[i] < 0 ? [] : [`class ${data.classes[label[i]]}`]), title(group[i])].join(", ");
+  const button = make("button", { type: "button", className: "thumb", title: text, tabIndex: -1 });
   button.dataset.image = i;
   button.setAttribute("aria-label", text);
   button.setAttribute("aria-current", i === selected);
+  button.setAttribute("aria-pressed", chosen.has(i));
   button.classList.toggle("wrong", isWrong(i));
   if (hasPictures && tileOf[i] >= 0) {
     const canvas = make("canvas");
-    portrait(canvas, i);
+    inView.observe(canvas);
     button.append(canvas);
   } else {
     button.classList.add("plain");
     button.append(nameOf(i));
   }
+  if (withCertainty) button.append(make("small", { textContent: certainty[i].toFixed(2) }));
   return button;
 }
-function fill(grid, images) {
-  grid.replaceChildren(...images.map(thumb));
-  if (grid.firstChild) grid.firstChild.tabIndex = 0;
+function fill(grid, images, withCertainty = false) {
+  const focused = grid.contains(document.activeElement) ? document.activeElement.dataset.image : null;
+  grid.replaceChildren(...images.map((i) => thumb(i, withCertainty)));
+  const first = grid.querySelector(`[data-image="${focused}"]`) ?? grid.firstChild;
+  if (first) first.tabIndex = 0;
+  if (focused) first?.focus();
 }
 
 // One stop of the Tab key for all buttons of a grid or a table; the arrow keys move among them.

@@ -2,12 +2,14 @@
 
 const map = $("#map"), context = map.getContext("2d");
 let pixel = 1, wide = 1, high = 1; // device pixels
-const extent = bounds();
+let extent = bounds(() => true); // of what the map was last moved to
+const LEAST = Math.max(extent.wide, extent.high) / 25; // side of an extent
 let view = { x: 0, y: 0, scale: 1 }; // center in map units, and device pixels per unit
 
-function bounds() {
+function bounds(rule) {
   let [left, right, low, top] = [Infinity, -Infinity, Infinity, -Infinity];
   for (let i = 0; i < count; i++) {
+    if (!rule(i)) continue;
     left = Math.min(left, xy[2 * i]); right = Math.max(right, xy[2 * i]);
     low = Math.min(low, xy[2 * i + 1]); top = Math.max(top, xy[2 * i + 1]);
   }
@@ -28,7 +30,14 @@ function resize() {
   view.scale = fitScale() * zoom;
   draw(); // at once: resizing clears a canvas
 }
-function reset() { view = { x: extent.x, y: extent.y, scale: fitScale() }; request(); }
+function reset() { // to what the filters leave
+  if (visibleCount) {
+    const { x, y, wide, high } = bounds((i) => visible[i]);
+    extent = { x, y, wide: Math.max(wide, LEAST), high: Math.max(high, LEAST) };
+  }
+  view = { x: extent.x, y: extent.y, scale: fitScale() };
+  request();
+}
 function zoomAt(x, y, factor) { // x and y stay under the pointer
   const scale = Math.min(Math.max(view.scale * factor, fitScale() / 2), fitScale() * 100);
   view.x += (x - wide / 2) * (1 / view.scale - 1 / scale);
@@ -48,11 +57,21 @@ function request() {
 }
 
 const hex = (color) => [1, 3, 5].map((k) => parseInt(color.slice(k, k + 2), 16));
+// What can color the map: a whole number for each image, -1 for gray; the color and name of each number.
+const STEPS = 8;
+const steps = certainty.map((c) => Math.min(STEPS - 1, Math.max(0, Math.floor(c * STEPS))));
+const fade = (k) => `#${hex("#0072b2").map((v) => Math.round(v + (1 - k / (STEPS - 1)) * (225 - v)).toString(16).padStart(2, "0")).join("")}`;
+const COLORINGS = {
+  group: () => ({ of: group, list: [...groups].reduce((list, [id, { color }]) => { list[id] = color; return list; }, []), name: (id) => (map.clientWidth > 600 && groups.size <= 20 ? title : short)(id) }),
+  label: () => ({ of: label, list: data.classColors, name: (c) => data.classes[c] }),
+  split: () => ({ of: split, list: data.colors.slice(0, data.splits.length), name: (s) => data.splits[s] }),
+  certainty: () => ({ of: steps, list: Array.from({ length: STEPS }, (_, k) => fade(k)) }),
+  unusual: () => ({ of: Array.from(unusual, (u) => u - 1), list: ["#d55e00"] }),
+};
 function inks() { // the dark theme mixes colors with white
-  const by = $("#color").value, dark = document.documentElement.dataset.theme === "dark";
-  const list = { cluster: data.clusterColors, label: data.classColors }[by];
+  const dark = document.documentElement.dataset.theme === "dark", coloring = COLORINGS[$("#color").value]();
   const lift = (c) => hex(c).map((v) => (dark ? Math.round(v + 0.3 * (255 - v)) : v));
-  return { of: { cluster, label }[by], list: list.map(lift), unknown: dark ? [85, 89, 95] : hex(data.unknownColor) };
+  return { ...coloring, list: coloring.list.map(lift), unknown: dark ? [85, 89, 95] : hex(data.unknownColor) };
 }
 
 function disc(radius) { // offsets and coverage of an antialiased disc
@@ -65,12 +84,12 @@ function disc(radius) { // offsets and coverage of an antialiased disc
 }
 
 // How large pictures are drawn in place of so many points, in device pixels; 0 for points.
-const pictureSize = (points) => (hasPictures && !sheetsLeft && points <= 1500 ? Math.min(64 * pixel, Math.max(14 * pixel, 0.55 * Math.sqrt((wide * high) / points))) : 0);
+const pictureSize = (points) => (hasPictures && !sheetsLeft && points <= 1500 ? Math.min(Math.max(64, data.tile) * pixel, Math.max(14 * pixel, 0.55 * Math.sqrt((wide * high) / points))) : 0);
 
 // Points are written straight into the pixels: ten times faster than one path each, and the same on any machine.
 function draw() {
   map.setAttribute("aria-busy", sheetsLeft > 0);
-  const { of, list, unknown } = inks(), zoomed = view.scale / fitScale();
+  const { of, list, unknown, name } = inks(), zoomed = view.scale / fitScale();
   const back = hex(getComputedStyle(document.documentElement).getPropertyValue("--stage").trim());
   const radius = Math.min(9, Math.max(0.7, Math.min(3.2, 210 / Math.sqrt(count))) * zoomed ** 0.35) * pixel;
   const image = context.createImageData(wide, high), pixels = image.data, stamp = disc(radius);
@@ -90,19 +109,24 @@ function draw() {
   context.putImageData(image, 0, 0);
   const size = pictureSize(inside.length);
   reach = size ? 0.6 * size : 14 * pixel;
-  for (const i of size ? inside : []) drawPicture(i, size, 2, `rgb(${of[i] < 0 ? unknown : list[of[i]]})`);
-  if (!size || zoomed < 2) drawNames(of, list);
-  const ink = getComputedStyle(document.body).color;
+  const ink = getComputedStyle(document.body).color, colorOf = (i) => `rgb(${of[i] < 0 ? unknown : list[of[i]]})`;
+  for (const i of size ? inside : []) drawPicture(i, size, 2, colorOf(i));
+  const mark = (i, border, fill) => (size ? drawPicture(i, size, border, fill) : spot(i, radius + pixel, fill, ink));
+  for (const i of inside) if (chosen.has(i)) mark(i, 4, ink);
+  if (name && (!size || zoomed < 2)) drawNames(of, list, name);
+  for (const i of inside) if (unusual[i]) mark(i, chosen.has(i) ? 4 : 2, chosen.has(i) ? ink : colorOf(i)); // no name hides it
   for (const [i, width] of [[hovered, 2], [selected, 4]]) {
     if (i < 0) continue;
     if (size && tileOf[i] >= 0) drawPicture(i, 1.4 * size, width, ink);
     else ring(i, radius + 3 * pixel, width, ink);
   }
-  if (frame) {
-    const [x, y] = toScreen(frame.left, frame.top), [right, bottom] = toScreen(frame.right, frame.low);
+  for (const outline of [frame, lasso]) if (outline) {
     context.setLineDash([6 * pixel, 4 * pixel]);
     context.strokeStyle = ink; context.lineWidth = 1.5 * pixel;
-    context.strokeRect(x, y, right - x, bottom - y);
+    context.beginPath();
+    for (const point of outline) context.lineTo(...toScreen(...point));
+    context.closePath();
+    context.stroke();
     context.setLineDash([]);
   }
 }
@@ -115,16 +139,15 @@ function drawPicture(i, size, border, ink) {
 }
 
 let medians = {}; // by what colors the map; cleared when other images are visible
-function middles(of, groups) { // the median of the visible images of each group; undefined without any
-  const members = Array.from({ length: groups }, () => []);
+function middles(of, size) { // the median of the visible images of each number; undefined without any
+  const members = Array.from({ length: size }, () => []);
   for (let i = 0; i < count; i++) if (visible[i] && of[i] >= 0) members[of[i]].push(i);
   const median = (list, k) => list.map((i) => xy[2 * i + k]).sort((a, b) => a - b)[list.length >> 1];
   return (medians[$("#color").value] ??= members.map((list) => [median(list, 0), median(list, 1)]));
 }
-function drawNames(of, list) {
-  if (list.length > 40) return;
-  const caption = map.clientWidth > 600 && list.length <= 20 ? title : short;
-  const names = $("#color").value === "cluster" ? caption : (c) => data.classes[c], style = getComputedStyle(document.body);
+function drawNames(of, list, names) {
+  if (list.length > 80) return;
+  const style = getComputedStyle(document.body);
   context.font = `600 ${12 * pixel}px ${style.fontFamily}`;
   context.textAlign = "center"; context.textBaseline = "middle";
   const back = getComputedStyle(document.documentElement).getPropertyValue("--stage");
@@ -142,6 +165,13 @@ function drawNames(of, list) {
     context.fillStyle = style.color;
     context.fillText(name, ...at);
   });
+}
+function spot(i, radius, fill, edge) {
+  context.beginPath();
+  context.arc(screenX(i), screenY(i), radius, 0, 7);
+  context.fillStyle = fill; context.strokeStyle = edge; context.lineWidth = pixel;
+  context.fill();
+  context.stroke();
 }
 function ring(i, radius, width, ink) {
   context.beginPath();
@@ -165,7 +195,9 @@ function nearestTo(x, y, within) { // the visible image nearest to a point of th
 
 const fingers = new Map();
 let moved = 0;
-let framing = false, corner = null, frame = null; // in framing, a drag draws a frame from its corner; map units
+// A drag may draw a rectangle from its corner, which becomes the frame of what is shown or chooses what is in it, or a
+// lasso, which chooses. Outlines are lists of places in map units.
+let framing = false, corner = null, frame = null, lasso = null;
 const under = ({ x, y }) => nearestTo(x * pixel, y * pixel, reach);
 const place = (event) => { const box = map.getBoundingClientRect(); return { x: (event.clientX - box.left), y: (event.clientY - box.top) }; };
 function spread() { const [a, b] = fingers.values(); return { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2, gap: Math.hypot(a.x - b.x, a.y - b.y) || 1 }; }
@@ -178,18 +210,36 @@ function setFraming(state) {
   $("#frame").setAttribute("aria-pressed", state);
   $("#frame").textContent = frame ? "Remove frame" : "Frame";
 }
-function stretchFrame(event) {
-  const [x, y] = mapPoint(event);
-  frame = { left: Math.min(x, corner[0]), right: Math.max(x, corner[0]), low: Math.min(y, corner[1]), top: Math.max(y, corner[1]) };
+function stretch(event) {
+  const [x, y] = mapPoint(event), [left, top] = corner, rectangle = framing || event.shiftKey;
+  if (!rectangle) lasso = [...(lasso ?? [corner]), [x, y]];
+  else if (choosing) lasso = [[left, top], [x, top], [x, y], [left, y]];
+  else frame = [[left, top], [x, top], [x, y], [left, y]];
   request();
 }
-const inFrame = (i) => !frame || (xy[2 * i] >= frame.left && xy[2 * i] <= frame.right && xy[2 * i + 1] >= frame.low && xy[2 * i + 1] <= frame.top);
+function inside(outline, i) { // whether a ray from the image crosses the outline an odd number of times
+  const x = xy[2 * i], y = xy[2 * i + 1];
+  let odd = false;
+  outline.forEach(([ax, ay], at) => {
+    const [bx, by] = outline.at(at - 1);
+    if (ay > y !== by > y && x < ax + ((y - ay) / (by - ay)) * (bx - ax)) odd = !odd;
+  });
+  return odd;
+}
+function stretched() {
+  if (!lasso) return showFramed();
+  const outline = lasso;
+  lasso = null;
+  setFraming(false);
+  choose([...visible.keys()].filter((i) => visible[i] && inside(outline, i)));
+}
 
 map.onpointerdown = (event) => {
   map.setPointerCapture(event.pointerId);
   fingers.set(event.pointerId, place(event));
   moved = fingers.size > 1 ? 99 : 0;
-  corner = (framing || event.shiftKey) && fingers.size === 1 ? mapPoint(event) : null;
+  lasso = null;
+  corner = (framing || choosing || event.shiftKey) && fingers.size === 1 ? mapPoint(event) : null;
 };
 map.onpointermove = (event) => {
   const now = place(event), before = fingers.get(event.pointerId);
@@ -199,7 +249,7 @@ map.onpointermove = (event) => {
   moved += Math.hypot(now.x - before.x, now.y - before.y);
   if (corner && moved > 4) {
     hover(-1);
-    stretchFrame(event);
+    stretch(event);
   } else if (old) {
     const next = spread();
     pan((next.x - old.x) * pixel, (next.y - old.y) * pixel);
@@ -211,10 +261,11 @@ map.onpointermove = (event) => {
 };
 map.onpointerup = map.onpointercancel = (event) => {
   fingers.delete(event.pointerId);
-  if (corner && moved > 4) return showFramed();
+  if (corner && moved > 4 && (frame || lasso)) return stretched();
   if (event.type === "pointercancel" || moved > 4) return;
-  const { x, y } = place(event);
-  select(event.pointerType === "mouse" ? under({ x, y }) : nearestTo(x * pixel, y * pixel, Math.max(reach, 24 * pixel)));
+  const { x, y } = place(event), i = event.pointerType === "mouse" ? under({ x, y }) : nearestTo(x * pixel, y * pixel, Math.max(reach, 24 * pixel));
+  if (!choosing && !event.shiftKey && !event.ctrlKey && !event.metaKey) select(i);
+  else if (i >= 0) toggle(i);
 };
 map.onpointerleave = () => hover(-1);
 // Two fingers are for the map, one scrolls the page (touch-action in page.css).
@@ -236,7 +287,8 @@ map.onkeydown = (event) => {
   const keys = {
     ArrowLeft: () => pan(stride, 0), ArrowRight: () => pan(-stride, 0), ArrowUp: () => pan(0, stride), ArrowDown: () => pan(0, -stride),
     "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: reset, p: () => step(-1), n: () => step(1),
-    Enter: () => select(nearestTo(wide / 2, high / 2, Infinity)), Escape: () => { select(-1); hover(-1); },
+    Enter: () => select(nearestTo(wide / 2, high / 2, Infinity)), " ": () => { if (selected >= 0) toggle(selected); },
+    Escape: () => { select(-1); hover(-1); },
   };
   if (event.ctrlKey || event.metaKey || event.altKey || !keys[event.key]) return;
   event.preventDefault();

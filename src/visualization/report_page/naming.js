@@ -1,55 +1,81 @@
-// Names that a person gives to clusters, and names.json, which the commands read.
+// The rows in which groups are named, chosen and merged, each with the pictures that stand for it.
 
-const PAGE_NAMES = [...data.givenNames]; // those of names.json when the page was made
-const STORED = `simclr-clusters names ${data.clustersId}`;
+const elements = new Map(); // of the rows, by key: an input keeps its focus while rows change around it
+const limits = new Map(); // how many pictures a row shows, where it is not ROW
+const ROW = 9;
+const picked = new Set(); // keys of the rows chosen for merging
+const rowOf = (key) => rows.find((row) => row.key === key);
 
-// By cluster: the name typed in this browser, and the page's name that it replaces. A page made again with
-// another name for the cluster is newer than what was typed.
-function storedNames(change = {}) {
-  try {
-    const entries = Object.entries({ ...JSON.parse(localStorage.getItem(STORED)), ...change });
-    const names = Object.fromEntries(entries.filter(([k, { replaces }]) => replaces === PAGE_NAMES[k]));
-    localStorage.setItem(STORED, JSON.stringify(names));
-    return names;
-  } catch { // browsers may refuse storage to pages from disk
-    $("#stored").hidden = true;
-    return {};
-  }
-}
-function restoreNames() {
-  for (const [k, { typed }] of Object.entries(storedNames())) data.givenNames[k] = typed;
+function updateNaming() {
+  const keys = new Set(rows.map(({ key }) => key)), list = $("#names");
+  for (const [key, element] of elements) if (!keys.has(key)) { element.remove(); elements.delete(key); picked.delete(key); }
+  rows.forEach((row, place) => {
+    if (!elements.has(row.key)) elements.set(row.key, namingRow(row.key));
+    const element = elements.get(row.key);
+    updateRow(element, row);
+    if (list.children[place] !== element) list.insertBefore(element, list.children[place] ?? null);
+  });
+  showPicked();
 }
 
-const clean = (name) => name.normalize("NFC").replace(/[\p{Cc}\p{Cs}\p{Zl}\p{Zp}]/gu, "").trim();
-
-function buildNaming() {
-  $("#names").replaceChildren(...data.givenNames.map((given, k) => {
-    const input = make("input", { type: "text", value: given, maxLength: 60, placeholder: data.classes[data.classOfCluster[k]] ?? "name", spellcheck: false });
-    input.setAttribute("aria-label", `name of cluster ${k}`);
-    input.oninput = () => storedNames({ [k]: { typed: clean(input.value), replaces: PAGE_NAMES[k] } });
-    input.onchange = () => {
-      input.value = data.givenNames[k] = clean(input.value);
-      regroup();
-    };
-    const own = Array.from({ length: count }, (_, i) => i).filter((i) => clusterOf[i] === k && (!hasPictures || tileOf[i] >= 0));
-    const grid = make("div", { className: "grid roving" });
-    fill(grid, own.sort((a, b) => distance[a] - distance[b] || a - b).slice(0, 8));
-    const swatch = make("span", { className: "swatch" });
-    swatch.style.setProperty("--color", data.clusterColors[k]);
-    return make("div", { className: "naming" }, make("label", {}, swatch, `Cluster ${k}`, input), grid);
-  }));
+function namingRow(key) {
+  const box = make("input", { type: "checkbox", onchange: () => { picked[box.checked ? "add" : "delete"](key); showPicked(); } });
+  const input = make("input", { type: "text", maxLength: 60, spellcheck: false });
+  // Kept at every key, as the page may be closed in the middle of typing.
+  input.oninput = () => store(changed(said, renamed(rowOf(key), clean(input.value))));
+  input.onchange = () => {
+    const row = rowOf(key), name = clean(input.value);
+    input.value = name;
+    if (name !== row.given) say(renamed(row, name));
+  };
+  const halve = make("button", { type: "button", className: "halve", textContent: "Split", onclick: () => say(divided(rowOf(key)), "Split in two") });
+  const more = make("button", { type: "button", className: "more", textContent: "More", onclick: () => { limits.set(key, (limits.get(key) ?? ROW) + 48); updateRow(element, rowOf(key)); } });
+  const label = make("label", {}, box, make("span", { className: "swatch" }), make("span", { className: "caption" }));
+  const element = make("div", { className: "naming" }, make("div", { className: "label" }, label, halve, more, input), make("div", { className: "grid roving" }));
+  return element;
 }
 
-function regroup() { // by the names
-  mergeNames();
-  on = { ...(on ?? everything()), cluster: everything().cluster };
-  buildFilters();
-  buildGallery();
-  applyFilters();
-  if (selected >= 0) select(selected);
+function updateRow(element, row) {
+  const caption = row.unit ? `${branchCount ? "Group" : "Cluster"} ${row.unit.number}` : "By name", thing = row.unit ? caption.toLowerCase() : row.name;
+  const [box, input] = element.querySelectorAll("input"), limit = limits.get(row.key) ?? ROW;
+  element.querySelector(".caption").textContent = caption;
+  element.querySelector(".swatch").style.setProperty("--color", groups.get(row.id).color);
+  box.setAttribute("aria-label", `choose ${thing}`);
+  box.checked = picked.has(row.key);
+  input.setAttribute("aria-label", `name of ${thing}`);
+  input.placeholder = row.called || "name";
+  if (input !== document.activeElement) input.value = row.given;
+  const halve = element.querySelector(".halve"), more = element.querySelector(".more");
+  halve.hidden = (row.unit?.fine ?? Object.values(said.fine).filter((name) => !row.unit && name === row.name)).length < 2;
+  halve.setAttribute("aria-label", `split ${thing}`);
+  const pictures = hasPictures ? row.images.filter((i) => tileOf[i] >= 0) : row.images;
+  const order = branchCount ? (a, b) => fineDistance[a] - fineDistance[b] : (a, b) => certainty[b] - certainty[a];
+  fill(element.querySelector(".grid"), pictures.sort((a, b) => order(a, b) || a - b).slice(0, limit));
+  more.hidden = pictures.length <= limit;
+  more.setAttribute("aria-label", `more of ${thing}`);
 }
 
-function namesFile() {
-  const names = Object.fromEntries([...data.givenNames.entries()].filter(([, name]) => name));
-  return `${JSON.stringify({ clusters: data.clustersId, names }, null, 2)}\n`;
+// ---- merging -------------------------------------------------------------------------------------
+
+const pickedRows = () => rows.filter(({ key }) => picked.has(key));
+function showPicked() {
+  $("#merging").hidden = !picked.size;
+  $("#picked-count").textContent = `${many(picked.size, "group")} chosen`;
+  $("#merge").disabled = picked.size < 2;
+  $("#merged-name").placeholder = mergedName();
+}
+function mergedName() {
+  const chosen = pickedRows();
+  return chosen.find(({ name }) => name)?.name ?? (chosen.length ? title(chosen[0].id) : "");
+}
+function merge() {
+  const name = clean($("#merged-name").value) || mergedName(), chosen = pickedRows();
+  clearPicked();
+  say(chosen.flatMap((row) => renamed(row, name)), `${many(chosen.length, "group")} merged into ${name}`);
+}
+function clearPicked() {
+  picked.clear();
+  $("#merged-name").value = "";
+  for (const element of elements.values()) element.querySelector("input").checked = false;
+  showPicked();
 }

@@ -1,0 +1,140 @@
+// The group of each image: by what was said of it, its fine cluster or its cluster. Images without a name are grouped
+// by cluster, or by as many branches of the tree above the fine clusters as a person chose.
+
+// ---- the tree ------------------------------------------------------------------------------------
+
+const fineCount = data.tree.length + 1, ROOT = 2 * fineCount - 2; // row m of the tree joins two nodes into fineCount + m
+// The nodes below a node at which a number of branches of the whole tree end, in its order.
+const branches = (node, total) => (node > 2 * fineCount - 1 - total ? data.tree[node - fineCount].flatMap((below) => branches(below, total)) : [node]);
+const leaves = (node) => branches(node, fineCount);
+
+// Where a node divides, its larger part keeps the number, and so the color; the other part gets the next number.
+const numberOf = [];
+function numberNodes() {
+  const sizes = tally(fineOf), size = (node) => leaves(node).reduce((sum, f) => sum + sizes.get(f), 0);
+  numberOf[ROOT] = 0;
+  for (let m = fineCount - 2; m >= 0; m--) {
+    const [large, small] = [...data.tree[m]].sort((a, b) => size(b) - size(a));
+    numberOf[large] = numberOf[fineCount + m];
+    numberOf[small] = fineCount - 1 - m;
+  }
+}
+
+// ---- groups --------------------------------------------------------------------------------------
+
+let branchCount = 0; // 0 for the clusters
+let groups = new Map(); // in the order of the tree, by number: name, numbers of its units, color. A name is one group.
+let rows = []; // what can be named: every unit (a cluster or branch), and the names that no unit has
+let group = new Int32Array(count); // of each image; -1 if it is ignored
+
+const clusterName = (k, state = said) => state.names[k] || (data.classes[data.classOfCluster[k]] ?? "");
+const fineName = (f) => said.fine[f] ?? "";
+const calledOf = (i) => said.moved[nameOf(i)] || fineName(fineOf[i]) || clusterName(clusterOf[i]); // in all tables
+
+const clusterUnits = () => data.classOfCluster.map((_, k) => ({ number: k, name: clusterName(k), given: said.names[k] ?? "", color: data.clusterColors[k], leaves: [] }));
+const branchUnits = () => branches(ROOT, branchCount).map((node) => {
+  const names = [...new Set(leaves(node).map(fineName))], name = names.length > 1 ? "" : names[0];
+  const fine = leaves(node).filter((f) => fineName(f) === name); // those that have another name are no part of it
+  return { number: numberOf[node], name, given: name, color: data.colors[numberOf[node]], leaves: leaves(node), fine };
+});
+
+function arrange() { // groups, rows and the group of each image
+  const units = branchCount ? branchUnits() : clusterUnits(), byName = new Map(), rowOfUnit = [], unitOfFine = [];
+  let next = units.length;
+  groups = new Map();
+  rows = [];
+  function add(name, unit) {
+    if (!name && !unit) return;
+    const isNew = !name || !byName.has(name), id = isNew ? unit?.number ?? next++ : byName.get(name);
+    if (name) byName.set(name, id);
+    if (isNew) groups.set(id, { name, units: [], color: unit?.color ?? data.colors[id % data.colors.length] });
+    if (unit) groups.get(id).units.push(unit.number);
+    if (isNew || unit) rows.push({ key: unit ? `unit ${unit.number}` : `group ${id}`, id, name, given: unit ? unit.given : name, unit, images: [] });
+  }
+  for (const unit of units) {
+    if (unit.fine?.length !== 0) add(unit.name, unit), rowOfUnit[unit.number] = rows.at(-1);
+    for (const f of unit.leaves) { add(fineName(f)); unitOfFine[f] = unit.number; }
+  }
+  for (let f = 0; f < fineCount; f++) add(fineName(f));
+  for (const name of Object.values(said.moved)) add(name);
+  rows = rows.filter((row) => row.unit || !groups.get(row.id).units.length);
+
+  const named = Array.from({ length: fineCount }, (_, f) => byName.get(fineName(f)));
+  const unitOf = (i) => (branchCount ? unitOfFine[fineOf[i]] : clusterOf[i]);
+  for (let i = 0; i < count; i++) group[i] = named[fineOf[i]] ?? rowOfUnit[unitOf(i)].id;
+  for (const [key, name] of Object.entries(said.moved)) if (imageNamed.has(key)) group[imageNamed.get(key)] = byName.get(name);
+  for (const key in said.ignored) if (imageNamed.has(key)) group[imageNamed.get(key)] = -1;
+  const first = new Map([...rows].reverse().map((row) => [row.id, row]));
+  for (let i = 0; i < count; i++) {
+    const own = rowOfUnit[unitOf(i)];
+    if (group[i] >= 0) (own?.id === group[i] ? own : first.get(group[i])).images.push(i);
+  }
+  for (const row of rows) row.called = row.name || mostFrequent(row.images.map(calledOf));
+}
+const mostFrequent = (values) => [...tally(values)].sort((a, b) => b[1] - a[1])[0]?.[0] ?? "";
+
+const calledOfGroup = (id) => rows.find((row) => row.id === id).called;
+function short(id) {
+  if (id < 0) return "ignored";
+  const { name, units } = groups.get(id), called = calledOfGroup(id);
+  return [units.join(" + "), name && units.length ? "→" : "", name || (called && `(${called})`)].filter(Boolean).join(" ");
+}
+function title(id) {
+  const { units } = groups.get(id) ?? { units: [] };
+  return units.length ? `${branchCount ? "group" : "cluster"}${units.length > 1 ? "s" : ""} ${short(id)}` : short(id);
+}
+
+function regroup() {
+  const before = groups;
+  arrange();
+  on.group = new Set([-1, ...[...groups.keys()].filter((id) => on.group.has(id) || !before.has(id))]);
+  show();
+}
+function setBranches(total) {
+  branchCount = total;
+  store();
+  groupAnew();
+}
+function groupAnew() {
+  arrange();
+  on.group = everything().group;
+  show();
+}
+function show() { // the groups, everywhere
+  $("#branches").value = branchCount || data.classOfCluster.length;
+  $("#branches-shown").textContent = branchCount || groups.size;
+  $("#as-clustered").setAttribute("aria-pressed", !branchCount);
+  buildFilters();
+  buildGallery();
+  applyFilters();
+  if (selected >= 0) select(selected);
+  $("#targets").replaceChildren(...[...groups.keys()].map((id) => make("option", { value: groups.get(id).name || title(id) })));
+  postpone(updateNaming);
+}
+
+// ---- what to say so that a row has a name --------------------------------------------------------
+
+function renamed(row, name) {
+  const fine = row.unit ? row.unit.fine : Object.keys(said.fine).filter((f) => said.fine[f] === row.name);
+  const changes = fine ? fine.map((f) => ({ kind: "fine", key: f, to: name })) : [{ kind: "names", key: row.unit.number, to: name }];
+  return [...changes, ...followed(row, changes, name)];
+}
+function followed(row, changes, name) { // images that were moved to a name stay with it, whatever it becomes
+  const after = changed(said, changes), left = [...Object.values(after.fine), ...data.classOfCluster.map((_, k) => clusterName(k, after))];
+  if (!row.name || left.includes(row.name) || (row.unit && !name)) return [];
+  return Object.keys(said.moved).filter((key) => said.moved[key] === row.name).map((key) => ({ kind: "moved", key, to: name }));
+}
+function divided(row) { // in two, where the tree divides it
+  const own = row.unit ? row.unit.fine : Object.keys(said.fine).filter((f) => said.fine[f] === row.name).map(Number);
+  let parts, node = ROOT;
+  for (;;) {
+    const below = data.tree[node - fineCount];
+    parts = below.map((child) => leaves(child).filter((f) => own.includes(f)));
+    if (parts[0].length && parts[1].length) break;
+    node = below[parts[0].length ? 0 : 1];
+  }
+  const name = (row.name || title(row.id)).slice(0, 56);
+  const changes = parts.flatMap((part, p) => part.map((f) => ({ kind: "fine", key: f, to: `${name} ${"ab"[p]}` })));
+  return [...changes, ...followed(row, changes, `${name} a`)];
+}
+const clean = (name) => name.normalize("NFC").replace(/[\p{Cc}\p{Cs}\p{Zl}\p{Zp}]/gu, "").trim();
