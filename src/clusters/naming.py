@@ -108,7 +108,7 @@ def settled(manifest: Manifest) -> Groups:
 
 def follow(directory: Path) -> None:
     """Follow names.json, if there is one: write it for the present clusters, fit the head."""
-    if not (directory / artifacts.NAMES).exists():
+    if not os.path.lexists(directory / artifacts.NAMES):
         return
     manifest = Manifest(directory)
     groups = settled(manifest)
