@@ -117,7 +117,9 @@ def test_features_get_what_the_clustering_wrote(tmp_path: Path, flags: dict) -> 
         x = np.array(manifest.load(artifacts.FEATURES, split))
         for size in (len(x), 64, 7):
             parts = [head.predict_features(x[i : i + size]) for i in range(0, len(x), size)]
-            clusters, sure, distances, far, groups = map(np.concatenate, zip(*parts, strict=True))
+            clusters, sure, distances, far, groups, _ = map(
+                np.concatenate, zip(*parts, strict=True)
+            )
             np.testing.assert_array_equal(clusters, manifest.load(artifacts.ASSIGNMENTS, split))
             np.testing.assert_array_equal(far, manifest.load(artifacts.UNUSUAL, split))
             written = manifest.load(artifacts.CERTAINTY, split)
