@@ -411,6 +411,31 @@ def test_few_points_are_pictures(unlabeled: Report, pictures: Path) -> None:
     assert np.corrcoef(drawn.ravel(), red)[0, 1:].argmax() == image
 
 
+def test_no_name_hides_an_unusual_picture(
+    open_report: OpenReport, pictures: Path, tmp_path: Path
+) -> None:
+    results, xy = load_results(pictures), np.random.default_rng(0).normal(size=(60, 2))
+    image = int(np.flatnonzero(results.clusters == 0)[0])
+    others = np.setdiff1d(np.flatnonzero(results.clusters == 0), image)
+    xy[image] = np.sort(xy[others], axis=0)[len(others) // 2]  # where the name is written
+    unusual = np.arange(60) == image
+    for is_unusual in (False, True):
+        shown = replace(results, unusual=unusual & is_unusual)
+        near = np.full(60, -1)
+        write_report(tmp_path / artifacts.REPORT, shown, [], near, xy, "PCA")
+        write_images(tmp_path / artifacts.IMAGES, shown, near, xy)
+        report = open_report(tmp_path)
+        box = report.page.locator("#map").bounding_box()
+        side = int(0.55 * (box["width"] * box["height"] / 60) ** 0.5)
+        x, y = report.point(image) - np.array([box["x"], box["y"]])
+        drawn = report.pixels("#map")[int(y) - 6 : int(y) + 6, int(x) - 12 : int(x) + 12].astype(
+            int
+        )
+        tile = Image.fromarray(results.pictures(np.array([image]))[0]).resize((side, side))
+        middle = np.asarray(tile)[side // 2 - 6 : side // 2 + 6, side // 2 - 12 : side // 2 + 12]
+        assert (np.abs(drawn - middle).mean() < 20) == is_unusual
+
+
 def test_search_unusual_ones_and_the_original_picture(unlabeled: Report, pictures: Path) -> None:
     page, results = unlabeled.page, load_results(pictures)
     names = results.file_names or []
