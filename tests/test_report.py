@@ -256,6 +256,7 @@ def test_it_fits_a_phone(open_report: OpenReport, drawn: Path, theme: str) -> No
     assert np.ptp(title) > 180
     assert (np.median(title) < 60) == (theme == "dark")
     (image,) = report.isolated_images(1)
+    report.js("scrollTo(0, 0)")
     report.page.touchscreen.tap(*report.point(image))
     assert report.selected() == image
     report.page.click("#theme")
