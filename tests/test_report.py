@@ -388,7 +388,7 @@ def test_without_labels_it_shows_every_number_that_exists_and_no_other(unlabeled
     assert "-" not in cells
     assert len(cells) == 2 * 6
     alt = page.get_attribute("#scan img", "alt")
-    assert alt == "Scores by number of clusters: Silhouette, Davies-Bouldin index, Stability"
+    assert alt == "Scores by number of clusters: Separation, Davies-Bouldin index, Stability"
     assert page.locator("#training").count() == 0
     for words in ("partial", "0.83", "0.43", "0.72", "0.29"):
         assert words in page.inner_text("#verdict")
@@ -422,9 +422,9 @@ def test_no_name_hides_an_unusual_picture(
     unusual = np.arange(60) == image
     for is_unusual in (False, True):
         shown = replace(results, unusual=unusual & is_unusual)
-        near = np.full(60, -1)
-        write_report(tmp_path / artifacts.REPORT, shown, [], near, xy, "PCA")
-        write_images(tmp_path / artifacts.IMAGES, shown, near, xy)
+        copies = Copies(np.full(60, -1), np.ones(60, bool), np.zeros(60))
+        write_report(tmp_path / artifacts.REPORT, shown, [], copies, xy, "PCA")
+        write_images(tmp_path / artifacts.IMAGES, shown, copies, xy)
         report = open_report(tmp_path)
         box = report.page.locator("#map").bounding_box()
         side = int(0.55 * (box["width"] * box["height"] / 60) ** 0.5)
@@ -488,6 +488,7 @@ def test_a_table_for_spreadsheets(unlabeled: Report) -> None:
     for k, name in enumerate(("=1+1", "Bär")):
         unlabeled.page.fill(f"[aria-label='name of cluster {k}']", name)
         unlabeled.page.keyboard.press("Tab")
+    unlabeled.open_filters()
     table = unlabeled.downloaded("#save-csv")
     assert table.startswith(codecs.BOM_UTF8)
     names = {row["name"] for row in read_table(table) if row["cluster"] in "01"}
