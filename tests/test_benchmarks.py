@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import inference_check, inference_throughput, time_to_target
+from benchmarks import inference_check, inference_throughput, naming, time_to_target
 from benchmarks.inference_check import CheckConfig, calibration_error
 from benchmarks.inference_throughput import ThroughputConfig
 from benchmarks.simclr_contestants import Ours, new_contestant
@@ -22,6 +22,7 @@ from benchmarks.time_to_target import TargetConfig, cpu_seconds, minutes_to, tab
 from src.models.architectures import ARCHITECTURES
 from src.runtime.cli import UserError
 from src.training.flags import DEFAULTS, TrainConfig
+from tests.helpers.blobs import blobs
 from tests.helpers.digits import digits, write_digits
 from tests.helpers.finished_run import FinishedRun
 
@@ -207,3 +208,17 @@ def test_minutes_to_an_accuracy_and_their_ratio() -> None:
         ["a", "0.400", "0.480", "0.460", "<10", "14.1", "(1.00", "x)", ">40"],
         ["b", "0.200", "0.360", "0.440*", "15.4", "40.0", "(2.83", "x)", ">40"],
     ]
+
+
+def test_a_person_names_clear_groups_rightly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, labels = blobs(240, 1)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", labels)
+    naming.main(naming.NamingConfig(tmp_path / "x.npy", tmp_path / "y.npy", seeds=1))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["10", "30", "50"]
+    for row in rows:
+        assert row[1::2] == ["1.000"] * 4
+        assert all(float(cell.strip("()")) < 0.8 for cell in row[2::2])

@@ -284,8 +284,10 @@ def test_the_scan_weighs_silhouette_and_stability() -> None:
     result = scan(x, [4, 2, 3], seed=0)
     assert result["picked"] == 2  # the lowest, but its silhouette is high
     assert result["runners_up"] == [4, 3]
-    table = scan_table(result).splitlines()
-    assert [line.split()[4:] for line in table[1:]] == [["next"], ["<-", "picked"], ["next"]]
+    rows = [line.split() for line in scan_table(result).splitlines()[1:-1]]
+    assert [row[4:] for row in rows] == [["next"], ["<-", "picked"], ["next"]]
+    for _, separation, stable, score, *_ in rows:
+        assert float(score) == pytest.approx(float(separation) * float(stable), abs=2e-3)
 
 
 def test_the_scan_takes_no_fewer_images_than_clusters(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from src.clusters.confidence import confidence, fit_scale, gaussian_scale, margi
 from src.clusters.head import ClusterHead
 from src.inference import InferenceConfig, main
 from src.prediction import stage
-from src.prediction.output import Montage, NearCluster, Row, SortedPictures, folder_names, line
+from src.prediction.output import LikelyCluster, Montage, Row, SortedPictures, folder_names, line
 from src.prediction.picture_stream import find
 from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError
@@ -117,7 +117,9 @@ def test_features_get_what_the_clustering_wrote(tmp_path: Path, flags: dict) -> 
         x = np.array(manifest.load(artifacts.FEATURES, split))
         for size in (len(x), 64, 7):
             parts = [head.predict_features(x[i : i + size]) for i in range(0, len(x), size)]
-            clusters, sure, distances, far, groups = map(np.concatenate, zip(*parts, strict=True))
+            clusters, sure, distances, far, groups, _ = map(
+                np.concatenate, zip(*parts, strict=True)
+            )
             np.testing.assert_array_equal(clusters, manifest.load(artifacts.ASSIGNMENTS, split))
             np.testing.assert_array_equal(far, manifest.load(artifacts.UNUSUAL, split))
             written = manifest.load(artifacts.CERTAINTY, split)
@@ -215,7 +217,7 @@ def test_every_file_is_predicted_or_named_with_its_reason(
     (own,), (distances,), (certainty,) = expected.clusters, expected.distances, expected.certainty
     for name in same:
         assert rows[name]["cluster"] == own
-        assert len(rows[name]["nearest"]) == 3
+        assert len(rows[name]["clusters"]) == 3
         assert rows[name]["confidence"] == pytest.approx(certainty, abs=1e-6)
         assert rows[name]["distance"] == pytest.approx(distances[own], rel=1e-3)
     assert "predicted 4 of 11 pictures" in printed.err
@@ -270,12 +272,13 @@ def test_paths_on_standard_input_and_csv(
     assert rows[4]["error"] == "no such file or directory"
     assert rows[4]["cluster"] == ""
     expected = predictor.predict(digits()[:4])
-    for row, own, distances in zip(rows, expected.clusters, expected.distances, strict=False):
-        others = [k for k in np.argsort(distances) if k != own]
+    for row, own, p in zip(rows, expected.clusters, expected.probabilities, strict=False):
+        assert (p.argmax(), p.sum()) == (own, pytest.approx(1))
+        others = np.argsort(-p)[1:].tolist()
         assert int(row["cluster"]) == own
         assert row["name"] == predictor.class_of(own)
         assert [int(row["second_cluster"]), int(row["third_cluster"])] == others[:2]
-        assert float(row["third_distance"]) == pytest.approx(distances[others[1]], abs=1e-4)
+        assert float(row["third_probability"]) == pytest.approx(p[others[1]], abs=1e-4)
 
 
 def test_no_more_than_a_window_is_decoded_ahead(tmp_path: Path) -> None:
@@ -330,9 +333,13 @@ def test_a_montage_that_cannot_be_written_costs_no_prediction(infer: Infer, tmp_
 
 def test_odd_names_in_table_and_montage(tmp_path: Path) -> None:
     row = Row(
-        "folder/\x1b[2Jred\n.png", None, "c\nat\udce9", 0.5, (NearCluster(3, "c\nat\udce9", 1.25),)
+        "folder/\x1b[2Jred\n.png",
+        None,
+        "c\nat\udce9",
+        0.5,
+        (LikelyCluster(3, "c\nat\udce9", 0.625, 1.25),),
     )
-    cells = ["…Jred?.png", "3", "c?at?", "0.500", "1.250", "3", "(1.250)"]
+    cells = ["…Jred?.png", "3", "c?at?", "0.500", "1.250", "3", "(0.625)"]
     assert line(row, "table", "confidence", 10).split() == cells
     montage = Montage(limit=1)
     montage.add(row, np.zeros((3, 8, 8), np.uint8))
@@ -365,12 +372,12 @@ def test_an_unusual_picture_is_marked_in_every_output(
 def test_montage_is_a_uniform_sample_in_the_order_of_the_clusters() -> None:
     montage = Montage(limit=100)
     for i in range(1000):
-        near = (NearCluster(i % 3, "a", 0.0),)
-        montage.add(Row(str(i), None, near[0].name, i / 1000, near), np.zeros((3, 8, 8), np.uint8))
+        likely = (LikelyCluster(i % 3, "a", 1.0, 0.0),)
+        montage.add(Row(str(i), None, "a", i / 1000, likely), np.zeros((3, 8, 8), np.uint8))
     rows = [row for row, _ in montage.tiles]
     assert len({row.path for row in rows}) == 100
     assert 400 < np.mean([int(row.path) for row in rows]) < 600
-    keys = [(row.nearest[0].cluster, -row.certainty) for row in rows]
+    keys = [(row.likely[0].cluster, -row.certainty) for row in rows]
     assert keys == sorted(keys)
 
 

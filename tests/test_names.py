@@ -68,8 +68,8 @@ def test_given_names_in_every_output(features: Path, pictures: Path, tmp_path: P
     before, after, table = (rows_of(tmp_path / name) for name in outputs)
     for old, new, row in zip(before, after, table, strict=True):
         assert new["name"] == row["name"] == expected[new["cluster"]]
-        for near in new["nearest"]:
-            assert near["name"] == expected[near["cluster"]]
+        for one in new["clusters"]:
+            assert one["name"] == expected[one["cluster"]]
         rest = ("path", "cluster", "confidence", "distance")
         assert [old[key] for key in rest] == [new[key] for key in rest]
 

@@ -257,7 +257,7 @@ def test_it_fits_a_phone(open_report: OpenReport, drawn: Path, theme: str) -> No
     assert np.ptp(title) > 180
     assert (np.median(title) < 60) == (theme == "dark")
     (image,) = report.isolated_images(1)
-    report.page.locator("#stage").scroll_into_view_if_needed()
+    report.js("scrollTo(0, 0)")
     report.page.touchscreen.tap(*report.point(image))
     assert report.selected() == image
     report.page.click("#theme")
@@ -391,7 +391,7 @@ def test_without_labels_it_shows_every_number_that_exists_and_no_other(unlabeled
     assert "-" not in cells
     assert len(cells) == 2 * 6
     alt = page.get_attribute("#scan img", "alt")
-    assert alt == "Scores by number of clusters: Silhouette, Davies-Bouldin index, Stability"
+    assert alt == "Scores by number of clusters: Separation, Davies-Bouldin index, Stability"
     assert page.locator("#training").count() == 0
     for words in ("partial", "0.83", "0.43", "0.72", "0.29"):
         assert words in page.inner_text("#verdict")
@@ -423,9 +423,9 @@ def test_no_name_hides_an_unusual_picture(
     others = np.setdiff1d(np.flatnonzero(results.clusters == 0), image)
     xy[image] = np.sort(xy[others], axis=0)[len(others) // 2]  # where the name is written
     unusual = np.arange(60) == image
-    copies = Copies(np.full(60, -1), np.full(60, True), np.ones(60))
     for is_unusual in (False, True):
         shown = replace(results, unusual=unusual & is_unusual)
+        copies = Copies(np.full(60, -1), np.ones(60, bool), np.zeros(60))
         write_report(tmp_path / artifacts.REPORT, shown, [], copies, xy, "PCA")
         write_images(tmp_path / artifacts.IMAGES, shown, copies, xy)
         report = open_report(tmp_path)

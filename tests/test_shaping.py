@@ -171,6 +171,12 @@ def test_a_person_shapes_400_pictures(open_report: OpenReport, tmp_path: Path) -
             assert now[path] == shown[path]
         named = [path for path, name in shown.items() if not name.startswith("cluster ")]
         assert np.mean([now[path] == shown[path] for path in named]) > 0.9
+    page.reload()
+    report.js(READY)
+    page.fill(".naming >> nth=0 >> input[type=text]", "last")
+    page.keyboard.press("Tab")
+    digests = json.loads(report.downloaded("#save-names"))["digests"]
+    assert digests == read_names(photos).digests != {}
 
 
 def test_undo_takes_back_every_step(shaping: Report) -> None:

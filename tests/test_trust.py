@@ -46,14 +46,17 @@ def test_agreement_of_halves_is_that_of_scikit_learn() -> None:
         models = [KMeans(6, n_init=3, random_state=7).fit(x[half]) for half in halves]  # type: ignore[arg-type]
         scores.append(adjusted_rand_score(*(model.predict(x) for model in models)))
     assert len(set(scores)) > 1
-    assert halves_agreement(method(), x, 6, seed=7) == pytest.approx(np.mean(scores))
+    expected = np.mean(scores), np.std(scores, ddof=1)
+    assert halves_agreement(method(), x, 6, seed=7) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("hops", [0, 2])
 def test_groups_are_clear_and_noise_is_not(hops: int) -> None:
-    assert halves_agreement(method(hops), groups(200, 0.5), 4, 0) == 1
+    assert halves_agreement(method(hops), groups(200, 0.5), 4, 0) == (1, 0)
     noise = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
-    assert halves_agreement(method(hops), noise, 4, 0) < 0.4
+    assert halves_agreement(method(hops), noise, 4, 0)[0] < 0.4
+    noise = np.random.default_rng(0).normal(size=(200, 80)).astype(np.float32)
+    assert (trust_report(method(hops), noise, None, 4, 0) or {})["verdict"] == "no structure"
 
 
 def test_labels_do_not_change_it() -> None:
@@ -66,19 +69,23 @@ def test_the_verdict_follows_halves_views_and_pixels(monkeypatch: pytest.MonkeyP
     x, images = np.zeros((20, 2), np.float32), np.zeros((20, 3, 24, 24), np.uint8)
     drawn = Views(np.zeros((2, 20)), np.zeros((2, 20, 5)))
     for halves, views, raw, word in (
-        (0.46, None, {"halves": 0.9, "views": None}, "clear"),
-        (0.44, None, {"halves": 0.4, "views": None}, "partial"),
-        (0.4, None, {"halves": 0.5, "views": None}, "no better than pixels"),
-        (0.9, 0.31, {"halves": 0.1, "views": 0.2}, "clear"),
-        (0.9, 0.29, {"halves": 0.1, "views": 0.2}, "no better than pixels"),  # within the error
-        (0.1, None, None, "partial"),
+        ((0.46, 0), None, (0.9, 0, None), "clear"),
+        ((0.44, 0), None, (0.4, 0, None), "partial"),
+        ((0.4, 0), None, (0.5, 0, None), "no better than pixels"),
+        ((0.334, 0.04), None, (0.319, 0.03, None), "no better than pixels"),  # within the error
+        ((0.364, 0.04), None, (0.319, 0.03, None), "partial"),
+        ((0.9, 0), 0.31, (0.2, 0, 0.2), "clear"),
+        ((0.9, 0), 0.29, (0.2, 0, 0.2), "no better than pixels"),  # within the error
+        ((0.11, 0), None, None, "partial"),
+        ((0.09, 0), None, (0.01, 0, None), "no structure"),
     ):
-        measured = {"halves": halves, "views": views, "pixels": raw}
-        for name, value in measured.items():
+        pixels = raw and dict(zip(("halves", "spread", "views"), raw, strict=True))
+        for name, value in {"halves": halves, "views": views, "pixels": pixels}.items():
             monkeypatch.setattr(trust, f"{name}_agreement", lambda *_, value=value: value)
         report = trust_report(method(), x, raw and images, 3, 0, views and drawn) or {}
+        measured = {"halves": halves[0], "spread": halves[1], "views": views, "pixels": pixels}
         assert report == {"verdict": word, **measured}
-        assert describe(report).startswith(f"{word}: ")
+        assert describe(report).startswith(f"{word}: two halves of the images have ")
 
 
 def test_no_verdict_about_one_cluster_or_small_halves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,15 +106,25 @@ def test_agreement_of_views_is_scotts_pi() -> None:
     assert views_agreement(np.zeros((2, 5), int)) == 0
 
 
-@pytest.mark.parametrize("raw", [{"halves": 0.2, "views": 0.341}, None])
+@pytest.mark.parametrize("raw", [{"halves": 0.2, "spread": 0.1, "views": 0.341}, None])
 @pytest.mark.parametrize("views", [0.678, None])
 def test_words_only_about_what_was_measured(raw: dict | None, views: float | None) -> None:
     raw = raw and raw | ({} if views else {"views": None})
-    line = describe({"verdict": "clear", "halves": 0.9, "views": views, "pixels": raw})
+    own = {"halves": 0.9, "spread": 0.1, "views": views}
+    line = describe({"verdict": "clear", **own, "pixels": raw})
     expected = "0.90, raw pixels 0.20" if raw else "0.90"
     if views:
         expected += "; Scott's pi between views 0.68" + (", raw pixels 0.34" if raw else "")
-    assert line.endswith(f" (ARI between halves {expected}; 1 is identical, 0 is chance)")
+    assert f" (ARI between halves {expected}; 1 is identical, 0 is chance): look at" in line
+
+
+@pytest.mark.parametrize(
+    ("halves", "words"),
+    [(0.81, "nearly all"), (0.51, "most"), (0.3, "some"), (0.2, "few"), (0.05, "no")],
+)
+def test_the_words_fit_the_number(halves: float, words: str) -> None:
+    own = {"halves": halves, "spread": 0.1, "views": None, "pixels": None}
+    assert f"halves of the images have {words} clusters" in describe({"verdict": "partial", **own})
 
 
 def test_more_images_must_agree_better() -> None:
@@ -140,7 +157,7 @@ def test_raw_digits_are_as_good_as_themselves() -> None:
         raw_2nS = np.stack([raw_pixels(pixels(x)).numpy() for x in views])
         clusters_2n = np.stack([head.assign(pca.transform(x)) for x in raw_2nS])
         report = trust_report(own, x_NP, images, 10, 0, Views(clusters_2n, raw_2nS)) or {}
-        assert report["pixels"] == {"halves": report["halves"], "views": report["views"]}
+        assert report["pixels"] == {key: report[key] for key in ("halves", "spread", "views")}
         assert report["verdict"] == "no better than pixels"
         agreements.append(report["views"])
     assert agreements[0] < 0.5 < 0.8 < agreements[1] < 1

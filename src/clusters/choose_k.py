@@ -114,11 +114,16 @@ def ranked(counts: Sequence[int], silhouette: np.ndarray, stability: np.ndarray)
 
 
 def scan_table(result: ScanScores) -> str:
-    """The curves of a scan as aligned text, with a mark at the picked number."""
-    rows = [["clusters", "silhouette", "Davies-Bouldin", "stability", ""]]
-    curves = (result["silhouette"], result["davies_bouldin"], result["stability"])
-    for count, *values in zip(result["clusters"], *curves, strict=True):
-        numbers = ["-" if value is None else f"{value:.3f}" for value in values]
+    """What the pick of a scan comes from as aligned text, with a mark at the picked number."""
+    rows = [["clusters", "separation", "stability", "score", ""]]
+    curves = zip(result["clusters"], result["silhouette"], result["stability"], strict=True)
+    for count, silhouette, stable in curves:
+        separation = max(silhouette or 0, 0)
+        numbers = [f"{value:.3f}" for value in (separation, stable, separation * stable)]
         note = "<- picked" if count == result["picked"] else ""
         rows.append([str(count), *numbers, "next" if count in result["runners_up"] else note])
-    return aligned(rows)
+    return (
+        aligned(rows)
+        + "\nseparation: silhouette of the rows that are clustered, which are smoothed unless "
+        "--no-smooth; score: separation x stability, higher is better"
+    )

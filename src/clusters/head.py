@@ -135,6 +135,11 @@ class ClusterHead(nn.Module):
         sure = certainty(self.certainty_name, scores, scale)
         return cluster, sure, squared.sqrt(), distance > self.unusual_distance, group
 
+    def probabilities(self, features_BD: Tensor) -> Tensor:
+        """Of the clusters, (B, K)."""
+        reduced, *_ = self.measure(features_BD)
+        return (self.linear(reduced) / self.confidence_scale).softmax(1)
+
     def set_unusual(self, fitted_ND: np.ndarray, usual: float) -> None:
         """Images farther from every cluster than the share `usual` of the fitted ones, float32, are
         unusual from now on. Those at that distance are not, however rounding differs by batch."""

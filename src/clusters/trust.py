@@ -35,12 +35,19 @@ BLOCK = 256
 VIEWS_MARGIN = 0.1
 """The agreement of views must exceed that of raw pixels by this much: 1.5 standard errors of the
 difference, as both come from 128 images."""
-MEANINGS: dict[Verdict, str] = {
-    "clear": "stable across subsets",
-    "partial": "some clusters change with the images they are found on",
-    "no better than pixels": "train longer or on more images; check every cluster before using it",
+SPLITS = 6
+"""Into halves."""
+NOTHING = 0.1
+"""Halves that agree less have no clusters in common: noise came to -0.01 to 0.02 (docs/log.md)."""
+SHARED = {0.8: "nearly all", 0.5: "most", 0.25: "some", NOTHING: "few"}
+"""By the agreement of halves: how many clusters two halves of the images have in common."""
+NEXT: dict[Verdict, str] = {
+    "clear": "look at some pictures of each cluster, then use them",
+    "partial": "look at every cluster before using it, and merge or split clusters",
+    "no better than pixels": "train longer or on more images, or use features of another model",
+    "no structure": "do not use them; try fewer clusters or features of another model",
 }
-"""By the verdict."""
+"""What to do, by the verdict."""
 
 
 class Views(NamedTuple):
@@ -52,10 +59,13 @@ class Views(NamedTuple):
     """Their raw pixels."""
 
 
-def halves_agreement(method: Method, x_NP: np.ndarray, clusters: int, seed: int) -> float:
-    """The mean adjusted Rand index of six splits; a half must have `clusters` rows."""
+def halves_agreement(
+    method: Method, x_NP: np.ndarray, clusters: int, seed: int
+) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1) of the adjusted Rand index over `SPLITS`; a half must
+    have `clusters` rows."""
     blind, scores = _blind(method), []
-    for i in range(6):
+    for i in range(SPLITS):
         order = np.random.default_rng([seed, i]).permutation(len(x_NP))[:IMAGES]
         assigned = []
         for rows in np.array_split(order, 2):
@@ -63,7 +73,7 @@ def halves_agreement(method: Method, x_NP: np.ndarray, clusters: int, seed: int)
             found = blind.cluster(half, clusters, seed, blind.smooth(half, clusters))
             assigned.append(found.head.assign(x_NP))
         scores.append(adjusted_rand_score(*assigned))
-    return float(np.mean(scores))
+    return float(np.mean(scores)), float(np.std(scores, ddof=1))
 
 
 def views_agreement(clusters_2n: np.ndarray) -> float:
@@ -84,11 +94,11 @@ def pixels_agreement(
 ) -> Agreement:
     """Of raw pixels: the agreement of halves, and that of views if there are any."""
     pca, reduced = method.reduce({method.fit_on: small_pixels(images_NCSS)})
-    halves, views = halves_agreement(method, reduced[method.fit_on], clusters, seed), None
+    (halves, spread), views = halves_agreement(method, reduced[method.fit_on], clusters, seed), None
     if views_2nS is not None:
         found = _blind(method).cluster(reduced, clusters, seed, method.smooth(reduced, clusters))
         views = views_agreement(np.stack([found.head.assign(pca.transform(x)) for x in views_2nS]))
-    return {"halves": halves, "views": views}
+    return {"halves": halves, "spread": spread, "views": views}
 
 
 def _blind(method: Method) -> Method:
@@ -119,17 +129,29 @@ def trust_report(
     """
     if not 1 < clusters <= min(len(x_NP), IMAGES) // 2:
         return None
-    halves, raw = halves_agreement(method, x_NP, clusters, seed), None
+    (halves, spread), raw = halves_agreement(method, x_NP, clusters, seed), None
     if images_NCSS is not None:
         raw = pixels_agreement(method, images_NCSS, clusters, seed, views and views.pixels_2nS)
     own = views and views_agreement(views.clusters_2n)
-    verdict: Verdict = "clear" if halves >= clear_from(len(x_NP)) else "partial"
-    if raw and (
-        (verdict == "partial" and halves <= raw["halves"])
-        or (own is not None and raw["views"] is not None and own <= raw["views"] + VIEWS_MARGIN)
-    ):
-        verdict = "no better than pixels"
-    return {"verdict": verdict, "halves": halves, "views": own, "pixels": raw}
+    report: Agreement = {"halves": halves, "spread": spread, "views": own}
+    return {"verdict": verdict_of(report, raw, clear_from(len(x_NP))), **report, "pixels": raw}
+
+
+def verdict_of(own: Agreement, raw: Agreement | None, clear: float) -> Verdict:
+    """From the agreement of the features, that of raw pixels if there are any, and the agreement of
+    halves from which on clusters are clear."""
+    if own["halves"] < NOTHING:
+        return "no structure"
+    is_clear = own["halves"] >= clear
+    if raw:
+        # One standard error of the difference of two means over the splits.
+        margin = np.hypot(own["spread"], raw["spread"]) / np.sqrt(SPLITS)
+        views, pixels = own["views"], raw["views"]
+        if (not is_clear and own["halves"] <= raw["halves"] + margin) or (
+            views is not None and pixels is not None and views <= pixels + VIEWS_MARGIN
+        ):
+            return "no better than pixels"
+    return "clear" if is_clear else "partial"
 
 
 def small_pixels(images_NCSS: np.ndarray) -> np.ndarray:
@@ -140,7 +162,7 @@ def small_pixels(images_NCSS: np.ndarray) -> np.ndarray:
 
 
 def describe(trust: TrustScores) -> str:
-    """The verdict in one line, and the numbers that it comes from."""
+    """The verdict in one line, with what it means, what to do and the numbers it comes from."""
     raw = trust["pixels"]
     measured = [("ARI between halves", trust["halves"], raw and raw["halves"])]
     if trust["views"] is not None:
@@ -150,4 +172,8 @@ def describe(trust: TrustScores) -> str:
         for name, value, pixels in measured
     )
     verdict = trust["verdict"]
-    return f"{verdict}: {MEANINGS[verdict]} ({evidence}; 1 is identical, 0 is chance)"
+    shared = next((text for least, text in SHARED.items() if trust["halves"] >= least), "no")
+    return (
+        f"{verdict}: two halves of the images have {shared} clusters in common ({evidence}; 1 is "
+        f"identical, 0 is chance): {NEXT[verdict]}"
+    )

@@ -42,6 +42,11 @@ def summary_table(scores: Scores) -> str:
     table = aligned(rows, left=3)
     named_on = scores["fit"]["named_on"]
     if named_on is None:
+        if "silhouette" in columns:
+            table += (
+                "\nSilhouette: higher is better; Davies-Bouldin: lower is better. They compare "
+                "clusters of the same features only, not runs or kinds of features."
+            )
         return table
     table += "\nHungarian accuracy: clusters matched to classes on each split itself, as in papers."
     table += f"\nk-NN: accuracy of the features themselves, by the 20 nearest images of {named_on}."

@@ -29,11 +29,12 @@ from src.storage.picture_table import csv_line, picture_columns
 
 
 @dataclass(frozen=True)
-class NearCluster:
-    """A cluster, its name, and the distance to its centroid."""
+class LikelyCluster:
+    """A cluster, its name, its probability, and the distance to its centroid."""
 
     cluster: int
     name: str
+    probability: float
     distance: float
 
 
@@ -48,8 +49,8 @@ class Row:
     """Of its group."""
     certainty: float = 0.0
     """Confidence or margin."""
-    nearest: tuple[NearCluster, ...] = ()
-    """Its own cluster, then the two nearest others or all there are."""
+    likely: tuple[LikelyCluster, ...] = ()
+    """The three most probable clusters, or all there are; its own comes first."""
     unusual: bool = False
     """Whether it is far from every cluster."""
     label: str | None = None
@@ -67,8 +68,8 @@ class Row:
 
 def _csv_columns(certainty: CertaintyName) -> tuple[str, ...]:
     return (
-        *picture_columns(certainty), "second_cluster", "second_distance", "third_cluster",
-        "third_distance", "label", "error",
+        *picture_columns(certainty), "second_cluster", "second_probability", "third_cluster",
+        "third_probability", "label", "error",
     )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def header(
         return csv_line([*_csv_columns(certainty), *itertools.chain(*columns)])
     if style == "table":
         return _table_line("picture", "cluster", "name", certainty, "distance", path_width) + (
-            "own and nearest others (distance)"
+            "most probable clusters"
         )
     return None
 
@@ -112,16 +113,16 @@ def line(row: Row, style: Format, certainty: CertaintyName, path_width: int | No
         return csv_line(_csv_values(row, certainty))
     if row.error:
         return None
-    own = row.nearest[0]
+    own = row.likely[0]
     path = printable(row.path + (f" ({row.label})" if row.label else ""))
-    nearest = "  ".join(f"{near.cluster} ({near.distance:.3f})" for near in row.nearest)
+    likely = "  ".join(f"{one.cluster} ({one.probability:.3f})" for one in row.likely)
     neighbors = "  ".join(f"{printable(name)} ({value:.3f})" for name, value in row.neighbors)
     neighbors = neighbors and f"\n    neighbors: {neighbors}"
     numbers = f"{row.certainty:.3f}", f"{own.distance:.3f}"
     mark = "  unusual" if row.unusual else ""
     return (
         _table_line(path, str(own.cluster), printable(row.name), *numbers, path_width)
-        + nearest
+        + likely
         + mark
         + neighbors
     )
@@ -138,14 +139,19 @@ def _table_line(
 def _fields(row: Row, certainty: CertaintyName) -> dict:
     if row.error:
         return {"path": row.path, "error": row.error}
-    own, *_ = nearest = [
-        {"cluster": near.cluster, "name": near.name, "distance": round(near.distance, 6)}
-        for near in row.nearest
+    clusters = [
+        {
+            "cluster": one.cluster,
+            "name": one.name,
+            "probability": round(one.probability, 6),
+            "distance": round(one.distance, 6),
+        }
+        for one in row.likely
     ]
     fields = {
-        "path": row.path, "cluster": own["cluster"], "name": row.name,
-        certainty: round(row.certainty, 6), "distance": own["distance"],
-        "unusual": row.unusual, "nearest": nearest,
+        "path": row.path, "cluster": clusters[0]["cluster"], "name": row.name,
+        certainty: round(row.certainty, 6), "distance": clusters[0]["distance"],
+        "unusual": row.unusual, "clusters": clusters,
     }  # fmt: skip
     if row.label is not None:
         fields["label"] = row.label
@@ -158,8 +164,8 @@ def _csv_values(row: Row, certainty: CertaintyName) -> list[object]:
     fields = _fields(row, certainty)
     if "unusual" in fields:
         fields["unusual"] = int(fields["unusual"])
-    for place, near in zip(("second", "third"), fields.get("nearest", [])[1:], strict=False):
-        fields |= {f"{place}_cluster": near["cluster"], f"{place}_distance": near["distance"]}
+    for place, one in zip(("second", "third"), fields.get("clusters", [])[1:], strict=False):
+        fields |= {f"{place}_cluster": one["cluster"], f"{place}_probability": one["probability"]}
     neighbors = ((near["path"], near["similarity"]) for near in fields.get("neighbors", []))
     return [*map(fields.get, _csv_columns(certainty)), *itertools.chain(*neighbors)]
 
@@ -192,7 +198,7 @@ class Montage:
 
     @property
     def tiles(self) -> list[tuple[Row, np.ndarray]]:
-        return sorted(self._tiles, key=lambda t: (t[0].nearest[0].cluster, -t[0].certainty))
+        return sorted(self._tiles, key=lambda t: (t[0].likely[0].cluster, -t[0].certainty))
 
     def save(self, file: Path, certainty: CertaintyName) -> None:
         """Write the montage as PNG, with a line on what it shows; without pictures write nothing.

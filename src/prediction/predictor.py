@@ -49,6 +49,8 @@ class Predictions(NamedTuple):
     """bool (N,), whether it is far from every cluster, see `src/clusters/head.py`."""
     groups: np.ndarray
     """int64 (N,), an index into `Predictor.group_names`."""
+    probabilities: np.ndarray
+    """float32 (N, K), of the clusters; see `src/clusters/confidence.py`."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Predictor:
         empty = np.empty((0, len(self.head.centroids)), np.float32)
         # For no pictures at all:
         none = empty.argmin(1)
-        parts = [Predictions(none, empty.max(1), empty, none > 0, none)]
+        parts = [Predictions(none, empty.max(1), empty, none > 0, none, empty)]
         parts += [self.predict_features(self.features(batch)) for batch in batches]
         return Predictions(*map(np.concatenate, zip(*parts, strict=True)))
 
@@ -161,7 +163,10 @@ class Predictor:
     @torch.inference_mode()
     def predict_features(self, features_BD: np.ndarray) -> Predictions:
         """`predict` from float32 features (B, D) of the network behind the clusters."""
-        return Predictions(*(out.numpy() for out in self.head(torch.from_numpy(features_BD))))
+        x_BD = torch.from_numpy(features_BD)
+        return Predictions(
+            *(out.numpy() for out in (*self.head(x_BD), self.head.probabilities(x_BD)))
+        )
 
     def name_of(self, cluster: int) -> str:
         """The name that the user gave to a cluster, its class, or "cluster 3"."""

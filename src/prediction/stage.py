@@ -21,8 +21,8 @@ from dataset.pictures import IMAGE_SUFFIXES, BadPicture, picture_size
 from src.clusters.groups import load_groups
 from src.prediction.flags import InferenceConfig
 from src.prediction.output import (
+    LikelyCluster,
     Montage,
-    NearCluster,
     Row,
     SortedPictures,
     folder_names,
@@ -65,7 +65,7 @@ class Counts:
         self.unusual += row.unusual
         if row.label is not None:
             self.labeled += 1
-            self.right += row.label == predictor.class_of(row.nearest[0].cluster)
+            self.right += row.label == predictor.class_of(row.likely[0].cluster)
 
     def report(self, seconds: float) -> None:
         all_given = self.predicted + self.unreadable
@@ -184,7 +184,7 @@ def track(config: InferenceConfig, predictor: Predictor, examples: Montage) -> N
         return
     table = []
     for row, image_3SS in examples.tiles:
-        cluster, certainty = row.nearest[0].cluster, f"{row.certainty:.3f}"
+        cluster, certainty = row.likely[0].cluster, f"{row.certainty:.3f}"
         values = (cluster, row.name, certainty, row.label or "")
         table.append([image_3SS.transpose(1, 2, 0), printable(row.path), *values])
     with (
@@ -345,17 +345,17 @@ def _predicted(
             if isinstance(content, BadPicture):
                 yield replace(row, error=str(content)), content
                 continue
-            cluster, certainty, distances_K, is_far, group = next(predictions)
-            farther = [k for k in distances_K.argsort(kind="stable") if k != cluster]
-            nearest = tuple(
-                NearCluster(int(k), predictor.name_of(k), float(distances_K[k]))
-                for k in [cluster, *farther[:2]]
+            cluster, certainty, distances_K, is_far, group, p_K = next(predictions)
+            less = [k for k in (-p_K).argsort(kind="stable") if k != cluster]
+            likely = tuple(
+                LikelyCluster(int(k), predictor.name_of(k), float(p_K[k]), float(distances_K[k]))
+                for k in [cluster, *less[:2]]
             )
             # Without the picture itself, which the demonstration would show first.
             others = [(name, value) for name, value in next(neighbors, []) if name != row.path]
             row = replace(row, neighbors=tuple(others[: config.neighbors]), unusual=bool(is_far))
             name = predictor.group_names[group]
-            yield replace(row, name=name, certainty=float(certainty), nearest=nearest), content
+            yield replace(row, name=name, certainty=float(certainty), likely=likely), content
 
 
 @contextlib.contextmanager

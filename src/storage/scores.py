@@ -14,7 +14,7 @@ VERSION = 2
 ClusteringName = Literal["kmeans", "smoothed"]
 """K-means of the principal components, and of rows averaged with their neighbors."""
 
-Verdict = Literal["clear", "partial", "no better than pixels"]
+Verdict = Literal["clear", "partial", "no better than pixels", "no structure"]
 
 
 class ClassScores(TypedDict):
@@ -124,6 +124,8 @@ class Agreement(TypedDict):
     """See `src/clusters/trust.py`."""
 
     halves: float
+    spread: float
+    """Standard deviation of `halves` over the splits."""
     views: float | None
 
 

@@ -254,8 +254,8 @@ def cluster_pictures(
 def cluster_scan(scan: ScanScores) -> Figure:
     """The scores of a scan over the number of clusters, and the number that it picked."""
     panels = [
-        ("Silhouette", "higher is better", scan["silhouette"]),
-        ("Davies-Bouldin index", "lower is better", scan["davies_bouldin"]),
+        ("Separation", "silhouette of clustered rows", scan["silhouette"]),
+        ("Davies-Bouldin index", "of clustered rows, lower is better", scan["davies_bouldin"]),
         ("Stability", "adjusted Rand index of halves", scan["stability"]),
     ]
     panels = [panel for panel in panels if any(value is not None for value in panel[2])]

@@ -24,11 +24,11 @@ function applyFilters() {
   $("#save-csv").disabled = !visibleCount;
   hover(-1);
   fillGallery();
-  postpone(fillCrossing);
   request();
 }
 function filter() { // and move the map to what is left
   applyFilters();
+  fillCrossing();
   reset();
 }
 let passes = () => true; // every rule but those of cluster and class

@@ -109,6 +109,7 @@ function show() { // the groups, everywhere
   applyFilters();
   if (selected >= 0) select(selected);
   $("#targets").replaceChildren(...[...groups.keys()].map((id) => make("option", { value: groups.get(id).name || title(id) })));
+  postpone(fillCrossing);
   postpone(updateNaming);
 }
 
