@@ -71,8 +71,11 @@ def zip_archive(file: Path) -> None:
 
 
 def other_run(file: Path, rng: np.random.Generator) -> None:
-    """The file of the same name and shape in a run with another seed."""
-    shutil.copy(file.parents[2] / "other" / file.parent.name / file.name, file)
+    """The same file, with the same shape, of a run with another seed."""
+    past = "clusters_*.json"  # is named after the run
+    folder = file.parents[2] / "other" / file.parent.name
+    (other,) = folder.glob(past if file.match(past) else file.name)
+    shutil.copy(other, file)
 
 
 ANY: dict[str, Damage] = {
@@ -366,7 +369,7 @@ READERS = {
     "mean": (predictions,), "components": (predictions,), "ratio": (shown,),
     "centroids": (predictions,), "weights": (predictions,), "bias": (predictions,),
     "class": (predictions, shown), "certainty": (shown,), "distance": (shown,),
-    "metrics": (shown,),
+    "metrics": (shown,), "fine": (shown,), "tree": (shown,), "past": (shown,),
     "manifest": (predictions, shown, cluster),
 }  # fmt: skip
 """By the last word of a file's name. Clustering is the last, as it writes."""
@@ -378,11 +381,12 @@ def test_features_and_clusters(run: Path, rounds: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(TrainedBackbone, "load", functools.cache(TrainedBackbone.load))
     expected = {read: read(run / "features") for read in (cluster, predictions, shown)}
     files = [file for file in (run / "features").iterdir() if file.suffix in (".npy", ".json")]
-    assert len(files) == 27
+    assert len(files) == 31
     for file in sorted(files):
         damages = ARRAY if file.suffix == ".npy" else JSON
+        kind = "past" if file.match("clusters_*") else file.stem.split("_")[-1]
         for what, directory in damaged(file, damages, rounds):
-            for read in READERS[file.stem.split("_")[-1]]:
+            for read in READERS[kind]:
                 with named(what):
                     assert answer(read, directory) in (None, expected[read])
 

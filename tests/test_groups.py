@@ -235,6 +235,21 @@ def test_pictures_of_another_size_are_known_by_path(root: Path) -> None:
     assert [named["03.png"], named["07.png"]] == ["owl", ""]
 
 
+@pytest.mark.parametrize("part", ["splits", "paths", "digests", "clusters", "fine"])
+def test_a_damaged_memory_of_clusters_is_none(root: Path, part: str) -> None:
+    features = root / "features"
+    last = f"{COUNT - 1:02d}.png"
+    say(features, moved={"unlabeled[0]": "owl", last: "owl"})
+    (file,) = features.glob("clusters_*.json")
+    memory = json.loads(file.read_text())
+    memory[part] = {"unlabeled": COUNT + 1} if part == "splits" else memory[part][:-1]
+    file.write_text(json.dumps(memory))
+    named = names_of(features)
+    assert [named["00.png"], named[last] == "owl"] == ["owl", False]
+    cluster(features, clusters="5")
+    assert names_of(features)["00.png"] == "owl"
+
+
 def test_names_of_the_version_before(root: Path) -> None:
     """It knew no fine clusters, and remembered no clustering."""
     features = root / "features"

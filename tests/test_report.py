@@ -167,6 +167,7 @@ def test_filters_keep_what_they_name(report: Report, arrays: Arrays) -> None:
             table &= rule
         assert report.shown() == keep.sum()
 
+    report.settle()
     cells = report.js(
         "[...document.querySelectorAll('#crossing tbody tr')]"
         ".map(r => [...r.querySelectorAll('button')].map(b => +b.textContent))"
@@ -256,6 +257,7 @@ def test_it_fits_a_phone(open_report: OpenReport, drawn: Path, theme: str) -> No
     assert np.ptp(title) > 180
     assert (np.median(title) < 60) == (theme == "dark")
     (image,) = report.isolated_images(1)
+    report.page.locator("#stage").scroll_into_view_if_needed()
     report.page.touchscreen.tap(*report.point(image))
     assert report.selected() == image
     report.page.click("#theme")
@@ -322,10 +324,12 @@ def test_what_answers_a_click_is_in_view(
     page.click("#deselect")
 
     numbers = "[...document.querySelectorAll('#crossing button')].map(b => +b.textContent)"
+    report.settle()
     before = report.js(numbers)
     cell = page.locator("#crossing button:enabled >> nth=1")
     cell.click()
     assert report.shown() == int(cell.text_content() or 0)
+    report.settle()
     assert report.js(numbers) == before
     assert all(map(report.in_view, ("#gallery-title", "#shown-count", "#show-all")))
     assert len(report.js("written")) == 1  # clusters without a point have no name
@@ -411,6 +415,31 @@ def test_few_points_are_pictures(unlabeled: Report, pictures: Path) -> None:
     assert np.corrcoef(drawn.ravel(), red)[0, 1:].argmax() == image
 
 
+def test_no_name_hides_an_unusual_picture(
+    open_report: OpenReport, pictures: Path, tmp_path: Path
+) -> None:
+    results, xy = load_results(pictures), np.random.default_rng(0).normal(size=(60, 2))
+    image = int(np.flatnonzero(results.clusters == 0)[0])
+    others = np.setdiff1d(np.flatnonzero(results.clusters == 0), image)
+    xy[image] = np.sort(xy[others], axis=0)[len(others) // 2]  # where the name is written
+    unusual = np.arange(60) == image
+    copies = Copies(np.full(60, -1), np.full(60, True), np.ones(60))
+    for is_unusual in (False, True):
+        shown = replace(results, unusual=unusual & is_unusual)
+        write_report(tmp_path / artifacts.REPORT, shown, [], copies, xy, "PCA")
+        write_images(tmp_path / artifacts.IMAGES, shown, copies, xy)
+        report = open_report(tmp_path)
+        box = report.page.locator("#map").bounding_box()
+        side = int(0.55 * (box["width"] * box["height"] / 60) ** 0.5)
+        x, y = report.point(image) - np.array([box["x"], box["y"]])
+        drawn = report.pixels("#map")[int(y) - 6 : int(y) + 6, int(x) - 12 : int(x) + 12].astype(
+            int
+        )
+        tile = Image.fromarray(results.pictures(np.array([image]))[0]).resize((side, side))
+        middle = np.asarray(tile)[side // 2 - 6 : side // 2 + 6, side // 2 - 12 : side // 2 + 12]
+        assert (np.abs(drawn - middle).mean() < 20) == is_unusual
+
+
 def test_search_unusual_ones_and_the_original_picture(unlabeled: Report, pictures: Path) -> None:
     page, results = unlabeled.page, load_results(pictures)
     names = results.file_names or []
@@ -462,6 +491,7 @@ def test_a_table_for_spreadsheets(unlabeled: Report) -> None:
     for k, name in enumerate(("=1+1", "Bär")):
         unlabeled.page.fill(f"[aria-label='name of cluster {k}']", name)
         unlabeled.page.keyboard.press("Tab")
+    unlabeled.open_filters()
     table = unlabeled.downloaded("#save-csv")
     assert table.startswith(codecs.BOM_UTF8)
     names = {row["name"] for row in read_table(table) if row["cluster"] in "01"}

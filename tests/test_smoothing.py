@@ -1,5 +1,6 @@
 """Neighbors, smoothed rows and the linear head against naive loops and scikit-learn."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from src.clusters.head import fit_head, nearest_centroid
 from src.clusters.method import Method
+from src.clusters.naming import name_again
 from src.clusters.smoothing import smooth
 from src.evaluation.metrics import hungarian_accuracy
 from src.evaluation.neighbors import lifted, nearest, unit
@@ -173,6 +175,14 @@ def test_smoothing_that_empties_clusters_is_not_used(
     config = replace(config, components=16, seeds=2)
     result = metrics(replace(config, neighbors=10))
     assert "more clusters empty: K-means is used without it" in capsys.readouterr().out
+    said = {"clusters": Manifest(tmp_path).clusters_id, "names": {}, "fine": {"0": "owl"}}
+    (tmp_path / artifacts.NAMES).write_text(json.dumps(said))
+    name_again(tmp_path)
+    naming = Manifest(tmp_path).naming
+    assert naming is not None
+    assert naming["scale"] == 1  # the clusters' one is of squared distances
+    (tmp_path / artifacts.NAMES).unlink()
+
     assert result == metrics(replace(config, smooth=False))
     assert min(result["kmeans"]["splits"]["train"]["cluster_sizes"]) > 0
     manifest = Manifest(tmp_path)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -90,15 +91,23 @@ def read_past(directory: Path, clusters_id: str) -> Past | None:
     """The clustering with this `clusters_id`; None if it is not remembered."""
     if clusters_id in _remembered(directory):
         with contextlib.suppress(UserError):
-            content = read_json(artifacts.past_clusters(directory, clusters_id), "")
-            return None if misfit(content, Past) else content  # type: ignore[return-value]
+            content: Any = read_json(artifacts.past_clusters(directory, clusters_id), "")
+            if not misfit(content, Past) and _is_whole(content):
+                return content
     return None
+
+
+def _is_whole(past: Past) -> bool:
+    """Whether it has an entry for every image."""
+    count = sum(past["splits"].values())
+    complete, optional = (past["paths"], past["clusters"]), (past["digests"], past["fine"])
+    return {*map(len, complete)} == {count} and {*map(len, optional)} <= {0, count}
 
 
 def _remembered(directory: Path) -> list[str]:
     """The `clusters_id` of each, oldest first."""
     any_ = artifacts.past_clusters(directory, "*")
-    files = sorted(directory.glob(any_.name), key=lambda file: file.stat().st_mtime_ns)
+    files = sorted(directory.glob(any_.name), key=lambda file: file.lstat().st_mtime_ns)
     start, end = any_.name.split("*")
     return [file.name.removeprefix(start).removesuffix(end) for file in files]
 

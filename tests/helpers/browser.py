@@ -57,6 +57,10 @@ class Report:
             " : setTimeout(look, 20); look(); })"
         )
 
+    def settle(self) -> None:
+        """Wait for what the page postpones until nothing has changed for a moment."""
+        self.js("new Promise(done => setTimeout(done, 100))")
+
     def js(self, code: str) -> Any:
         return self.page.evaluate(code)
 

@@ -111,13 +111,10 @@ function draw() {
   reach = size ? 0.6 * size : 14 * pixel;
   const ink = getComputedStyle(document.body).color, colorOf = (i) => `rgb(${of[i] < 0 ? unknown : list[of[i]]})`;
   for (const i of size ? inside : []) drawPicture(i, size, 2, colorOf(i));
+  const mark = (i, border, fill) => (size ? drawPicture(i, size, border, fill) : spot(i, radius + pixel, fill, ink));
+  for (const i of inside) if (chosen.has(i)) mark(i, 4, ink);
   if (name && (!size || zoomed < 2)) drawNames(of, list, name);
-  for (const i of inside) { // no name hides an unusual image, and all see which are chosen
-    if (unusual[i] && size) drawPicture(i, size, 2, colorOf(i));
-    else if (unusual[i]) spot(i, radius + pixel, colorOf(i), ink);
-    if (chosen.has(i) && size) drawPicture(i, size, 4, ink);
-    else if (chosen.has(i)) spot(i, radius + 1.5 * pixel, ink, ink);
-  }
+  for (const i of inside) if (unusual[i]) mark(i, chosen.has(i) ? 4 : 2, chosen.has(i) ? ink : colorOf(i)); // no name hides it
   for (const [i, width] of [[hovered, 2], [selected, 4]]) {
     if (i < 0) continue;
     if (size && tileOf[i] >= 0) drawPicture(i, 1.4 * size, width, ink);
