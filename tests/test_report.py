@@ -391,7 +391,7 @@ def test_without_labels_it_shows_every_number_that_exists_and_no_other(unlabeled
     assert "-" not in cells
     assert len(cells) == 2 * 6
     alt = page.get_attribute("#scan img", "alt")
-    assert alt == "Scores by number of clusters: Silhouette, Davies-Bouldin index, Stability"
+    assert alt == "Scores by number of clusters: Separation, Davies-Bouldin index, Stability"
     assert page.locator("#training").count() == 0
     for words in ("partial", "0.83", "0.43", "0.72", "0.29"):
         assert words in page.inner_text("#verdict")
