@@ -132,12 +132,21 @@ def test_new_pictures_follow_after_the_head_was_fitted_again(
 
     assert "owl" not in predicted()
     assert "clustering.py --names" in capsys.readouterr().err
+    assert not {row["margin"] for row in table(features).values()} & {"0", "1"}
     files = {file: file.stat().st_mtime_ns for file in features.glob("*.npy")}
     clustering.main(ClusteringConfig(feature_dir=features, names=True))
-    assert f"; {len(moved)} pictures moved, 0 ignored" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"; {len(moved)} pictures moved, 0 ignored" in out
+    assert "note: to bring images.csv up to date, run python visualize_features.py" in out
     assert {file: file.stat().st_mtime_ns for file in files} == files  # the clusters are kept
     names = predicted()
     assert capsys.readouterr().err == ""
+    predictions = Predictor.load(features, features_only=True).predict_features(x)
+    for i, row in enumerate(table(features).values()):
+        sure = 1 if row["name"] == "owl" else 0 if row["name"] != names[i] else None
+        assert float(row["margin"]) == pytest.approx(
+            predictions.certainty[i] if sure is None else sure, abs=1e-5
+        )
     assert {names[i] for i in moved} == {"owl"}
     expected = [*names_of(features).values()]
     assert np.mean([a == b for a, b in zip(names, expected, strict=True)]) > 0.9

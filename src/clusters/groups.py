@@ -27,6 +27,7 @@ from src.storage.artifacts import (
     GROUP_WEIGHTS,
     NAMING,
     Manifest,
+    NamingRecord,
 )
 
 
@@ -154,6 +155,12 @@ def _misfits(given: Names, clusters: int, fine: int, rows: dict[str, int]) -> li
     return notes
 
 
+def fitted_to(manifest: Manifest, given: Names) -> NamingRecord | None:
+    """What was fitted to just these names; None if nothing was, or names of clusters say it all."""
+    fitted = manifest.naming
+    return fitted if given.is_shaped and fitted and fitted["names"] == given.digest else None
+
+
 def load_head(manifest: Manifest, given: Names, notes: list[str]) -> tuple[ClusterHead, list[str]]:
     """The head that assigns new pictures to clusters and groups, and the names of the groups.
 
@@ -161,8 +168,7 @@ def load_head(manifest: Manifest, given: Names, notes: list[str]) -> tuple[Clust
         notes: receives a line if no head was fitted to the names yet.
     """
     head, shown = ClusterHead.load(manifest), cluster_names(manifest, given)
-    fitted = manifest.naming
-    if given.is_shaped and fitted and fitted["names"] == given.digest:
+    if fitted := fitted_to(manifest, given):
         linear = LinearHead(manifest.load(GROUP_WEIGHTS), manifest.load(GROUP_BIAS))
         head.groups, head.group_scale = linear, fitted["scale"]
         return head, fitted["groups"]

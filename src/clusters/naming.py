@@ -47,6 +47,7 @@ def name_again(directory: Path) -> None:
             )
         remember_last(directory)
         follow(directory)
+        say_what_is_older(directory)
 
 
 def suggest(directory: Path, rows: Path | None, lines: Path | None) -> None:
@@ -68,6 +69,7 @@ def suggest(directory: Path, rows: Path | None, lines: Path | None) -> None:
         if names != groups.given.names:
             write_json(directory / artifacts.NAMES, replace(groups.given, names=names).content)
             follow(directory)
+            say_what_is_older(directory)
 
 
 def remember_last(directory: Path, pictures: Dataset | None = None) -> None:
@@ -87,6 +89,13 @@ def remember_last(directory: Path, pictures: Dataset | None = None) -> None:
         with contextlib.suppress(UserError):
             names = read_names(directory)
         remember(manifest, pictures, names and names.clusters)
+
+
+def say_what_is_older(directory: Path) -> None:
+    older = [name for name in (artifacts.REPORT, artifacts.IMAGES) if (directory / name).exists()]
+    if older:
+        shown = " and ".join(older)
+        print(f"note: to bring {shown} up to date, run {command('visualize_features.py')}")
 
 
 def settled(manifest: Manifest) -> Groups:
@@ -120,11 +129,6 @@ def follow(directory: Path) -> None:
     shown = ", ".join(f"{name} {n:,}" for name, n in zip(groups.names, counts[1:], strict=True))
     moved = sum(int(of_split.sum()) for of_split in groups.moved.values())
     print(f"groups: {printable(shown)}; {moved:,} pictures moved, {counts[0]:,} ignored")
-    if (directory / artifacts.REPORT).exists() or (directory / artifacts.IMAGES).exists():
-        print(
-            f"note: {artifacts.REPORT}, {artifacts.IMAGES} and the figures are older: run "
-            f"{command('visualize_features.py')}"
-        )
 
 
 def write_head(manifest: Manifest, groups: Groups) -> None:

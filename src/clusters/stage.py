@@ -14,7 +14,7 @@ from src.clusters.flags import ClusteringConfig
 from src.clusters.head import ClusterHead, batches
 from src.clusters.inputs import Inputs, load_views, read_inputs
 from src.clusters.method import Clustering, Method, Splits
-from src.clusters.naming import follow, name_again, remember_last, suggest
+from src.clusters.naming import follow, name_again, remember_last, say_what_is_older, suggest
 from src.clusters.pca import PCA
 from src.clusters.scoring import (
     fit_scores,
@@ -53,6 +53,7 @@ def run(config: ClusteringConfig) -> None:
             follow(directory)
         except UserError as error:
             print(f"note: no names: {error}")
+        say_what_is_older(directory)
     track(config, inputs.manifest.extraction, scores)
     print(f"wrote {directory / artifacts.METRICS} and the clusters")
 

@@ -10,7 +10,7 @@ from PIL import Image
 from dataset.decoding import decode
 from dataset.load_dataset import Dataset, reload_dataset
 from dataset.pictures import BadPicture, picture_size
-from src.clusters.groups import load_groups
+from src.clusters.groups import fitted_to, load_groups
 from src.clusters.names import Names
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
@@ -59,7 +59,8 @@ class Results:
     distance: np.ndarray
     """float32 (N,), from each image to the centroid of its cluster."""
     certainty: np.ndarray
-    """float32 (N,), confidence or margin, as `clustering["certainty"]` says."""
+    """float32 (N,), confidence or margin, as `clustering["certainty"]` says, of the group if a head
+    was fitted to the names."""
     unusual: np.ndarray
     """bool (N,), whether an image is far from every cluster."""
     dataset: Dataset | None
@@ -150,6 +151,7 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         dataset = None
     sizes = [len(manifest.load(artifacts.ASSIGNMENTS, split)) for split in names]
     groups = load_groups(manifest, notes := [])
+    is_fitted = fitted_to(manifest, groups.given) is not None
     for note in notes:
         print(f"note: {printable(note)}")
     return Results(
@@ -175,7 +177,7 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         extraction=extraction,
         clustering=manifest.clustering,
         distance=all_splits(artifacts.DISTANCE),
-        certainty=all_splits(artifacts.CERTAINTY),
+        certainty=all_splits(artifacts.GROUP_CERTAINTY if is_fitted else artifacts.CERTAINTY),
         unusual=all_splits(artifacts.UNUSUAL),
         dataset=dataset,
         picture_dir=data_dir or Path(extraction["dataset"]["data_dir"] or "."),
