@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -14,16 +15,18 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from sklearn.datasets import load_sample_images
 
 from dataset.pictures import load_picture
+from src import clustering
+from src.clustering import ClusteringConfig
 from src.export import ExportConfig, main
 from src.models.architectures import ARCHITECTURES
 from src.models.encoder import TrainedBackbone, encode
 from src.prediction import onnx_export
 from src.prediction.predictor import Predictor
-from src.runtime.cli import RunError, UserError
+from src.runtime.cli import ENVIRONMENT_ERRORS, RunError, UserError
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
 from tests.helpers import ROOT
@@ -163,7 +166,13 @@ def test_a_model_that_disagrees_is_not_written(
     # The exported model is made of these, the other is not.
     predictor.head.linear.bias += torch.arange(10)
     wrong = onnx_export.to_onnx(predictor)
-    monkeypatch.setattr(onnx_export, "to_onnx", lambda _: wrong)
+
+    def exported(_: Predictor) -> onnx.ModelProto:
+        with pytest.raises(UserError, match="another stage is writing in"):
+            clustering.main(ClusteringConfig(feature_dir=features, wandb="disabled"))
+        return wrong
+
+    monkeypatch.setattr(onnx_export, "to_onnx", exported)
     with pytest.raises(RunError, match="no file was written"):
         main(ExportConfig(feature_dir=features))
     assert file.read_bytes() == before
@@ -240,6 +249,39 @@ def test_backbone_needs_no_features_and_the_lines_of_the_documentation_load_it(
     exec(example.replace("resnet50", "resnet18"), variables)
     own = TrainedBackbone.load(Path(file), tmp_path, torch.device("cpu")).backbone
     assert torch.equal(variables["network"].bn1.running_var, own.bn1.running_var)
+
+
+def test_only_an_earlier_backbone_is_replaced(tmp_path: Path) -> None:
+    """Not a checkpoint, also through a link, nor anything else of a user's."""
+    checkpoint_file = tmp_path / "simclr_epoch_0003.pt"
+    write_checkpoint(checkpoint_file, "digits", Path())
+    places = {name: tmp_path / name for name in ("b.pt", "b.safetensors")}
+    for place in places.values():
+        for _ in range(2):
+            main(ExportConfig(backbone=place, checkpoint_dir=tmp_path))
+    (tmp_path / "link.pt").symlink_to(checkpoint_file)
+    (tmp_path / "photo.pt").write_bytes(b"\x89PNG")
+    (tmp_path / "other.safetensors").write_bytes(save({"conv1.weight": torch.ones(1)}))
+    torch.save({"conv1.weight": torch.ones(1), "epoch": 3}, tmp_path / "other.pt")
+    os.mkfifo(tmp_path / "pipe.pt")
+    for name in ("link.pt", checkpoint_file.name, "photo.pt", "other.safetensors", "other.pt",
+                 "pipe.pt"):  # fmt: skip
+        place = tmp_path / name
+        before = None if place.is_fifo() else place.read_bytes()
+        with pytest.raises(UserError, match=rf"{name} exists and is not a backbone: choose"):
+            main(ExportConfig(backbone=place, checkpoint_dir=tmp_path))
+        assert place.is_fifo() or place.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs Linux's read-only /sys")
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_backbone_into_a_folder_that_cannot_be_written(suffix: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "simclr_epoch_0003.pt", "digits", Path())
+    file = Path(f"/sys/kernel/backbone.{suffix}")
+    with pytest.raises(OSError, match="ermi") as error:  # denied, or not permitted
+        main(ExportConfig(backbone=file, checkpoint_dir=tmp_path))
+    assert error.value.errno in ENVIRONMENT_ERRORS  # so that it ends with one line
+    assert error.value.filename == str(file)
 
 
 def test_backbone_that_cannot_be_exported(

@@ -1,7 +1,9 @@
 """Imported features: as if the extraction had written them, and refused where they do not fit."""
 
+import math
 import shlex
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.lib import format as npy
 
 import visualize_features
 from docs import make_features
@@ -20,6 +23,7 @@ from src.inference import InferenceConfig
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import FEATURES, LABELS, Manifest
+from src.storage.user_arrays import foreign_features
 from tests.helpers.finished_run import cluster, rows_of, write_checkpoint
 from visualize_features import VisualizeConfig
 
@@ -200,6 +204,7 @@ X = np.ones((6, 3), np.float32)
         (X.ravel(), r"is float32 of shape \(18,\)"),
         (X[:0], r"shape \(0, 3\) has no rows"),
         (X.astype(object), "pickled Python objects"),
+        (lambda data: data.replace(b"(6, 3), }    ", b"(18, True), }"), r"shape is \(18, True\)"),
         (lambda data: data[:-5], "67 bytes of numbers, its header says 72"),
         (lambda data: data + b"x", "73 bytes of numbers"),
         (lambda data: b"PK\3\4" + data, "no .npy file"),
@@ -221,12 +226,33 @@ def test_bad_arrays_and_damaged_files_are_refused(
     refused(ImportConfig(train=file, feature_dir=tmp_path / "f"), message)
 
 
+def test_many_columns_take_little_memory(tmp_path: Path) -> None:
+    file = tmp_path / "x.npy"
+    with file.open("wb") as out:  # nearly all of it is a hole
+        shape = (2000, 100_000)
+        npy.write_array_header_1_0(out, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        out.truncate(out.tell() + 2 * math.prod(shape))
+    tracemalloc.start()
+    foreign_features(file, "--train")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6
+
+
 def refused(config: ImportConfig, message: str) -> None:
     """With one line, and before anything is written."""
     with pytest.raises(UserError, match=message) as error:
         import_features.main(config)
     assert "\n" not in str(error.value)
     assert not config.feature_dir.exists()
+
+
+STRANGE = {
+    "root": "/etc/passwd", "outside": "../../../../etc/passwd", "twice": "./unlabeled/00.png",
+    "around": "test/../unlabeled/01.png", "double": "unlabeled//01.png", "test": "test/0/00.png",
+    "folder": "unlabeled", "here": ".",
+}  # fmt: skip
+"""Names that are no further pictures of unlabeled."""
 
 
 @pytest.mark.parametrize(
@@ -246,8 +272,15 @@ def refused(config: ImportConfig, message: str) -> None:
         ({"test_names": None}, "--data-dir needs the picture of every row: add --test-names"),
         ({"unlabeled_names": "test.txt"}, "20 of 20 unlabeled pictures in .* have no row in"),
         ({"unlabeled_names": "twice"}, "has unlabeled/00.png 2 times"),
-        ({"unlabeled": "train.npy", "unlabeled_names": "more"}, "no picture 0 in "),
+        ({"unlabeled": "train.npy", "unlabeled_names": "more"}, "no unlabeled picture 0 in "),
         ({"class_names": "test.txt"}, "--class-names requires --train-labels"),
+        ({"train_labels": "y-2"}, r"y-2.npy: a label is -2; classes are whole numbers from 0"),
+        ({"train_labels": "least"}, "a label is -9223372036854775808; classes"),
+        ({"train_labels": "largest"}, "a label is 9223372036854775813; classes"),
+        *[
+            ({"unlabeled": "21", "unlabeled_names": f"and {place}"}, f"no unlabeled picture {name}")
+            for place, name in STRANGE.items()
+        ],
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -255,8 +288,13 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     np.save(tmp_path / "wide", X)
     np.save(tmp_path / "y", np.arange(6))
+    for name, label in (("y-2", -2), ("least", -(2**63)), ("largest", 2**63 + 5)):
+        np.save(tmp_path / name, np.full(40, label, np.int64 if label < 0 else np.uint64))
+    np.save(tmp_path / "21", np.ones((21, 1280), np.float32))
     lines = (made / "unlabeled.txt").read_text().splitlines()
     (tmp_path / "twice").write_text("\n".join([*lines[:-1], lines[0]]))
+    for place, name in STRANGE.items():
+        (tmp_path / f"and {place}").write_text("\n".join([*lines, name]))
     (tmp_path / "more").write_text("\n".join([*lines, *map(str, range(20))]))
     for key, value in change.items():
         places = [place for place in (made, tmp_path) if (place / str(value)).exists()]

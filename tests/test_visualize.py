@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from sklearn.manifold import trustworthiness
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
 from src.visualization import figures, projection, results, thumbnails
+from src.visualization import stage as visualization
+from src.visualization.flags import VisualizeConfig
 from src.visualization.images_table import write_images
 from src.visualization.map_figure import projection_map
 from src.visualization.palette import BASE, cluster_colors, colors
@@ -294,6 +297,32 @@ def test_a_run_gets_every_figure(script: Script, stl10_dir: Path, tmp_path: Path
         pixels = np.asarray(Image.open(file).convert("L"))
         assert (pixels < 128).any(), file
         assert min(pixels.shape) > 200, file
+
+
+def test_nobody_else_writes_before_the_last_file_is_written(
+    pixel_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither another clustering nor another visualization."""
+    directory = shutil.copytree(pixel_digits, tmp_path / "features")
+    first_and_last, called = ["load_results", "write_images"], []
+
+    def alone(name: str) -> Callable[..., object]:
+        function = getattr(visualization, name)
+
+        def checked(*arguments: object) -> object:
+            with pytest.raises(UserError, match="another stage is writing in"):
+                visualization.run(config)
+            called.append(name)
+            return function(*arguments)
+
+        return checked
+
+    config = VisualizeConfig(feature_dir=directory, projection="pca", wandb="disabled")
+    for name in first_and_last:
+        monkeypatch.setattr(visualization, name, alone(name))
+    visualization.run(config)
+    assert called == first_and_last
+    assert not list(directory.rglob(".*.tmp"))
 
 
 def test_missing_inputs_are_named(script: Script, stl10_dir: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +191,81 @@ def test_weights_that_give_no_finite_features_are_refused(
     state = network.state_dict()
     state[key] = change(state[key])
     refused(rf"{key} .*{reason}", saved(state, tmp_path))
+
+
+NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "bool": lambda v: v > 0,
+    "complex64": lambda v: torch.complex(v, v),
+    "int32": lambda v: v.int(),
+    "float8_e4m3fn": lambda v: v.to(torch.float8_e4m3fn),
+    "sparse": lambda v: v.to_sparse(),
+    "quantized": lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8),
+    "meta": lambda v: v.to("meta"),
+    "nested": lambda v: torch.nested.nested_tensor([v, v]),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.filterwarnings("ignore")  # of PyTorch about what it will drop
+def test_numbers_of_other_types_are_refused(
+    kind: str, network: torchvision.models.ResNet, tmp_path: Path
+) -> None:
+    state = network.state_dict()
+    state["layer3.0.conv1.weight"] = NUMBERS[kind](state["layer3.0.conv1.weight"])
+    message = (
+        rf"does not fit resnet18: layer3\.0\.conv1\.weight is {kind}, not real floating point$"
+    )
+    refused(message, saved(state, tmp_path))
+
+
+def test_half_and_double_precision_are_taken(
+    network: torchvision.models.ResNet, tmp_path: Path
+) -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        state = {k: v.to(dtype) for k, v in network.state_dict().items()}
+        found = loaded(saved(state, tmp_path)).conv1.weight
+        torch.testing.assert_close(found, network.conv1.weight, rtol=0.01, atol=1e-6)
+
+
+def nested_dicts(wide: int, deep: int, part: object) -> object:
+    """`wide` to the power of `deep` times `part`, in a file of a few kilobytes."""
+    for _ in range(deep):
+        part = dict.fromkeys(map(str, range(wide)), part)
+    return part
+
+
+def in_itself() -> dict[str, object]:
+    content: dict[str, object] = {}
+    content["a"] = [content]
+    return content
+
+
+ONE = torch.ones(1)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (nested_dicts(12, 7, ONE), "holds itself, or a part so often"),
+        (nested_dicts(3, 40, 1.0), "holds itself, or a part so often"),
+        (in_itself(), "holds itself, or a part so often"),
+        ({f"{i}.layer1.0.conv1.weight": ONE for i in range(20_000)}, "does not fit resnet18"),
+        ({"x" * 10**6: {str(i): ONE for i in range(20_000)}}, "it has no tensors"),
+    ],
+)
+def test_work_is_bounded_by_the_bytes_of_the_file(
+    content: object, reason: str, tmp_path: Path
+) -> None:
+    refused(reason, saved(content, tmp_path))
+
+
+def test_compressed_weights_are_refused(tmp_path: Path) -> None:
+    file, small = saved({"conv1.weight": torch.zeros(10**6)}, tmp_path), tmp_path / "small.pt"
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    refused("is damaged or truncated", small)
 
 
 AS_IF_A_WEB_PAGE = b" <\0\0\0\0\0\0" + (

@@ -19,7 +19,7 @@ from src.models.batch_norm import torchvision_state
 from src.models.encoder import TrainedBackbone
 from src.models.simclr import Backbone
 from src.runtime.cli import UserError
-from src.storage.checkpoint import FORMAT
+from src.storage.checkpoint import FORMAT, is_larger, tree_size
 from src.storage.files import digest, open_regular, reading
 
 Tensors = dict[str, Tensor]
@@ -32,6 +32,12 @@ PREFERRED = re.compile(r"teacher|(\b|_)ema(\b|_)")
 PASSED_OVER = re.compile("student|encoder_k|momentum|target")
 """Which network to load if a file holds several: the one its authors evaluate. In DINO and timm it
 is the moving average, in MoCo, BYOL and solo-learn it is not."""
+
+AT_MOST = 50
+"""Networks that are looked at in one file: each takes a pass over all of its names."""
+LONGEST = 1000
+"""Letters of a name; longer ones are no network's."""
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def load_weights(backbone: Backbone, arch: Architecture, weights: str | Path) -> None:
@@ -108,16 +114,19 @@ def read(file: Path) -> Tensors:
             return safetensors.torch.load_file(file)
         if start.startswith(b"PK"):
             with zipfile.ZipFile(file) as archive:  # torch.load ignores the checksums
-                if archive.testzip():
+                if is_larger(archive) or archive.testzip():
                     raise zipfile.BadZipFile
         with torch.serialization.safe_globals([argparse.Namespace]):  # the flags of a run
             content = torch.load(file, map_location="cpu", weights_only=True)
+        is_walkable = tree_size(content, lambda _: 1) <= file.stat().st_size
     except Exception as error:  # torch.load may raise anything
         reason = "is damaged or truncated, or neither PyTorch's nor safetensors"
         if code := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
             reason = f"holds more than tensors ({code[1]}), which could run code: save only "
             reason += "the state_dict() of the network"
         raise UserError(f"--weights {file} {reason}") from None
+    if not is_walkable:
+        raise UserError(f"--weights {file} holds itself, or a part so often that it is no network")
     if isinstance(content, dict) and content.get("format") == FORMAT:
         own = TrainedBackbone.load(file, file.parent, torch.device("cpu"))
         return torchvision_state(own.backbone)
@@ -127,13 +136,14 @@ def read(file: Path) -> Tensors:
 def _flat(content: Any, name: str = "", depth: int = 8) -> Iterator[tuple[str, Tensor]]:
     if isinstance(content, Tensor):
         yield name.replace("_orig_mod.", ""), content  # torch.compile inserts it
-    elif isinstance(content, dict) and depth:  # a dictionary may hold itself
+    elif isinstance(content, dict) and depth and len(name) <= LONGEST:
         for key, value in content.items():
             yield from _flat(value, f"{name}.{key}" if name else str(key), depth - 1)
 
 
 def networks(tensors: Tensors) -> dict[str, Tensors]:
-    """The ResNets among the tensors, under torchvision's names, by the prefix of their keys."""
+    """The first `AT_MOST` ResNets among the tensors, under torchvision's names, by the prefix of
+    their keys."""
     found = {}
     for key in tensors:
         if match := re.fullmatch(r"(|.*\.)(layer1|4)\.0\.conv1\.weight", key):
@@ -141,6 +151,8 @@ def networks(tensors: Tensors) -> dict[str, Tensors]:
             if match[2] == "4":
                 own = {re.sub(r"^\d+", lambda m: NUMBERED.get(m[0], m[0]), k): own[k] for k in own}
             found[match[1]] = own
+        if len(found) == AT_MOST:
+            break
     return found
 
 
@@ -151,13 +163,28 @@ def misfits(own: Tensors, wanted: Tensors) -> list[str]:
     """
     reasons = []
     for name, value in wanted.items():
-        if name in own and own[name].shape != value.shape:
+        numbers = FLOATS if value.is_floating_point() else (*FLOATS, "int64", "int32")
+        if name in own and (kind := _kind(own[name])) not in numbers:
+            reasons.append(f"{name} is {kind}, not real floating point")
+        elif name in own and own[name].shape != value.shape:
             reasons.append(f"{name} is {tuple(own[name].shape)}, not {tuple(value.shape)}")
         elif name not in own and not name.endswith("num_batches_tracked"):  # absent before 2018
             reasons.append(f"{name} is missing")
     layers = {name.partition(".")[0] for name in wanted}
     others = [name for name in own if name not in wanted and name.partition(".")[0] in layers]
     return reasons + [f"{name!r} is not in it" for name in others]
+
+
+def _kind(value: Tensor) -> str:
+    """The type of its numbers; "sparse" and the like if they are not simply stored one by one."""
+    kinds = {
+        "nested": value.is_nested,
+        "quantized": value.is_quantized,
+        "meta": value.is_meta,
+        "sparse": value.layout != torch.strided,
+        str(value.dtype).removeprefix("torch."): True,
+    }
+    return next(kind for kind, is_so in kinds.items() if is_so)
 
 
 def _explain(found: dict[str, Tensors], wanted: Tensors) -> str:

@@ -26,6 +26,7 @@ from src.prediction.flags import ExportConfig
 from src.prediction.predictor import Predictor
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
+from src.storage.files import refuse_to_replace, replacing
 
 OPSET = 18
 """PyTorch's exporter writes it without a conversion."""
@@ -53,10 +54,15 @@ def run(config: ExportConfig) -> None:
     if config.backbone:
         write_backbone(config.backbone, config)
         return
+    with artifacts.only_writer(config.feature_dir):
+        write_model(config)
+
+
+def write_model(config: ExportConfig) -> None:
     predictor = Predictor.load(config.feature_dir, config.checkpoint, "cpu", "fp32")
     model = to_onnx(predictor)
     file = config.feature_dir / artifacts.MODEL
-    with artifacts.only_writer(config.feature_dir), artifacts.replacing(file) as temporary:
+    with replacing(file) as temporary:
         temporary.write_bytes(model.SerializeToString())
         compared = _compare(temporary, predictor, config) if config.check_images else "not compared"
     size = file.stat().st_size / 1e6
@@ -68,6 +74,7 @@ def write_backbone(file: Path, config: ExportConfig) -> None:
     and the normalization of the images."""
     if file.suffix not in (".safetensors", ".pt"):
         raise UserError(f"--backbone {file}: the name must end in .safetensors or .pt")
+    refuse_to_replace("--backbone", file, "a backbone", _is_backbone)
     cpu = torch.device("cpu")
     trained = TrainedBackbone.load(config.checkpoint, config.checkpoint_dir, cpu)
     arch = trained.config["arch"]
@@ -82,15 +89,28 @@ def write_backbone(file: Path, config: ExportConfig) -> None:
         "std": json.dumps(PIXEL_STD),
         "checkpoint": trained.digest,
     }
-    with artifacts.replacing(file) as temporary:
-        if file.suffix == ".pt":
-            torch.save(state, temporary)
-        else:
-            temporary.write_bytes(safetensors.torch.save(state, about))  # `save_file`: owner only
+    # PyTorch's own way into a file ends with a RuntimeError on a full disk, that of safetensors
+    # makes a file for its owner only.
+    content = io.BytesIO()
+    if file.suffix == ".pt":
+        torch.save(state, content)
+    else:
+        content.write(safetensors.torch.save(state, about))
+    with replacing(file) as temporary:
+        temporary.write_bytes(content.getbuffer())
     print(
         f"{file}: {arch} of {trained.file}, for images of {about['image_size']} px, red, green, "
         f"blue, from 0 to 1, less {about['mean']}, divided by {about['std']}"
     )
+
+
+def _is_backbone(file: Path) -> bool:
+    """Whether it holds what `write_backbone` writes, and nothing else, as checkpoints do."""
+    if file.suffix == ".pt":
+        state = torch.load(file, weights_only=True, mmap=True)
+        return "conv1.weight" in state and all(isinstance(x, Tensor) for x in state.values())
+    with safetensors.safe_open(file, "pt") as tensors:
+        return "architecture" in tensors.metadata()
 
 
 def to_onnx(predictor: Predictor) -> onnx.ModelProto:

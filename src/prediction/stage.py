@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dataset.decoding import decode
 from dataset.folder import LeftOut, refuse_among
 from dataset.load_dataset import reload_dataset
-from dataset.pictures import IMAGE_SUFFIXES, BadPicture
+from dataset.pictures import IMAGE_SUFFIXES, BadPicture, shorter_side
 from src.prediction.flags import InferenceConfig
 from src.prediction.output import (
     Montage,
@@ -25,6 +25,7 @@ from src.prediction.output import (
     Row,
     SortedPictures,
     header,
+    is_predictions,
     line,
 )
 from src.prediction.picture_stream import find
@@ -33,6 +34,7 @@ from src.prediction.similar import SimilarPictures
 from src.runtime.cli import UserError, printable, progress
 from src.storage import artifacts
 from src.storage.artifacts import CertaintyName, DatasetRecord
+from src.storage.files import refuse_to_replace
 from src.storage.picture_table import ENCODING
 from src.storage.user_arrays import as_float32, foreign_features, read_lines
 from src.tracking.tracker import stage_tracker
@@ -105,8 +107,9 @@ def run(config: InferenceConfig) -> int:
             if not config.features:
                 montage.add(row, content)
             if sorted_pictures:
-                cluster = row.nearest[0].cluster
-                counts.unsorted += not _sort(sorted_pictures, Path(row.path), cluster)
+                cluster, is_decoded = row.nearest[0].cluster, not config.features
+                is_sorted = _sort(sorted_pictures, Path(row.path), cluster, is_decoded)
+                counts.unsorted += not is_sorted
     if config.montage:
         montage.save(config.montage, predictor.certainty_name)
     counts.report(time.monotonic() - started)
@@ -141,14 +144,19 @@ def _sorted_pictures(config: InferenceConfig, predictor: Predictor) -> SortedPic
     return SortedPictures(config.sort_into, names, classes, config.copy)
 
 
-def _sort(pictures: SortedPictures, picture: Path, cluster: int) -> bool:
-    """Whether it was possible; otherwise the picture is named with the reason."""
+def _sort(pictures: SortedPictures, picture: Path, cluster: int, is_decoded: bool = True) -> bool:
+    """Whether it was possible; otherwise the picture is named with the reason. What was not decoded
+    may be any file."""
     try:
+        if not is_decoded:
+            shorter_side(picture)
         pictures.add(picture, cluster)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
-            raise
-        reason = (error.strerror or "").lower()
+    except (OSError, BadPicture) as error:
+        reason = str(error)
+        if isinstance(error, OSError):
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):
+                raise
+            reason = (error.strerror or "").lower()
         tqdm.write(f"not sorted: {printable(str(picture))}: {reason}", sys.stderr)
         return False
     return True
@@ -189,6 +197,10 @@ def _check(config: InferenceConfig) -> None:
     for file in (config.output, config.montage):
         if file and file.is_dir():
             raise UserError(f"{file} is a folder, not a file")
+    if config.output and (config.output.is_file() or not config.output.exists()):
+        refuse_to_replace("--output", config.output, "a list of predictions", is_predictions)
+    if config.montage:
+        refuse_to_replace("--montage", config.montage, "a montage", Montage.is_saved_in)
     if config.sort_into and config.features and not config.names:
         raise UserError("--sort-into needs the pictures of --features: add --names")
     if config.sorts_dataset and (config.output or config.csv or config.json or config.montage):
@@ -212,7 +224,7 @@ def _check_outputs(config: InferenceConfig, recorded: DatasetRecord) -> None:
         for path in map(Path, config.paths):
             if os.path.isdir(path):  # noqa: PTH112 - False for an impossible name
                 refuse_among(flag, place, path, with_splits=False)
-            elif path.name == place.name and path.resolve() == place.resolve():
+            elif os.path.realpath(path) == os.path.realpath(place):
                 raise UserError(f"{flag} {place} is one of the pictures")
         if recorded["name"] == "folder" and (root := config.data_dir or recorded["data_dir"]):
             refuse_among(flag, place, Path(root))
@@ -273,6 +285,8 @@ def _from_features(config: InferenceConfig, predictor: Predictor) -> Generator[P
             f"--names {config.names} has {len(names):,} lines, {config.features} has "
             f"{len(features_ND):,} rows"
         )
+    if config.sort_into and len(set(names)) < len(names):
+        raise UserError(f"--names {config.names} has a picture twice: --sort-into takes each once")
     return ((Row(name), as_float32(x_D)) for name, x_D in zip(names, features_ND, strict=True))
 
 

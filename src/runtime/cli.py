@@ -26,7 +26,7 @@ ENVIRONMENT_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no room
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # no permission
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),  # a file where a folder should be, or the reverse
-    errno.ENAMETOOLONG,
+    *(errno.ENAMETOOLONG, errno.ELOOP),
 }
 """Errors of the operating system that the user can fix and this code cannot."""
 

@@ -23,7 +23,9 @@ from src.runtime.cli import RunError, UserError
 from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
 from src.storage.files import (
+    LOCK,
     digest,
+    half_written,
     json_digest,
     locked,
     map_array,
@@ -31,6 +33,7 @@ from src.storage.files import (
     new_array,
     read_json,
     reading,
+    refuse_strangers,
     replacing,
     to_json,
     try_writing,
@@ -105,6 +108,15 @@ OF_SPLITS = (
     CERTAINTY,
     DISTANCE,
     UNUSUAL,
+)
+OF_CLUSTERS = (
+    PCA_MEAN,
+    PCA_COMPONENTS,
+    PCA_VARIANCE_RATIO,
+    CENTROIDS,
+    HEAD_WEIGHTS,
+    HEAD_BIAS,
+    CLUSTER_TO_CLASS,
 )
 
 MANIFEST = "manifest.json"
@@ -350,19 +362,31 @@ def writing(directory: Path, stage: str) -> Iterator[Stage]:
     """Write the files of `stage`, the only writer in `directory` for the duration of the block."""
     if stage == EXTRACTION:
         directory.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(directory / MANIFEST):  # else they are of an earlier run
+            refuse_strangers(directory, _names(), "--feature-dir")
     with only_writer(directory):
         yield Stage(directory, stage)
 
 
 @contextlib.contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
-    """Raises UserError if another process is in such a block, or `directory` does not exist."""
+    """Everything that a stage reads and writes in `directory` belongs into such a block. It begins
+    by deleting half-written files of killed processes.
+
+    Raises:
+        UserError: another process is in such a block, or `directory` does not exist.
+    """
     if not directory.is_dir():
         raise UserError(f"there is no {directory}: {_first_stages()}")
     with locked(
-        directory / ".lock",
+        directory / LOCK,
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
     ):
+        for names in ("*.npy", MANIFEST, METRICS, REPORT, IMAGES, MODEL):
+            for file in half_written(directory, names):
+                file.unlink(missing_ok=True)
+        for file in half_written(directory / FIGURES, ""):
+            file.unlink(missing_ok=True)
         try_writing(directory / MANIFEST)
         yield
 
@@ -378,6 +402,13 @@ def record(directory: Path, stage: str, part: dict[str, Any] | None) -> None:
     if part is not None:
         parts[stage] = part | {"digest": _part_digest(part)}
     write_json(file, parts)
+
+
+def _names() -> list[str]:
+    """Of everything but the manifest that stages write."""
+    once = [a.file for a in OF_CLUSTERS]
+    arrays = [a.file.format(split=split) for a in OF_SPLITS for split in SPLITS]
+    return [*once, *arrays, METRICS, FIGURES, REPORT, IMAGES, MODEL]
 
 
 def _first_stages() -> str:

@@ -11,11 +11,12 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -32,6 +33,9 @@ MISSING_CALL = {
     524,  # the ENOTSUPP of the Linux kernel, which reaches programs in spite of having no name
 }
 """How a file system answers a call that it lacks, if the call is correct."""
+
+LOCK = ".lock"
+"""The file to lock in a directory; it stays."""
 
 
 def open_regular(file: Path) -> BinaryIO:
@@ -183,25 +187,54 @@ def to_json(content: Any) -> str:
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
+def refuse_to_replace(flag: str, file: Path, what: str, is_own: Callable[[Path], bool]) -> None:
+    """Raise UserError if something else than `what` is already at `file`, which `flag` names.
+
+    Args:
+        is_own: whether a regular file, not empty, is `what`; any Exception that it raises is a no.
+    """
+    try:
+        with open_regular(file) as stream:
+            is_empty = not stream.read(1)
+        if is_empty or is_own(file):
+            return
+    except FileNotFoundError:
+        return
+    except Exception:  # neither a file nor readable as `what`
+        pass
+    raise UserError(f"{flag} {file} exists and is not {what}: choose another name, or remove it")
+
+
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A temporary path next to `file`, flushed to disk and renamed to `file` after the block.
+    """A new empty file next to `file`, flushed to disk and renamed to `file` after the block.
 
-    If the block raises, the temporary file is removed and `file` stays. A symbolic link to a file
+    If the block raises, the new file is removed and `file` stays. A symbolic link to a file
     stays a link, and its target is replaced; one to a device, a pipe or itself is itself replaced.
+
+    Raises:
+        OSError: `file` is a folder, or cannot be written; errors name it, not the new file.
     """
     target = Path(os.path.realpath(file))
     file = target if target.is_file() or not target.exists() else file.absolute()
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(file)
-    temporary.unlink(missing_ok=True)  # a killed process may have left anything there
+    # Two processes that write the same file each have their own.
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(file)
-        sync(file.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary.touch(exist_ok=False)
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(file)
+            sync(file.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if str(error.filename) == str(temporary):
+            error.filename = str(file)
+        raise
 
 
 class _Tried(Exception):
@@ -211,14 +244,14 @@ class _Tried(Exception):
 def try_writing(*files: Path) -> None:
     """Raise what `replacing` would, so that no work is done in vain; the files stay."""
     for file in files:
-        with contextlib.suppress(_Tried), replacing(file) as temporary:
-            temporary.touch()
+        with contextlib.suppress(_Tried), replacing(file):
             raise _Tried
 
 
-def temporary_path(file: Path) -> Path:
-    """Where `file` is written first; a killed process leaves it there."""
-    return file.with_name(f".{file.name}.tmp")
+def half_written(directory: Path, names: str) -> Iterator[Path]:
+    """What killed processes left of files in `directory` whose names match the pattern `names`,
+    and what others are writing now."""
+    return directory.glob(f".{names}*.tmp")
 
 
 def sync(file: Path) -> None:
@@ -231,6 +264,17 @@ def sync(file: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def refuse_strangers(directory: Path, names: Iterable[str], flag: str) -> None:
+    """Raise UserError if `directory`, which `flag` names, has files called `names`, and nobody has
+    used it yet, so that they are of another program or a user's own."""
+    for name in names:
+        if os.path.lexists(directory / name) and not os.path.lexists(directory / LOCK):
+            raise UserError(
+                f"{directory / name} is not of this program and would be replaced: choose another "
+                f"{flag}, or move it away"
+            )
 
 
 @contextlib.contextmanager

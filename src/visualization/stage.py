@@ -34,6 +34,11 @@ PICTURES = 8
 
 def run(config: VisualizeConfig) -> None:
     check_seed(config.seed)
+    with artifacts.only_writer(config.feature_dir):
+        visualize(config)
+
+
+def visualize(config: VisualizeConfig) -> None:
     started = time.monotonic()
     results = load_results(config.feature_dir, config.data_dir)
     if results.extraction["dataset"]["name"] == "folder" and results.picture_dir:
@@ -53,7 +58,7 @@ def run(config: VisualizeConfig) -> None:
     is_own = results.extraction["dataset"]["name"] == "folder"
     mode = config.wandb or ("disabled" if is_own else "auto")
     tracker = stage_tracker(mode, config.wandb_dir, "visualization", config, results.extraction)
-    with artifacts.only_writer(config.feature_dir), figures.styled(), tracker:
+    with figures.styled(), tracker:
         for name, figure in draw(results, records, xy_N2, TITLES[method]):
             files.append(folder / f"{name}.{config.format}")
             with artifacts.replacing(files[-1]) as temporary:
