@@ -10,6 +10,7 @@ another run, and one that is replaced meanwhile are refused.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
