@@ -248,11 +248,12 @@ def refused(config: ImportConfig, message: str) -> None:
 
 
 STRANGE = {
-    "root": "/etc/passwd", "outside": "../../../../etc/passwd", "twice": "./unlabeled/00.png",
-    "around": "test/../unlabeled/01.png", "double": "unlabeled//01.png", "test": "test/0/00.png",
-    "folder": "unlabeled", "here": ".",
+    "/etc/passwd": "no unlabeled picture", "../../../../etc/passwd": "no unlabeled picture",
+    "unlabeled": "no unlabeled picture", ".": "no unlabeled picture",
+    "./unlabeled/00.png": "is also in line 1", "test/../unlabeled/01.png": "is also in line 2",
+    "unlabeled//01.png": "is also in line 2", "test/0/00.png": "is a picture of another split",
 }  # fmt: skip
-"""Names that are no further pictures of unlabeled."""
+"""Names that are no further pictures of unlabeled, and what the message says of them."""
 
 
 @pytest.mark.parametrize(
@@ -270,16 +271,20 @@ STRANGE = {
         ({"train_names": "test.txt"}, "has 20 lines, .*train.npy has 40 rows"),
         ({"data_dir": None}, "names are pictures: add their folder with --data-dir"),
         ({"test_names": None}, "--data-dir needs the picture of every row: add --test-names"),
-        ({"unlabeled_names": "test.txt"}, "20 of 20 unlabeled pictures in .* have no row in"),
-        ({"unlabeled_names": "twice"}, "has unlabeled/00.png 2 times"),
-        ({"unlabeled": "train.npy", "unlabeled_names": "more"}, "no unlabeled picture 0 in "),
+        ({"unlabeled_names": "test.txt"}, r"line 1: test/0/00\.png is a picture of another split"),
+        ({"unlabeled_names": "twice"}, r"line 20: unlabeled/00\.png is also in line 1"),
+        ({"unlabeled": "19", "unlabeled_names": "fewer"}, "1 of 20 unlabeled .* have no row in"),
+        (
+            {"unlabeled": "train.npy", "unlabeled_names": "more"},
+            r"line 21: no unlabeled picture 0 in .*, which has unlabeled/00\.png",
+        ),
         ({"class_names": "test.txt"}, "--class-names requires --train-labels"),
         ({"train_labels": "y-2"}, r"y-2.npy: a label is -2; classes are whole numbers from 0"),
         ({"train_labels": "least"}, "a label is -9223372036854775808; classes"),
         ({"train_labels": "largest"}, "a label is 9223372036854775813; classes"),
         *[
-            ({"unlabeled": "21", "unlabeled_names": f"and {place}"}, f"no unlabeled picture {name}")
-            for place, name in STRANGE.items()
+            ({"unlabeled": "21", "unlabeled_names": f"and {number}"}, message)
+            for number, message in enumerate(STRANGE.values())
         ],
     ],
 )
@@ -290,11 +295,13 @@ def test_what_does_not_fit_is_refused(
     np.save(tmp_path / "y", np.arange(6))
     for name, label in (("y-2", -2), ("least", -(2**63)), ("largest", 2**63 + 5)):
         np.save(tmp_path / name, np.full(40, label, np.int64 if label < 0 else np.uint64))
-    np.save(tmp_path / "21", np.ones((21, 1280), np.float32))
+    for count in (19, 21):
+        np.save(tmp_path / str(count), np.ones((count, 1280), np.float32))
     lines = (made / "unlabeled.txt").read_text().splitlines()
     (tmp_path / "twice").write_text("\n".join([*lines[:-1], lines[0]]))
-    for place, name in STRANGE.items():
-        (tmp_path / f"and {place}").write_text("\n".join([*lines, name]))
+    (tmp_path / "fewer").write_text("\n".join(lines[:-1]))
+    for number, name in enumerate(STRANGE):
+        (tmp_path / f"and {number}").write_text("\n".join([*lines, name]))
     (tmp_path / "more").write_text("\n".join([*lines, *map(str, range(20))]))
     for key, value in change.items():
         places = [place for place in (made, tmp_path) if (place / str(value)).exists()]

@@ -48,7 +48,8 @@ class ImportConfig:
     data_dir: Path | None = None
     """The folder of pictures that the features were computed from."""
     train_names: Path | None = None
-    """A text file with the picture of every train row, one path in --data-dir per line."""
+    """A text file with the picture of every train row, one path per line: relative to --data-dir
+    or to the current folder, or absolute."""
     test_names: Path | None = None
     """The same for the test rows."""
     unlabeled_names: Path | None = None

@@ -1,7 +1,8 @@
 """Import features of any model, in place of src/feature_extraction.py."""
 
 import os
-from collections import Counter
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,6 @@ def read_rows(config: ImportConfig, split: str) -> Rows:
     if names_file := getattr(config, f"{split}_names"):
         names = read_lines(names_file, f"--{split}-names takes a text file, a path a line")
         _check_count(f"--{split}-names {names_file}", len(names), "lines", file, count)
-        (name, times), *_ = Counter(names).most_common(1)
-        if times > 1:
-            raise UserError(f"--{split}-names {names_file} has {name} {times} times")
     return Rows(features, labels, names)
 
 
@@ -165,33 +163,69 @@ def order_of(pictures: Dataset, split: str, names: list[str], data_dir: Path) ->
 
     Rows of files that are there but cannot be read as pictures are left out.
 
+    Args:
+        names: of the rows, as a list of files may have them: see `find_name`.
+
     Raises:
-        UserError: a picture has no row, or a row no picture: its name is not that of a file in
-            `data_dir`, as a list of its files has it, or that of a picture of another split.
+        UserError: a picture has no row or several, or a row is neither a picture of `split` nor
+            another file in `data_dir`.
     """
     if split not in pictures.splits:
         found = ", ".join(pictures.splits)
         raise UserError(f"{data_dir} has no {split} pictures, but {found}: use their flags")
     expected = pictures.splits[split].names or ()
-    row_of = {name: row for row, name in enumerate(names)}
+    known = {unicodedata.normalize("NFC", name): name for name in expected}
+    known |= {name: name for name in expected}
+    others = {name for part in pictures.splits.values() for name in part.names or ()}
+    row_of: dict[str, int] = {}
+    for row, given in enumerate(names):
+        name = find_name(given, known, data_dir)
+        line = f"--{split}-names, line {row + 1}: "
+        is_below = not name.startswith(("/", "../"))
+        if name not in known and not (is_below and os.path.isfile(data_dir / name)):  # noqa: PTH113
+            raise UserError(
+                f"{line}no {split} picture {given} in {data_dir}, which has {expected[0]}"
+            )
+        if name not in known and name in others:
+            raise UserError(f"{line}{given} is a picture of another split")
+        if name in row_of:
+            raise UserError(f"{line}{given} is also in line {row_of[name] + 1}")
+        row_of[name] = row
     if missing := [name for name in expected if name not in row_of]:
         raise UserError(
             f"{len(missing):,} of {len(expected):,} {split} pictures in {data_dir} have no row in "
             f"--{split}-names, such as {missing[0]}: make their features too, or move them away"
         )
-    left_out = sorted(row_of.keys() - set(expected))
-    others = {name for part in pictures.splits.values() for name in part.names or ()}
-    for name in left_out:
-        is_below = not os.path.isabs(name) and os.path.normpath(name) == name != ".."
-        is_below = is_below and not name.startswith("../")
-        if not is_below or name in others or not os.path.isfile(data_dir / name):  # noqa: PTH113
-            raise UserError(f"--{split}-names: no {split} picture {name} in {data_dir}")
-    if left_out:
+    if left_out := len(row_of) - len(expected):
         print(
-            f"note: {len(left_out):,} {split} rows are left out: their files are not pictures, or "
-            "are links to others"
+            f"note: {left_out:,} {split} rows are left out: their files are not pictures, or are "
+            "links to others"
         )
     return np.array([row_of[name] for name in expected])
+
+
+def find_name(given: str, known: dict[str, str], data_dir: Path) -> str:
+    """The name in `known` that a list of files means, or the normal form of what it has.
+
+    The list may name files relative to `data_dir`, relative to the current folder, or absolutely,
+    with ./ and in any Unicode form: those of macOS differ from others.
+
+    Args:
+        known: the names relative to `data_dir`, by themselves and by their normal form.
+    """
+    name = ""
+    for name in _possible_names(given, data_dir):
+        if found := known.get(name) or known.get(unicodedata.normalize("NFC", name)):
+            return found
+    return name
+
+
+def _possible_names(given: str, data_dir: Path) -> Iterator[str]:
+    yield os.path.normpath(given)
+    path = Path(os.path.abspath(given))  # noqa: PTH100 - which keeps ..
+    for root in (data_dir.absolute(), data_dir.resolve()):
+        if path.is_relative_to(root):
+            yield path.relative_to(root).as_posix()
 
 
 # --- writing ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Shape letters: N rows, D features.
 """
 
+import codecs
 import math
 import os
 from collections.abc import Iterator
@@ -46,10 +47,20 @@ def foreign_array(file: Path, remedy: str) -> np.ndarray:
 
 
 def read_lines(file: Path, remedy: str) -> list[str]:
-    """The lines of a text file. Bytes that are no UTF-8 stay, as names of files may hold them."""
+    """The lines of a text file in UTF-8, or in UTF-16 as Windows writes it, without empty ones at
+    the end. Bytes that are no UTF-8 stay, as names of files may hold them.
+
+    Raises:
+        UserError: it cannot be read, or is no text.
+    """
     with reading(file, remedy) as stream:
-        text = stream.read().decode("utf-8-sig", errors="surrogateescape")
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+        content = stream.read()
+        is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        errors = "strict" if is_utf_16 else "surrogateescape"
+        text = content.decode("utf-16" if is_utf_16 else "utf-8-sig", errors)
+        if "\0" in text:
+            raise ValueError(f"line 1 is {text.splitlines()[0][:80]!r}: save it as UTF-8")
+    return [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
 
 
 def foreign_features(file: Path, flag: str) -> np.ndarray:
