@@ -56,6 +56,8 @@ class Tracker(contextlib.AbstractContextManager["Tracker"]):
         self._run = self._attempt(
             lambda: wandb_run.open_run(mode, directory.resolve(), options), "; nothing is recorded"
         )
+        if self._run is not None:
+            self.run_id = self._run.id  # a sweep gives its own
         self._with_run(_define_axes)
 
     def __exit__(self, kind: object, *_: object) -> None:
