@@ -132,6 +132,7 @@ def test_the_example_of_the_documentation(
         (tmp_path / "photo.jpg").write_bytes(content)
         with pytest.raises(AssertionError, match="more than 8 bits"):
             exec(example, variables)
+        variables["photo"].close()
 
 
 def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_path: Path) -> None:

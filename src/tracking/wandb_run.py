@@ -101,7 +101,10 @@ def close_run(run: Any, exit_code: int) -> None:
     """Finish the run.
 
     Raises RunError where uploading takes longer than FINISH_SECONDS, or where an offline run is
-    incomplete, and whatever W&B raises."""
+    incomplete, and whatever W&B raises.
+    """
+    import wandb
+
     folder, offline = Path(run.dir).parent, run.offline
     later = command("src/sync_wandb.py", os.path.relpath(folder))
     try:
@@ -109,12 +112,14 @@ def close_run(run: Any, exit_code: int) -> None:
     except TimeoutError:
         raise RunError(f"not everything was uploaded; later: {later}") from None
     except Exception:
-        import wandb
-
         with contextlib.suppress(Exception, SystemExit):
             wandb.teardown()  # takes out the exit hook, which would print a traceback
         raise
-    if offline and not all(map(_is_complete, folder.glob("run-*.wandb"))):
+    if not offline:
+        return
+    with contextlib.suppress(Exception, SystemExit):
+        wandb.teardown()  # waits until its process has written everything
+    if not all(map(_is_complete, folder.glob("run-*.wandb"))):
         raise RunError(f"{os.path.relpath(folder)} lacks its last rows: the disk may be full")
 
 
