@@ -110,10 +110,11 @@ def load_picture(file: Path, size: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))
 
 
-def shorter_side(file: Path) -> int:
-    """In pixels, from the header alone; raises BadPicture where it cannot be read."""
+def picture_size(file: Path) -> tuple[int, int]:
+    """Width and height in pixels as they are stored, before EXIF's turn, from the header alone;
+    raises BadPicture where it cannot be read."""
     with _opened(file) as image:
-        return min(image.size)
+        return image.size
 
 
 def is_picture(file: Path) -> bool:

@@ -1,10 +1,13 @@
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
+from scipy.ndimage import laplace, uniform_filter
 from scipy.spatial.distance import cdist
 from sklearn import metrics as sk
 
+from src.evaluation import sharpness as sharp
 from src.evaluation import silhouette
 from src.evaluation.metrics import (
     effective_rank,
@@ -27,7 +30,7 @@ def test_hungarian_match_is_the_best_of_all_namings(classes: int, n_clusters: in
         np.mean(np.array(naming)[clusters] == labels)
         for naming in set(itertools.permutations(names, n_clusters))
     )
-    match_K = hungarian_match(labels, clusters, classes, n_clusters)
+    match_K = hungarian_match(labels, clusters, n_clusters)
     named = match_K[match_K >= 0]
     assert len(set(named)) == len(named)
     assert np.mean(match_K[clusters] == labels) == pytest.approx(best)
@@ -36,7 +39,7 @@ def test_hungarian_match_is_the_best_of_all_namings(classes: int, n_clusters: in
 
 def test_a_cluster_without_an_image_of_the_class_left_for_it_has_no_class() -> None:
     labels, clusters = np.array([0, 0, 0]), np.array([0, 0, 1])
-    assert hungarian_match(labels, clusters, 2, 3).tolist() == [0, -1, -1]
+    assert hungarian_match(labels, clusters, 3).tolist() == [0, -1, -1]
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
@@ -103,6 +106,21 @@ def test_silhouette_of_clusters_tight_and_close_in_pairs(
     np.testing.assert_allclose(silhouette_samples(x, clusters), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", [1, 2, 17])
+def test_sharpness_is_the_variance_of_the_laplacian(
+    side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharp, "BLOCK", 2)
+    images = np.random.default_rng(0).integers(256, size=(5, 3, side, side), dtype=np.uint8)
+    images[4] = 77
+    expected = [laplace(x.mean(axis=0), mode="nearest").var() for x in images]
+    got = sharp.sharpness(images)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+    blurred = uniform_filter(images, (0, 0, 3, 3))
+    assert side < 17 or (sharp.sharpness(blurred)[:4] < got[:4] / 4).all()
+
+
 def test_external_metrics_equal_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(4, size=200)
@@ -111,12 +129,13 @@ def test_external_metrics_equal_scikit_learn() -> None:
     class_K = np.array([0, 1, 2, -1])
     got = external_metrics(labels, clusters, class_K, names)
 
-    predicted = hungarian_match(labels, clusters, 4, 4)[clusters]
+    predicted = hungarian_match(labels, clusters, 4)[clusters]
     precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, predicted)
     for c, name in enumerate(names):
         expected = {"precision": precision[c], "recall": recall[c], "f1": f1[c]}
         assert got["per_class"][name] == pytest.approx(expected)
-    assert got["confusion"] == sk.confusion_matrix(labels, predicted).tolist()
+    table = sk.confusion_matrix(labels, predicted)
+    assert got["confusion"] == [[*pair, table[pair]] for pair in np.ndindex(4, 4) if table[pair]]
     assert got["nmi"] == pytest.approx(sk.normalized_mutual_info_score(labels, clusters))
     assert got["ari"] == pytest.approx(sk.adjusted_rand_score(labels, clusters))
     assert got["hungarian_accuracy"] == pytest.approx(sk.accuracy_score(labels, predicted))
@@ -129,8 +148,21 @@ def test_more_clusters_than_classes() -> None:
     got = external_metrics(labels, clusters, np.full(4, -1), ["a", "b", "never seen"])
     assert got["hungarian_accuracy"] == pytest.approx(5 / 7)
     assert got["transferred_accuracy"] == 0.0
-    assert got["confusion"] == [[3, 0, 0, 1], [0, 2, 0, 1], [0, 0, 0, 0]]
+    assert got["confusion"] == [[0, -1, 1], [0, 0, 3], [1, -1, 1], [1, 1, 2]]
     assert list(got["per_class"]) == ["a", "b"]
+
+
+def test_memory_is_for_the_classes_that_occur() -> None:
+    names = [f"class {c}" for c in range(100_000)]
+    labels = np.array([7, 7, 31_000, 99_999])
+    tracemalloc.start()
+    got = external_metrics(labels, labels % 3, np.array([99_999, 7, -1]), names)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert got["hungarian_accuracy"] == got["transferred_accuracy"] == 0.75
+    assert got["confusion"] == [[7, 7, 2], [31_000, 7, 1], [99_999, 99_999, 1]]
+    assert list(got["per_class"]) == ["class 7", "class 31000", "class 99999"]
+    assert peak < 20e6
 
 
 def test_summary_table_lines_up_and_names_both_protocols() -> None:

@@ -1,8 +1,11 @@
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +29,16 @@ from src.models.architectures import ARCHITECTURES
 from src.models.encoder import TrainedBackbone, encode
 from src.prediction import onnx_export
 from src.prediction.predictor import Predictor
+from src.runtime import cli
 from src.runtime.cli import ENVIRONMENT_ERRORS, RunError, UserError
-from src.storage import artifacts
+from src.storage import artifacts, checkpoint
 from src.storage.artifacts import Manifest
+from src.storage.scores import used_splits
+from src.training.flags import FREE_TO_CHANGE, TrainConfig, ViewSettings, flag_values
 from tests.helpers import ROOT
 from tests.helpers.digits import all_digits, digits, png_16, save_picture
 from tests.helpers.documentation import python_examples
-from tests.helpers.finished_run import FinishedRun, write_checkpoint
+from tests.helpers.finished_run import COMMIT, FinishedRun, write_checkpoint
 from tests.helpers.finished_run import cluster as run_clustering
 from tests.helpers.processes import Script, run_python
 
@@ -296,3 +302,54 @@ def test_backbone_that_cannot_be_exported(
     write_checkpoint(tmp_path / "simclr_epoch_0003.pt", "digits", Path(), "slim")
     with pytest.raises(UserError, match="torchvision has no slim"):
         main(ExportConfig(backbone=tmp_path / "backbone.pt", checkpoint_dir=tmp_path))
+
+
+def card_of(file: Path, config: ExportConfig) -> str:
+    main(replace(config, backbone=file))
+    return Path(f"{file}.md").read_text()
+
+
+def test_card_of_a_scored_backbone(features: Path, tmp_path: Path) -> None:
+    manifest = Manifest(features)
+    recorded = manifest.extraction["checkpoint"]
+    checkpoint_file = Path(recorded["file"])
+    config = ExportConfig(feature_dir=features, checkpoint=checkpoint_file)
+    card = card_of(tmp_path / "resnet18.pt", config)
+    for text in ("resnet18.pt", "20 px", "512 features", "1,438 of train and 359 of test",
+                 COMMIT, torch.__version__, "MIT license",
+                 recorded["digest"], manifest.extraction["dataset"]["fingerprint"],
+                 "No label was used", "Limits"):  # fmt: skip
+        assert text in card, text
+    scores = manifest.metrics()
+    for used in used_splits(scores).values():
+        for number in (used["knn_accuracy"], used["hungarian_accuracy"], used["silhouette"]):
+            assert f"{number:.3f}" in card
+    assert f"Without labels: {scores['trust']['verdict']}" in card
+    for folder in (features, checkpoint_file.parent, ROOT, tmp_path):
+        assert str(folder) not in card
+
+
+def test_the_command_on_a_card_trains_the_same(tmp_path: Path) -> None:
+    flags = {
+        "seed": 7, "views": ViewSettings(zoom=0.3), "precision": "bf16", "bn": "train",
+        "train_on": ("train",), "weights": Path("of somebody/their weights.pt"),
+    }  # fmt: skip
+    write_checkpoint(tmp_path / "simclr_epoch_0003.pt", "digits", Path(), **flags)
+    saved = checkpoint.load(tmp_path / "simclr_epoch_0003.pt")["config"]
+    card = card_of(tmp_path / "backbone.pt", ExportConfig(checkpoint_dir=tmp_path))
+    assert "may have been learned with labels" in card
+    assert "of somebody" not in card
+    (line,) = re.findall(r"^python src/train\.py (.+)$", card, re.MULTILINE)
+    told = flag_values(cli.parse(TrainConfig, shlex.split(line), "", ""))
+    assert told["weights"] == "their weights.pt"
+    computed = saved.keys() - (FREE_TO_CHANGE - {"epochs"}) - {"weights"}
+    assert {name: told[name] for name in computed} == {name: saved[name] for name in computed}
+
+
+def test_a_card_has_only_the_scores_of_its_own_checkpoint(features: Path, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "simclr_epoch_0003.pt", "digits", Path(), seed=1)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / artifacts.MANIFEST).write_text("{")
+    for directory in (features, tmp_path / "damaged", tmp_path / "missing"):
+        config = ExportConfig(feature_dir=directory, checkpoint_dir=tmp_path)
+        assert "None found for this checkpoint" in card_of(tmp_path / "backbone.pt", config)

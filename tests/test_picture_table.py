@@ -13,6 +13,7 @@ from src.inference import InferenceConfig, main
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
 from src.storage.picture_table import csv_line
+from src.visualization.duplicates import Copies
 from src.visualization.images_table import write_images
 from src.visualization.results import load_results
 from tests.helpers.finished_run import rows_of
@@ -34,7 +35,8 @@ def test_images_csv_in_a_spreadsheet(pixel_digits: Path, tmp_path: Path) -> None
     results = load_results(pixel_digits)
     names: list[str | None] = [*COMPUTED[:5], "Bär", "猫", None, None, None]
     near, xy = np.full(len(results.x_NP), -1), -np.abs(results.x_NP[:, :2])
-    write_images(tmp_path / "images.csv", replace(results, names=names), near, xy)
+    copies = Copies(near, near < 0, np.full(len(near), np.nan))
+    write_images(tmp_path / "images.csv", replace(results, names=names), copies, xy)
     assert (tmp_path / "images.csv").read_bytes().startswith(codecs.BOM_UTF8)
     rows = rows_of(tmp_path / "images.csv")
     shown = [f"'{name}" for name in names[:5]] + names[5:7] + [f"cluster {k}" for k in (7, 8, 9)]

@@ -26,6 +26,7 @@ from docs.make_pictures import FLAGS, READY
 from src.clusters.names import load_names
 from src.storage import artifacts
 from src.visualization import thumbnails
+from src.visualization.duplicates import Copies
 from src.visualization.images_table import write_images
 from src.visualization.report import write_report
 from src.visualization.results import load_results
@@ -104,9 +105,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     near = np.full(60, -1)
     near[[3, 9, 30]], near[[20, 21]] = 0, 1
+    copies = Copies(near, ~np.isin(np.arange(60), [3, 30, 21]), np.geomspace(1, 9, 60))
     xy = results.x_NP[:, :2].copy()
-    write_report(directory / artifacts.REPORT, results, [], near, xy, "PCA")
-    write_images(directory / artifacts.IMAGES, results, near, xy)
+    write_report(directory / artifacts.REPORT, results, [], copies, xy, "PCA")
+    write_images(directory / artifacts.IMAGES, results, copies, xy)
     return directory
 
 
@@ -560,7 +562,7 @@ def test_without_labels_it_shows_every_number_that_exists_and_no_other(unlabeled
     groups = page.locator("#duplicates .grid")
     shown = [groups.nth(i).locator(".thumb") for i in range(groups.count())]
     images = [[int(t.get_attribute("data-image")) for t in row.all()] for row in shown]
-    assert images == [[3, 9, 30], [20, 21]]
+    assert images == [[9, 3, 30], [20, 21]]  # the one to keep first
     assert unlabeled.js("document.documentElement.scrollWidth") <= unlabeled.js("innerWidth")
 
 
@@ -616,7 +618,7 @@ def test_a_frame_around_a_part_of_the_map_and_its_images_as_a_file(unlabeled: Re
     rows = read_table(report.downloaded("#save-csv"))
     assert len(rows) == len(inside)
     for row, i in zip(rows, inside, strict=True):
-        for column in ("margin", "distance", "x", "y"):
+        for column in ("margin", "distance", "sharpness", "x", "y"):
             assert float(row.pop(column)) == pytest.approx(float(report.table[i][column]), rel=1e-5)
         assert row == {key: report.table[i][key] for key in row}
     page.click("#frame")
@@ -665,7 +667,11 @@ def test_copies_across_splits_are_warned_of(
     assert "6 images in 3 groups" in page.inner_text("#duplicates .hint")
     assert "2 of these groups lie in more than one split" in page.inner_text("#duplicates .hint")
     headings = page.locator("#duplicates h3").all_text_contents()
-    assert headings == ["Group 0, in train and test", "Group 1, in train and test", "Group 2"]
+    assert headings == [  # of equal files the first is kept
+        "Group 0, in train and test, keep train/x/02.png",
+        "Group 1, in train and test, keep train/x/03.png",
+        "Group 2, keep train/x/05.png",
+    ]
 
 
 def changed(directory: Path, copy: Path, **changes: Any) -> Path:

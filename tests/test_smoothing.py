@@ -1,5 +1,6 @@
 """Neighbors, smoothed rows and the linear head against naive loops and scikit-learn."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
-from src.clusters.head import fit_head
+from src.clusters.head import fit_head, nearest_centroid
 from src.clusters.method import Method
 from src.clusters.smoothing import smooth
 from src.evaluation.metrics import hungarian_accuracy
@@ -132,7 +133,51 @@ def test_the_flags_reach_the_rows(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     for hops, k in ((1, 3), (3, 7)):
         method = Method("train", {}, [], False, 8, 1, hops=hops, neighbors=k)
-        np.testing.assert_array_equal(method.smooth({"train": x}), smooth(x, hops, k))
+        np.testing.assert_array_equal(method.smooth({"train": x}, 25), smooth(x, hops, k))
+
+
+@pytest.mark.parametrize(("clusters", "k"), [(50, 1), (25, 1), (12, 3), (4, 10), (1, 10)])
+def test_neighbors_follow_the_size_of_the_clusters(clusters: int, k: int) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    method = Method("train", {}, [], False, 8, 1, hops=1, neighbors=None)
+    np.testing.assert_array_equal(method.smooth({"train": x}, clusters), smooth(x, 1, k))
+
+
+def test_after_a_scan_neighbors_follow_the_number_picked(tmp_path: Path) -> None:
+    config = write(tmp_path, train=blobs(30, 1))
+    picked, three = (metrics(replace(config, clusters=flag)) for flag in ("2:15", "3"))
+    assert picked["fit"] == three["fit"]
+    assert picked["smoothed"] == three["smoothed"]
+
+
+def few_each(classes: int, sizes: Sequence[int], spread: float) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(classes), np.resize(sizes, classes))
+    noise = spread * rng.normal(size=(len(labels), 16))
+    return rng.normal(size=(classes, 16))[labels] + noise, labels
+
+
+def test_many_classes_of_few_images(tmp_path: Path) -> None:
+    names = [str(c) for c in range(60)]
+    result = metrics(replace(write(tmp_path, names, train=few_each(60, [5], 0.25)), components=16))
+    scores = result["smoothed"]["splits"]["train"]
+    assert min(scores["cluster_sizes"]) > 0
+    assert scores["hungarian_accuracy"] >= result["kmeans"]["splits"]["train"]["hungarian_accuracy"]
+
+
+def test_smoothing_that_empties_clusters_is_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(c) for c in range(40)]
+    config = write(tmp_path, names, train=few_each(40, [1, 2, 9], 0.3))
+    config = replace(config, components=16, seeds=2)
+    result = metrics(replace(config, neighbors=10))
+    assert "more clusters empty: K-means is used without it" in capsys.readouterr().out
+    assert result == metrics(replace(config, smooth=False))
+    assert min(result["kmeans"]["splits"]["train"]["cluster_sizes"]) > 0
+    manifest = Manifest(tmp_path)
+    head = nearest_centroid(manifest.load(artifacts.CENTROIDS))
+    np.testing.assert_array_equal(manifest.load(artifacts.HEAD_WEIGHTS), head.weights)
 
 
 @pytest.mark.parametrize("count", [2, 4])

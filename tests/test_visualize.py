@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
 from src.visualization import figures, projection, results, thumbnails
 from src.visualization import stage as visualization
+from src.visualization.duplicates import Copies, kept
 from src.visualization.flags import VisualizeConfig
 from src.visualization.images_table import write_images
 from src.visualization.map_figure import projection_map
@@ -29,9 +31,8 @@ from src.visualization.palette import BASE, cluster_colors, colors
 from src.visualization.projection import project
 from src.visualization.report_sections import training_image
 from src.visualization.results import load_results
-from src.visualization.stage import silhouettes
 from tests.helpers import ROOT
-from tests.helpers.digits import all_digits, digits, write_digits
+from tests.helpers.digits import all_digits, digits, save_picture, write_digits
 from tests.helpers.pixel_run import load_arrays, pixel_run
 from tests.helpers.processes import Script, run_python
 
@@ -58,13 +59,17 @@ def test_the_table_has_a_row_for_each_image(pixel_digits: Path, tmp_path: Path) 
     results, arrays = load_results(pixel_digits), load_arrays(pixel_digits)
     near, xy = np.full(len(arrays.x), -1), np.float32(arrays.x[:, :2])
     near[[5, 1500]] = 3
+    keep = np.arange(len(near)) != 5
+    sharp = np.where(keep, np.float32(2.5), np.nan)
     unusual = np.arange(len(near)) % 100 == 0
-    write_images(tmp_path / "images.csv", replace(results, unusual=unusual), near, xy)
+    write_images(
+        tmp_path / "images.csv", replace(results, unusual=unusual), Copies(near, keep, sharp), xy
+    )
     with (tmp_path / "images.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
         "path", "cluster", "name", "confidence", "distance", "unusual", "split", "near_duplicates",
-        "x", "y",
+        "keep", "sharpness", "x", "y",
     ]  # fmt: skip
     places = [(split, i) for split, count in (("train", 1438), ("test", 359)) for i in range(count)]
     for column, expected in {
@@ -74,12 +79,36 @@ def test_the_table_has_a_row_for_each_image(pixel_digits: Path, tmp_path: Path) 
         "name": arrays.class_of_cluster[arrays.clusters],
         "unusual": unusual.astype(int),
         "near_duplicates": np.where(near >= 0, "3", ""),
+        "keep": keep.astype(int),
+        "sharpness": np.where(keep, "2.5", ""),
     }.items():
         assert [row[column] for row in rows] == list(map(str, expected)), column
     own = arrays.distances[np.arange(len(arrays.x)), arrays.clusters]
     columns = {"confidence": arrays.certainty, "distance": own, "x": xy[:, 0], "y": xy[:, 1]}
     for column, expected in columns.items():
         np.testing.assert_allclose([float(row[column]) for row in rows], expected, atol=2e-4)
+
+
+def test_of_copies_the_one_with_most_pixels_then_bytes_is_kept(tmp_path: Path) -> None:
+    image = digits("test")[0]
+    for name, side, options in (
+        ("small.png", 8, {}), ("wide.bmp", 16, {}), ("same.bmp", 16, {}), ("other.png", 16, {}),
+        ("alone.png", 4, {}), ("q30.jpg", 16, {"quality": 30}), ("q95.jpg", 16, {"quality": 95}),
+    ):  # fmt: skip
+        save_picture(image[:, :side, :side], tmp_path / name, **options)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    group = {"small.png": 0, "wide.bmp": 0, "same.bmp": 0, "other.png": 0, "alone.png": -1,
+             "q30.jpg": 1, "q95.jpg": 1}  # fmt: skip
+    numbers = np.array([group[name] for name in names])
+    best = {name for name, keep in zip(names, kept(numbers, names, tmp_path), strict=True) if keep}
+    assert best == {"same.bmp", "alone.png", "q95.jpg"}  # of equal ones the first
+    (tmp_path / "same.bmp").unlink()
+    (tmp_path / "q95.jpg").write_bytes(b"no picture")
+    rest = [name for name in names if name != "alone.png"]
+    numbers = np.array([group[name] for name in rest])
+    best = {name for name, keep in zip(rest, kept(numbers, rest, tmp_path), strict=True) if keep}
+    assert best == {"wide.bmp", "q30.jpg"}
+    assert kept(np.array([-1, 0, 0]), None, tmp_path).tolist() == [True, True, False]
 
 
 def test_pictures_come_in_the_order_asked_for(pixel_digits: Path) -> None:
@@ -215,6 +244,26 @@ def test_the_confusion_matrix_shows_percent_of_the_class() -> None:
     assert [label.get_text() for label in ax.get_xticklabels()] == ["$x^{", "b", "no class"]
 
 
+def test_the_confusion_matrix_has_the_classes_that_occur(
+    pixel_digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"class {c}" for c in range(21_841)]
+    results = replace(load_results(pixel_digits), class_names=names)
+    scores: Any = {"confusion": [[7, 7, 1], [7, 20_000, 3], [9, -1, 2]], "hungarian_accuracy": 1}
+    with figures.styled():
+        figure = visualization.confusion(results, "test", scores)
+    assert figure
+    (ax,) = figure.axes
+    classes = ["class 7", "class 9", "class 20000"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == classes
+    assert [label.get_text() for label in ax.get_xticklabels()] == [*classes, "no class"]
+    cells = {text.get_position(): text.get_text() for text in ax.texts}
+    assert cells == {(0, 0): "25", (2, 0): "75", (3, 1): "100"}
+    monkeypatch.setattr(figures, "CONFUSED", 2)
+    assert visualization.confusion(results, "test", scores) is None
+    assert "no confusion matrix of 3 classes" in capsys.readouterr().out
+
+
 def test_the_cluster_sizes_are_the_sums_of_the_splits() -> None:
     sizes = {"train": np.array([1200, 3, 0]), "test": np.array([34, 0, 0])}
     ax = figures.cluster_sizes(sizes, ["0", "1", "2"]).axes[0]
@@ -273,7 +322,7 @@ def test_both_maps_draw_a_cluster_and_its_class_in_one_color(pixel_digits: Path)
 
 def test_the_silhouette_figure_names_the_mean(pixel_digits: Path) -> None:
     results = load_results(pixel_digits)
-    figure = silhouettes(results, "train")
+    figure = visualization.silhouettes(results, "train")
     mean = results.metrics["smoothed"]["splits"]["train"]["silhouette"]
     assert figure.axes[0].texts[0].get_text() == f"mean {mean:.3f}"
 

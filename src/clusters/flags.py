@@ -25,11 +25,13 @@ class ClusteringConfig:
     restarts: int = 20
     """K-means starts; the best one is kept."""
     smooth: bool = True
-    """Also cluster rows averaged with their neighbors; later stages use these clusters."""
+    """Also cluster rows averaged with their neighbors; later stages use these clusters, unless more
+    of them are empty than of the others."""
     hops: int = 2
     """Number of rounds of averaging."""
-    neighbors: int = 10
-    """Nearest neighbors to average a row with."""
+    neighbors: int | None = None
+    """Nearest neighbors to average a row with; None is 10, or all others in a cluster of average
+    size if that is fewer."""
     unusual: float = 0.99
     """Share of the fitted images that count as usual; a picture farther from every cluster than
     these is marked as unusual."""
@@ -39,7 +41,7 @@ class ClusteringConfig:
     """Also fit a linear classifier to the features of train, with its labels, and score it on
     test."""
     baselines: bool = False
-    """Also cluster raw pixels and the features of the untrained network, for comparison."""
+    """Also cluster raw pixels and the features of the network before training, for comparison."""
     seed: int = 0
     """Random seed of K-means."""
     wandb: WandbMode = "auto"

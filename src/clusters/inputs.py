@@ -98,8 +98,8 @@ def load_labels(manifest: Manifest) -> Splits:
 def load_baselines(
     manifest: Manifest, pictures: Dataset | None, splits: list[str]
 ) -> dict[str, Splits]:
-    """Raw pixels, uint8, and the untrained network's features of `splits`, each (N, D); the latter
-    only if the features are not those of the untrained network, and neither without pictures."""
+    """Raw pixels, uint8, and features of the network before training, of `splits`, each (N, D);
+    the latter only if the features are not the same, and neither without pictures."""
     untrained, recorded = {}, manifest.extraction["checkpoint"]
     if pictures is None:
         print("note: no baselines without pictures")

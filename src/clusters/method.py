@@ -16,6 +16,8 @@ from src.storage.scores import ClusteringName
 
 Splits = dict[str, np.ndarray]
 """An array for each split."""
+MOST_NEIGHBORS = 10
+"""To average an image with, unless a flag says otherwise."""
 PCA_LIMIT = 6_000
 """Largest exact PCA, by the smaller side of its matrix: time grows with the cube of that."""
 
@@ -48,7 +50,8 @@ class Method:
     restarts: int
     hops: int
     """Of the smoothing; 0 is none."""
-    neighbors: int
+    neighbors: int | None
+    """Of the smoothing; None follows the size of the clusters."""
 
     @property
     def named_on(self) -> str | None:
@@ -68,9 +71,14 @@ class Method:
         pca = fit_pca(x, self.components, self.l2_normalize)
         return pca, {split: pca.transform(x) for split, x in features.items()}
 
-    def smooth(self, reduced: Splits) -> np.ndarray | None:
-        """Smoothed rows (N, P) of the fitted split; None without smoothing."""
-        return smooth(reduced[self.fit_on], self.hops, self.neighbors) if self.hops else None
+    def smooth(self, reduced: Splits, count: int) -> np.ndarray | None:
+        """Rows (N, P) of the fitted split for `count` clusters; None without smoothing."""
+        x_NP = reduced[self.fit_on]
+        return smooth(x_NP, self.hops, self.neighbors_for(len(x_NP), count)) if self.hops else None
+
+    def neighbors_for(self, images: int, count: int) -> int:
+        """Of each image, to average it with; more than its cluster has would mix clusters."""
+        return self.neighbors or min(MOST_NEIGHBORS, max(1, images // count - 1))
 
     def cluster(
         self, reduced: Splits, count: int, seed: int, smoothed_NP: np.ndarray | None = None
@@ -99,7 +107,7 @@ class Method:
         if self.named_on is None:
             return np.full(count, -1)
         labels, assigned = self.labeled(clusters, self.named_on)
-        return hungarian_match(labels, assigned, len(self.class_names), count)
+        return hungarian_match(labels, assigned, count)
 
     def clusterings(
         self, reduced: Splits, smoothed_NP: np.ndarray | None, count: int, seed: int

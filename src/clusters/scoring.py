@@ -82,7 +82,7 @@ def knn_of(method: Method, features: Splits, split: str) -> float | None:
 def score_baseline(method: Method, features: Splits, count: int, seed: int) -> FeatureScores:
     """The same scores of other features (N, D)."""
     _, reduced = method.reduce(features)
-    found = method.clusterings(reduced, method.smooth(reduced), count, seed)
+    found = method.clusterings(reduced, method.smooth(reduced, count), count, seed)
     return score(method, features, reduced, found)
 
 

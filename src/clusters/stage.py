@@ -1,7 +1,7 @@
 """Cluster the features and score the clusters."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from src.runtime.cli import UserError, check_seed
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, ExtractionRecord, Stage
 from src.storage.provenance import git_commit, versions
-from src.storage.scores import VERSION, Scores, used_splits
+from src.storage.scores import VERSION, ClusteringName, Scores, used_splits
 from src.tracking.tracker import stage_tracker
 
 
@@ -46,7 +46,8 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, S
     inputs = read_inputs(config)
     method, features, fit_on = inputs.method, inputs.features, inputs.method.fit_on
     pca, reduced = method.reduce(features)
-    smoothed_NP = method.smooth(reduced)
+    size, most = len(features[fit_on]), inputs.counts[-1]
+    smoothed_NP = method.smooth(reduced, most)
     print(pca_lines(pca_scores(pca), pca.mean_D.size, config.components))
     scanned = None
     if len(inputs.counts) > 1:
@@ -54,8 +55,15 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, S
         scanned = scan(x_NP, inputs.counts, config.seed)
         print(scan_table(scanned))
     count = scanned["picked"] if scanned else inputs.counts[0]
+    if method.neighbors_for(size, count) != method.neighbors_for(size, most):
+        smoothed_NP = method.smooth(reduced, count)
 
     found = method.clusterings(reduced, smoothed_NP, count, config.seed)
+    if empty := emptied(found, fit_on):
+        print(f"note: smoothing leaves {empty} more clusters empty: K-means is used without it")
+        method, smoothed_NP = replace(method, hops=0), None
+        inputs = inputs._replace(method=method)
+        del found["smoothed"]
     used = found.get("smoothed", found["kmeans"])
     head = calibrated_head(method, pca, reduced, used, features[fit_on], config.unusual)
     images = {s: per_image(head, x, used.clusters[s]) for s, x in features.items()}
@@ -78,6 +86,12 @@ def cluster(config: ClusteringConfig, stage: Stage) -> tuple[ExtractionRecord, S
     stage.write_json(artifacts.METRICS, scores)
     record(config, stage, inputs, count, head)
     return inputs.manifest.extraction, scores
+
+
+def emptied(found: dict[ClusteringName, Clustering], fit_on: str) -> int:
+    """How many more clusters of the fitted split are empty with smoothing than without."""
+    used = {name: len(np.unique(one.clusters[fit_on])) for name, one in found.items()}
+    return max(0, used["kmeans"] - used.get("smoothed", used["kmeans"]))
 
 
 def compare(
@@ -159,7 +173,7 @@ def _check(config: ClusteringConfig) -> None:
         ("--components", config.components, 1),
         ("--restarts", config.restarts, 1),
         ("--hops", config.hops, 1),
-        ("--neighbors", config.neighbors, 1),
+        ("--neighbors", 1 if config.neighbors is None else config.neighbors, 1),
         ("--seeds", 2 if config.seeds is None else config.seeds, 2),
     ):
         if value < least:

@@ -60,7 +60,7 @@ def halves_agreement(method: Method, x_NP: np.ndarray, clusters: int, seed: int)
         assigned = []
         for rows in np.array_split(order, 2):
             half = {method.fit_on: x_NP[rows]}
-            found = blind.cluster(half, clusters, seed, blind.smooth(half))
+            found = blind.cluster(half, clusters, seed, blind.smooth(half, clusters))
             assigned.append(found.head.assign(x_NP))
         scores.append(adjusted_rand_score(*assigned))
     return float(np.mean(scores))
@@ -86,7 +86,7 @@ def pixels_agreement(
     pca, reduced = method.reduce({method.fit_on: small_pixels(images_NCSS)})
     halves, views = halves_agreement(method, reduced[method.fit_on], clusters, seed), None
     if views_2nS is not None:
-        found = _blind(method).cluster(reduced, clusters, seed, method.smooth(reduced))
+        found = _blind(method).cluster(reduced, clusters, seed, method.smooth(reduced, clusters))
         views = views_agreement(np.stack([found.head.assign(pca.transform(x)) for x in views_2nS]))
     return {"halves": halves, "views": views}
 

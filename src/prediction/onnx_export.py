@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from dataset.load_dataset import reload_dataset
 from src.clusters.head import ClusterHead
-from src.models.batch_norm import torchvision_state
+from src.models.architectures import TIMM
+from src.models.backbone import Backbone
 from src.models.encoder import TrainedBackbone
-from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, preprocess
-from src.models.simclr import Backbone
+from src.models.preprocessing import preprocess
+from src.prediction.backbone_card import backbone_card
 from src.prediction.flags import ExportConfig
 from src.prediction.predictor import Predictor
 from src.runtime.cli import RunError, UserError
@@ -70,23 +71,23 @@ def write_model(config: ExportConfig) -> None:
 
 
 def write_backbone(file: Path, config: ExportConfig) -> None:
-    """Write the backbone of a checkpoint as torchvision names it; safetensors also hold its origin
-    and the normalization of the images."""
+    """Write the backbone of a checkpoint as torchvision names it, and its card; safetensors also
+    hold its origin and the normalization of the images."""
     if file.suffix not in (".safetensors", ".pt"):
         raise UserError(f"--backbone {file}: the name must end in .safetensors or .pt")
     refuse_to_replace("--backbone", file, "a backbone", _is_backbone)
     cpu = torch.device("cpu")
     trained = TrainedBackbone.load(config.checkpoint, config.checkpoint_dir, cpu)
     arch = trained.config["arch"]
-    if arch not in torchvision.models.list_models():
+    if not arch.startswith(TIMM) and arch not in torchvision.models.list_models():
         raise UserError(f"--backbone: torchvision has no {arch}, which {trained.file} holds")
-    state = torchvision_state(trained.backbone)
+    state = trained.backbone.published_state()
     about = {
         "format": "pt",  # as the library of safetensors asks for
         "architecture": arch,
         "image_size": str(trained.dataset["image_size"]),
-        "mean": json.dumps(PIXEL_MEAN),
-        "std": json.dumps(PIXEL_STD),
+        "mean": json.dumps(trained.backbone.mean),
+        "std": json.dumps(trained.backbone.std),
         "checkpoint": trained.digest,
     }
     # PyTorch's own way into a file ends with a RuntimeError on a full disk, that of safetensors
@@ -98,9 +99,13 @@ def write_backbone(file: Path, config: ExportConfig) -> None:
         content.write(safetensors.torch.save(state, about))
     with replacing(file) as temporary:
         temporary.write_bytes(content.getbuffer())
+    card = file.with_name(f"{file.name}.md")
+    with replacing(card) as temporary:
+        temporary.write_text(backbone_card(file, trained, config.feature_dir), encoding="utf-8")
     print(
         f"{file}: {arch} of {trained.file}, for images of {about['image_size']} px, red, green, "
-        f"blue, from 0 to 1, less {about['mean']}, divided by {about['std']}"
+        f"blue, from 0 to 1, less {about['mean']}, divided by {about['std']}; described in "
+        f"{card.name}"
     )
 
 

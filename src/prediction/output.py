@@ -89,9 +89,9 @@ def header(
 def is_predictions(file: Path) -> bool:
     """Whether its first line is that of predictions in any format."""
     with file.open("rb") as stream:
-        start = stream.readline(1000).removeprefix(codecs.BOM_UTF8)
+        start = stream.readline(1000)
     heads = [header(f, c, None) or "" for f in ("csv", "table") for c in get_args(CertaintyName)]
-    return start.startswith((b'{"path": ', *map(str.encode, heads)))
+    return start.removeprefix(codecs.BOM_UTF8).startswith((b'{"path": ', *map(str.encode, heads)))
 
 
 def line(row: Row, style: Format, certainty: CertaintyName, path_width: int | None) -> str | None:

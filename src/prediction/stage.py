@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dataset.decoding import decode
 from dataset.folder import LeftOut, refuse_among
 from dataset.load_dataset import reload_dataset
-from dataset.pictures import IMAGE_SUFFIXES, BadPicture, shorter_side
+from dataset.pictures import IMAGE_SUFFIXES, BadPicture, picture_size
 from src.prediction.flags import InferenceConfig
 from src.prediction.output import (
     Montage,
@@ -149,7 +149,7 @@ def _sort(pictures: SortedPictures, picture: Path, cluster: int, is_decoded: boo
     may be any file."""
     try:
         if not is_decoded:
-            shorter_side(picture)
+            picture_size(picture)
         pictures.add(picture, cluster)
     except (OSError, BadPicture) as error:
         reason = str(error)

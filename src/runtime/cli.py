@@ -53,8 +53,8 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
     """Read the command line as the dataclass `config`, call `main` with it, exit with the code
     that it returns. The help begins with the docstring of the script.
 
-    If `config` has `for_dataset`, the defaults are those of the `--dataset` on the command line,
-    and `--help` shows them; if it has a `name`, so are the directories of `--name`.
+    If `config` has `for_dataset`, the defaults are those of `--dataset` and `--weights` on the
+    command line, and `--help` shows them; if it has a `name`, so are the directories of `--name`.
 
     `UserError` and `ENVIRONMENT_ERRORS` become one line on standard error; a bug keeps its
     traceback.
@@ -156,16 +156,16 @@ def _prepare_user() -> None:
 
 def _default(config: type[Config], arguments: list[str]) -> Any:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--dataset")
-    parser.add_argument("--name")
-    given = argparse.Namespace(dataset=None, name=None)
+    for flag in ("--dataset", "--weights", "--name"):
+        parser.add_argument(flag)
+    given = argparse.Namespace(dataset=None, weights=None, name=None)
     with contextlib.suppress(SystemExit):  # a flag without its value: tyro reports it
         parser.parse_known_args(arguments, given)
     default: Any = config()
-    if hasattr(config, "for_dataset") and given.dataset in get_args(
-        get_type_hints(config)["dataset"]
-    ):
-        default = config.for_dataset(given.dataset)  # type: ignore[attr-defined]
+    if hasattr(config, "for_dataset"):
+        dataset, pretrained = given.dataset or default.dataset, given.weights not in (None, "none")
+        if dataset in get_args(get_type_hints(config)["dataset"]):
+            default = config.for_dataset(dataset, pretrained)  # type: ignore[attr-defined]
     if given.name is None or not hasattr(default, "name"):
         return default
     if not re.fullmatch(r"\w[\w.-]*", given.name):

@@ -383,12 +383,12 @@ def only_writer(directory: Path) -> Iterator[None]:
         directory / LOCK,
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
     ):
+        try_writing(directory / MANIFEST)
         for names in ("*.npy", MANIFEST, METRICS, REPORT, IMAGES, MODEL):
             for file in half_written(directory, names):
                 file.unlink(missing_ok=True)
         for file in half_written(directory / FIGURES, ""):
             file.unlink(missing_ok=True)
-        try_writing(directory / MANIFEST)
         yield
 
 

@@ -62,7 +62,10 @@ class Flags(TypedDict):
     data_dir: str
     cache_dir: str | None
 
+    trained_share: NotRequired[float]
+
     # `ViewSettings`
+    view_size: NotRequired[int]
     crop_min: NotRequired[float]
     flip: NotRequired[float]
     jitter: NotRequired[float]
@@ -78,6 +81,8 @@ class SavedState(TypedDict):
     """What every stage needs of a checkpoint."""
 
     model: dict[str, InstanceOf[torch.Tensor]]
+    initial: NotRequired[dict[str, InstanceOf[torch.Tensor]]]
+    """The backbone's weights before training, if later stages use an average with them."""
     epoch: NonNegativeInt
     config: Flags
     dataset: TrainedOn
@@ -260,7 +265,7 @@ class Newest:
 
 def prune(directory: Path, current: Path, keep: int | None) -> None:
     """Delete what `current`, just saved, supersedes: earlier checkpoints from the middle of an
-    epoch, and all but the last `keep` of the others. The untrained network, epoch 0, stays."""
+    epoch, and all but the last `keep` of the others. Epoch 0, before training, stays."""
     others = [p for p in listed(directory) if p != current]
     mid_epoch = [p for p in others if "_step_" in p.name]
     whole_epochs = [p for p in others if p not in mid_epoch and p.name != file_name(0)]

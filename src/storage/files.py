@@ -35,7 +35,7 @@ MISSING_CALL = {
 """How a file system answers a call that it lacks, if the call is correct."""
 
 LOCK = ".lock"
-"""The file to lock in a directory; it stays."""
+"""It stays in every directory that was ever `locked`."""
 
 
 def open_regular(file: Path) -> BinaryIO:
@@ -198,8 +198,8 @@ def refuse_to_replace(flag: str, file: Path, what: str, is_own: Callable[[Path],
             is_empty = not stream.read(1)
         if is_empty or is_own(file):
             return
-    except FileNotFoundError:
-        return
+    except (FileNotFoundError, NotADirectoryError):
+        return  # writing will say why, if it cannot
     except Exception:  # neither a file nor readable as `what`
         pass
     raise UserError(f"{flag} {file} exists and is not {what}: choose another name, or remove it")
@@ -237,6 +237,12 @@ def replacing(file: Path) -> Iterator[Path]:
         raise
 
 
+def half_written(directory: Path, names: str) -> Iterator[Path]:
+    """What killed processes left of files in `directory` whose names match the pattern `names`,
+    and what others are writing now."""
+    return directory.glob(f".{names}*.tmp")
+
+
 class _Tried(Exception):
     """Ends a block that replaces nothing."""
 
@@ -246,12 +252,6 @@ def try_writing(*files: Path) -> None:
     for file in files:
         with contextlib.suppress(_Tried), replacing(file):
             raise _Tried
-
-
-def half_written(directory: Path, names: str) -> Iterator[Path]:
-    """What killed processes left of files in `directory` whose names match the pattern `names`,
-    and what others are writing now."""
-    return directory.glob(f".{names}*.tmp")
 
 
 def sync(file: Path) -> None:

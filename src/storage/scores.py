@@ -8,7 +8,7 @@ from typing import Literal
 
 from typing_extensions import NotRequired, TypedDict
 
-VERSION = 1
+VERSION = 2
 """Of everything below; a file of another version is refused."""
 
 ClusteringName = Literal["kmeans", "smoothed"]
@@ -38,7 +38,8 @@ class LabelScores(TypedDict, total=False):
     nmi: float | None
     ari: float | None
     confusion: list[list[int]]
-    """Of C classes."""
+    """Class, class of the cluster (-1 for none) and number of images, of every pair that occurs: a
+    full matrix of thousands of classes would be large and nearly empty."""
     per_class: dict[str, ClassScores]
     knn_accuracy: float | None
 

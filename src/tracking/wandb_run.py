@@ -129,7 +129,7 @@ def _is_complete(log: Path) -> bool:
     The format is that of LevelDB's log, after 7 bytes: blocks of 32 KiB, which hold records in
     parts of a checksum, a length, a type and the data.
     """
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     block, whole, first = 1 << 15, 1, 2
     record = part = b""

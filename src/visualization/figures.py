@@ -51,6 +51,8 @@ STYLE: dict[str, Any] = {
 BLUE, ORANGE = BASE[:2]
 WIDTH = 7.2
 """Inches: two columns of a paper."""
+CONFUSED = 300
+"""The confusion matrix shows at most this many classes; more would be finer than the figure."""
 CLUSTER_ROWS = 30
 """The picture figure shows at most this many clusters, the largest."""
 NAME_LENGTH = 20

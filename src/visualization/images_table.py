@@ -7,18 +7,18 @@ import numpy as np
 
 from src.storage.files import replacing
 from src.storage.picture_table import ENCODING, csv_line, picture_columns
+from src.visualization.duplicates import Copies
 from src.visualization.results import Results
 
 
-def write_images(file: Path, results: Results, near_N: np.ndarray, xy_N2: np.ndarray) -> None:
-    """Write path, cluster, name, certainty, distance, unusual, split, near-duplicates and place on
-    the map of every image; cells without a value are empty.
+def write_images(file: Path, results: Results, copies: Copies, xy_N2: np.ndarray) -> None:
+    """Write path, cluster, name, certainty, distance, unusual, split, near-duplicates, whether to
+    keep it, sharpness and place on the map of every image; cells without a value are empty.
 
     The certainty's column is named after its kind. The path of an image without a file is
     `split[index]`.
 
     Args:
-        near_N: the group of near-duplicates of each image, -1 for none.
         xy_N2: the map.
     """
     names = [name or f"cluster {k}" for k, name in enumerate(results.names)]
@@ -33,7 +33,9 @@ def write_images(file: Path, results: Results, near_N: np.ndarray, xy_N2: np.nda
     columns: dict[str, Iterable[object]] = {
         **dict(zip(picture_columns(results.clustering["certainty"]), shared, strict=True)),
         "split": np.array(results.split_names)[results.splits],
-        "near_duplicates": ["" if group < 0 else group for group in near_N],
+        "near_duplicates": ["" if group < 0 else group for group in copies.group_N],
+        "keep": copies.keep_N.astype(int),
+        "sharpness": numbers(copies.sharpness_N),
         "x": numbers(xy_N2[:, 0]),
         "y": numbers(xy_N2[:, 1]),
     }
@@ -53,4 +55,4 @@ def indexed(results: Results) -> list[str]:
 
 
 def numbers(values: np.ndarray) -> list[str]:
-    return [f"{value:.6g}" for value in values.tolist()]
+    return ["" if np.isnan(value) else f"{value:.6g}" for value in values.tolist()]

@@ -14,6 +14,7 @@ import torch
 from src.evaluation.neighbors import lifted, nearest
 from src.storage.files import replacing
 from src.storage.metrics_log import Record
+from src.visualization.duplicates import Copies
 from src.visualization.palette import UNKNOWN, colors
 from src.visualization.report_sections import sections
 from src.visualization.results import Results
@@ -28,14 +29,13 @@ def write_report(
     file: Path,
     results: Results,
     records: list[Record],
-    near_N: np.ndarray,
+    copies: Copies,
     xy_N2: np.ndarray,
     method: str,
 ) -> None:
     """Write the page to `file`. Without images it shows names only, and without records no curves.
 
     Args:
-        near_N: the group of near-duplicates of each image, -1 for none.
         xy_N2: the map.
         method: the projection that made it, as the page calls it.
     """
@@ -55,7 +55,9 @@ def write_report(
         "split": results.splits.astype("u1"),
         "distance": results.distance.astype("<f4"),
         "certainty": results.certainty.astype("<f4"),
-        "near": near_N.astype("<i4"),
+        "near": copies.group_N.astype("<i4"),
+        "keep": copies.keep_N.astype("u1"),
+        "sharpness": copies.sharpness_N.astype("<f4"),
         "unusual": results.unusual.astype("u1"),
         "pictured": sheets.rows.astype("<u4"),
         "nearest": near_Nk.numpy().astype("<u2" if len(sheets.rows) < 2**16 else "<u4"),

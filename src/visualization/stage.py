@@ -10,15 +10,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dataset.folder import refuse_among
-from src.evaluation.near_duplicates import crossing, near_duplicates
 from src.evaluation.silhouette import silhouette_samples
 from src.runtime.cli import check_seed
 from src.storage import artifacts, checkpoint
 from src.storage.artifacts import ExtractionRecord
 from src.storage.metrics_log import Record, read_metrics
-from src.storage.scores import used_splits
+from src.storage.scores import SplitScores, used_splits
 from src.tracking.tracker import stage_tracker
 from src.visualization import figures
+from src.visualization.duplicates import find_copies
 from src.visualization.flags import VisualizeConfig
 from src.visualization.images_table import write_images
 from src.visualization.map_figure import projection_map
@@ -54,6 +54,8 @@ def visualize(config: VisualizeConfig) -> None:
     if len(results.x_NP) > FIT_POINTS and method != "pca":
         print(f"note: {FIT_POINTS:,} are embedded, the others placed among their neighbors")
     xy_N2 = project(results.x_NP, method, config.seed)
+    copies = find_copies(results)
+
     files = []
     is_own = results.extraction["dataset"]["name"] == "folder"
     mode = config.wandb or ("disabled" if is_own else "auto")
@@ -66,24 +68,12 @@ def visualize(config: VisualizeConfig) -> None:
             if mode != "disabled":
                 picture = files[-1] if config.format == "png" else pixels(figure)
                 tracker.image(f"figures/{name}", picture)
-    near_N = duplicate_groups(results)
-    write_report(report, results, records, near_N, xy_N2, TITLES[method])
-    write_images(table, results, near_N, xy_N2)
+        write_report(report, results, records, copies, xy_N2, TITLES[method])
+        write_images(table, results, copies, xy_N2)
 
     print(f"wrote {len(files)} figures to {folder} in {time.monotonic() - started:.0f} s")
     print(f"wrote {table} (one row per image)")
     print(f"open {report} in a browser ({report.stat().st_size / 2**20:.1f} MB)")
-
-
-def duplicate_groups(results: Results) -> np.ndarray:
-    """int64 (N,), the group of near-duplicates of each image, -1 for none. Prints a note if groups
-    span several splits."""
-    if results.dataset is None:
-        return np.full(len(results.clusters), -1)
-    groups = near_duplicates({split: part.images for split, part in results.dataset.splits.items()})
-    if across := crossing(groups):
-        print(f"note: near-duplicates across splits: {across:,} groups; see the report")
-    return np.concatenate([groups[split] for split in results.split_names])
 
 
 def training_records(directory: Path | None, extraction: ExtractionRecord) -> list[Record]:
@@ -118,10 +108,8 @@ def draw(
     if metrics["fit"]["named_on"] is None:
         print("note: no labels, so no confusion matrix and no classes in the map")
     for split, scores in used_splits(metrics).items():
-        if "confusion" in scores and "hungarian_accuracy" in scores:
-            title = f"{split}, % of each class (accuracy {scores['hungarian_accuracy']:.1%})"
-            counts = np.array(scores["confusion"])
-            yield f"confusion_{split}", figures.confusion_matrix(counts, results.class_names, title)
+        if (figure := confusion(results, split, scores)) is not None:
+            yield f"confusion_{split}", figure
     if (figure := silhouettes(results, results.clustering["fit_on"])) is not None:
         yield "silhouette", figure
     sizes = {
@@ -133,6 +121,26 @@ def draw(
         yield "clusters", picture_rows(results)
     if "scan" in metrics:
         yield "cluster_scan", figures.cluster_scan(metrics["scan"])
+
+
+def confusion(results: Results, split: str, scores: SplitScores) -> Figure | None:
+    """Of the classes that occur; None without labels, and for more of them than fit."""
+    if "confusion" not in scores or "hungarian_accuracy" not in scores:
+        return None
+    of_image, of_cluster, images = np.array(scores["confusion"]).T
+    has_class = of_cluster >= 0
+    classes = np.union1d(of_image, of_cluster[has_class])
+    if len(classes) > figures.CONFUSED:
+        print(
+            f"note: no confusion matrix of {len(classes):,} classes; metrics.json has its numbers"
+        )
+        return None
+    rows, columns = np.searchsorted(classes, of_image), np.searchsorted(classes, of_cluster)
+    columns[~has_class] = len(classes)
+    counts = np.zeros((len(classes), len(classes) + (not has_class.all())), int)
+    counts[rows, columns] = images
+    title = f"{split}, % of each class (accuracy {scores['hungarian_accuracy']:.1%})"
+    return figures.confusion_matrix(counts, [results.class_names[c] for c in classes], title)
 
 
 def silhouettes(results: Results, split: str) -> Figure | None:

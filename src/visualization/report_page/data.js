@@ -15,7 +15,7 @@ const array = (id) => new TYPES[document.getElementById(id).dataset.type](bytes(
 
 const xy = array("xy"), clusterOf = array("cluster"), label = array("label"), split = array("split"), near = array("near");
 const distance = array("distance"), certainty = array("certainty"), pictured = array("pictured"), nearest = array("nearest");
-const unusual = array("unusual");
+const unusual = array("unusual"), keep = array("keep"), sharpness = array("sharpness");
 const count = data.count, hasPictures = data.sheets > 0, hasLabels = label.some((l) => l >= 0);
 const tileOf = new Int32Array(count).fill(-1); // the number of the tile that shows an image
 pictured.forEach((image, place) => { tileOf[image] = place; });

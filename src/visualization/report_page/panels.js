@@ -43,7 +43,7 @@ function facts(i) {
   if (label[i] >= 0) list.push(["Class", `${data.classes[label[i]]}${isWrong(i) ? " (wrong)" : ""}`]);
   if (data.splits.length > 1) list.push(["Split", data.splits[split[i]]]);
   list.push([data.certainty[0].toUpperCase() + data.certainty.slice(1), certainty[i].toFixed(3)], ["Distance", `${distance[i].toFixed(3)}${unusual[i] ? " (unusual)" : ""}`]);
-  if (near[i] >= 0) list.push(["Near-duplicates", `${tally(near, near[i])} images in group ${near[i]}`]);
+  if (near[i] >= 0) list.push(["Near-duplicates", `${tally(near, near[i])} images in group ${near[i]}${keep[i] ? ", keep this one" : ""}`]);
   return list;
 }
 
@@ -132,14 +132,14 @@ function fillDuplicates() {
   const across = list.filter(([, members]) => splitsOf(members).length > 1).length;
   $("#duplicates").hidden = !list.length;
   const images = list.reduce((sum, [, members]) => sum + members.length, 0);
-  $("#duplicates .hint").textContent = `${number(images)} images in ${number(list.length)} groups that look almost the same, largest first. Each copy counts in every score.${
+  $("#duplicates .hint").textContent = `${number(images)} images in ${number(list.length)} groups that look almost the same, largest first. Each copy counts in every score. To keep: the copy with the most pixels, then bytes.${
     across ? ` ${number(across)} of these groups lie in more than one split, so splits share pictures.` : ""}`;
   $("#duplicates div").replaceChildren(...list.slice(0, duplicatesLimit).map(([group, members]) => {
     const grid = make("div", { className: "grid roving" });
-    fill(grid, members.slice(0, 24));
+    fill(grid, [...members].sort((i, j) => keep[j] - keep[i]).slice(0, 24));
     const more = members.length > 24 ? `, 24 of its ${number(members.length)} images` : "";
     const places = splitsOf(members).length > 1 ? `, in ${splitsOf(members).join(" and ")}` : "";
-    return make("div", {}, make("h3", { textContent: `Group ${group}${places}${more}` }), grid);
+    return make("div", {}, make("h3", { textContent: `Group ${group}${places}${more}, keep ${nameOf(members.find((i) => keep[i]))}` }), grid);
   }));
   $("#more-duplicates").hidden = list.length <= duplicatesLimit;
 }
