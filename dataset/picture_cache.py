@@ -21,6 +21,7 @@ from dataset.folder import NAMED_AT_MOST, Pictures
 from dataset.pictures import BadPicture
 from src.runtime.cli import ENVIRONMENT_ERRORS, UserError, printable, progress
 from src.storage.files import (
+    LOCK,
     digest,
     json_digest,
     locked,
@@ -80,7 +81,7 @@ def load_pictures(
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             # Every process of a distributed run calls this; the first one decodes, the others wait.
-            with locked(folder / ".lock"):
+            with locked(folder / LOCK):
                 if not _open(pixels):
                     _write(pixels, pictures, size)
                     _remove_others(pixels, stem)

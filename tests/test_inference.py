@@ -324,10 +324,19 @@ def test_demonstration_without_pictures(
     assert "own class" not in capsys.readouterr().err
 
 
-def test_a_montage_that_cannot_be_written_costs_no_prediction(infer: Infer, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"exists|directory"):
-        infer(montage=tmp_path / "file" / "m.png", output=tmp_path / "p.csv")
+def test_a_montage_that_cannot_be_written_costs_no_prediction(
+    infer: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch = Path.touch
+
+    def deny(file: Path, **more: bool) -> None:
+        if file.parent.name == "read-only":
+            raise PermissionError(13, "Permission denied", str(file))
+        touch(file, **more)
+
+    monkeypatch.setattr(Path, "touch", deny)
+    with pytest.raises(PermissionError, match=r"m\.png"):
+        infer(montage=tmp_path / "read-only" / "m.png", output=tmp_path / "p.csv")
     assert not (tmp_path / "p.csv").exists()
 
 

@@ -183,9 +183,8 @@ def order_of(pictures: Dataset, split: str, names: list[str], data_dir: Path) ->
         line = f"--{split}-names, line {row + 1}: "
         is_below = not name.startswith(("/", "../"))
         if name not in known and not (is_below and os.path.isfile(data_dir / name)):  # noqa: PTH113
-            raise UserError(
-                f"{line}no {split} picture {given} in {data_dir}, which has {expected[0]}"
-            )
+            example = next(iter(expected))
+            raise UserError(f"{line}no {split} picture {given} in {data_dir}, which has {example}")
         if name not in known and name in others:
             raise UserError(f"{line}{given} is a picture of another split")
         if name in row_of:

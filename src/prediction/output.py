@@ -288,7 +288,7 @@ class SortedPictures:
                 if self.copy:
                     _copy(picture, target)
                 else:
-                    _link(target, Path(os.path.realpath(picture, strict=True)))
+                    _link(target, os.path.realpath(picture, strict=True))
                 break
         self.counts[name] += 1
 
@@ -330,7 +330,7 @@ def _shortened(stem: str, ending: str = "") -> str:
     return stem + ending
 
 
-def _link(target: Path, picture: Path) -> None:
+def _link(target: Path, picture: str) -> None:
     try:
         target.symlink_to(picture)
     except OSError as error:

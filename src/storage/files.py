@@ -250,8 +250,7 @@ class _Tried(Exception):
 def try_writing(*files: Path) -> None:
     """Raise what `replacing` would, so that no work is done in vain; the files stay."""
     for file in files:
-        with contextlib.suppress(_Tried), replacing(file) as temporary:
-            temporary.touch()
+        with contextlib.suppress(_Tried), replacing(file):
             raise _Tried
 
 
