@@ -238,9 +238,11 @@ def test_a_picture_that_comes_back_is_known(root: Path) -> None:
 
 def test_pictures_of_another_size_are_known_by_path(root: Path) -> None:
     features, pictures = root / "features", root / "pictures"
-    say(features, moved={"03.png": "owl"}, ignored=["07.png"])
+    say(features, names={"0": "gull"}, moved={"03.png": "owl"}, ignored=["07.png"])
+    gulls = {path for path, name in names_of(features).items() if name == "gull"}
     pixel_run(features, "folder", pictures, image_size=40, clusters="4")
     named = names_of(features)
+    assert np.mean([named[path] == "gull" for path in gulls]) > 0.8
     assert [named["03.png"], named["07.png"]] == ["owl", ""]
 
 
