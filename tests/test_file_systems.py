@@ -134,8 +134,8 @@ def test_without_links_pictures_can_be_copied(
     monkeypatch.setattr(os, "symlink", symlink)
     place = tmp_path / "sorted"
     with pytest.raises(UserError, match=r"sorted cannot hold links .*: add --copy"):
-        SortedPictures(place, ["cat"], [None], copy=False).add(picture, 0)
-    SortedPictures(place, ["cat"], [None], copy=True).add(picture, 0)
+        SortedPictures(place, ["00-cat"], copy=False, split=None).add(picture, 0)
+    SortedPictures(place, ["00-cat"], copy=True, split=None).add(picture, 0)
     assert (place / "00-cat" / picture.name).read_bytes() == picture.read_bytes()
 
 
