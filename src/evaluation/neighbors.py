@@ -5,13 +5,14 @@ Shape letters: N rows of the bank, M queries, D features, k neighbors.
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from src.runtime.cli import progress
 
 BLOCK = 256
 """Queries at a time: memory for BLOCK x N inner products."""
+ROWS = 1024
+"""Rows in float64 at a time."""
 
 
 @torch.no_grad()
@@ -20,8 +21,8 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The k rows of the bank with the largest inner products with each query, largest first.
 
-    These are the most similar rows by cosine if all rows are `unit`, and the nearest ones by
-    Euclidean distance if all are `lifted`.
+    These are the most similar rows by cosine if all rows are `unit` (a `CosineBank` is more exact),
+    and the nearest ones by Euclidean distance if all are `lifted`.
 
     Args:
         k: cut to the number of rows that may be neighbors.
@@ -43,9 +44,52 @@ def nearest(
     return values, rows
 
 
+def l2_normalized(rows_ND: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1, float64, in which the squares of all float32 numbers are exact
+    enough; rows of zeros stay zero."""
+    rows = np.asarray(rows_ND, np.float64)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(length, np.finfo(np.float64).tiny)
+
+
 def unit(rows_ND: np.ndarray) -> Tensor:
     """Rows of length 1, float32."""
-    return F.normalize(torch.tensor(np.asarray(rows_ND, np.float32)), dim=1)
+    return torch.tensor(l2_normalized(rows_ND)).float()
+
+
+class CosineBank:
+    """Rows to find neighbors among by cosine similarity, also where all are nearly parallel, as
+    with one large and constant dimension.
+
+    The cosine of unit rows u and v is 1 - |u - v|²/2, which does not depend on the origin. With the
+    origin among them, float32 resolves what differs between them, not what they share.
+
+    Args:
+        rows_ND: numbers of any real dtype, memory-mapped or not.
+    """
+
+    def __init__(self, rows_ND: np.ndarray):
+        some = rows_ND[np.linspace(0, len(rows_ND) - 1, min(ROWS, len(rows_ND))).astype(int)]
+        self._origin_D = torch.tensor(l2_normalized(some).mean(axis=0))
+        self._rows_NE = torch.empty(len(rows_ND), rows_ND.shape[1] + 1)
+        for start in range(0, len(rows_ND), ROWS):
+            part = slice(start, start + ROWS)
+            moved, half = self._moved(rows_ND[part])
+            self._rows_NE[part] = torch.cat([moved, -half], 1)
+
+    def nearest(
+        self, queries_MD: np.ndarray, k: int, own_M: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines, float32 (M, k), and rows of the bank, int64 (M, k), as `nearest`."""
+        moved, half = self._moved(queries_MD)
+        queries_ME = torch.cat([moved, torch.ones_like(half)], 1).float()
+        values, rows = nearest(self._rows_NE, queries_ME, k, own_M)
+        return (1 - half + values).clamp(-1, 1).float(), rows
+
+    def _moved(self, rows_BD: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Unit rows from the origin, float64 (B, D), and half their squared length (B, 1)."""
+        moved = torch.tensor(l2_normalized(rows_BD)) - self._origin_D
+        return moved, moved.square().sum(1, keepdim=True) / 2
 
 
 def lifted(bank_ND: np.ndarray, queries_MD: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -151,7 +151,8 @@ class Predictor:
     @torch.inference_mode()
     def predict_features(self, features_BD: np.ndarray) -> Predictions:
         """`predict` from float32 features (B, D) of the network behind the clusters."""
-        return Predictions(*(out.numpy() for out in self.head(torch.from_numpy(features_BD))))
+        parts = [self.head(x) for x in torch.from_numpy(features_BD).split(self.head.batch)]
+        return Predictions(*(torch.cat(out).numpy() for out in zip(*parts, strict=True)))
 
     def name_of(self, cluster: int) -> str:
         """The name that the user gave to a cluster, its class, or "cluster 3"."""
