@@ -63,8 +63,8 @@ class LinearHead(nn.Module):
 
 
 class ClusterHead(nn.Module):
-    """Features to clusters, in the precision of its buffers: float64, in which neither the size of a
-    batch nor the scale of the features matters."""
+    """Features to clusters, in the precision of its buffers: in float64, neither the size of a batch
+    nor the scale of the features matters."""
 
     mean: Tensor
     components: Tensor
