@@ -131,7 +131,7 @@ def test_raw_digits_are_as_good_as_themselves() -> None:
     pca, reduced = own.reduce({"train": small_pixels(images)})
     x_NP = reduced["train"]
     assert (trust_report(own, x_NP, images, 10, 0) or {})["views"] is None
-    head = own.cluster({"train": x_NP}, 10, 0, own.smooth({"train": x_NP})).head
+    head = own.cluster({"train": x_NP}, 10, 0, own.smooth({"train": x_NP}, 10)).head
     strong, weak = ViewSettings(), ViewSettings(1, 0, 0, 0, 0, rotation=5)
     agreements = []
     for settings in (strong, weak):

@@ -63,8 +63,8 @@ class LinearHead(nn.Module):
 
 
 class ClusterHead(nn.Module):
-    """Features to clusters, in the precision of its buffers: in float64, neither the size of a batch
-    nor the scale of the features matters."""
+    """Features to clusters, in the precision of its buffers: float64, unless converted, so that the
+    scale of the features and the size of a batch do not matter."""
 
     mean: Tensor
     components: Tensor
