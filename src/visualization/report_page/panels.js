@@ -91,9 +91,10 @@ function openGallery(g) {
 
 // ---- classes in clusters -------------------------------------------------------------------------
 
+const CELLS = 40000; // more would make the page slow
 function fillCrossing() { // its own filters, cluster and class, do not apply to its numbers
-  $("#crossing").hidden = !hasLabels;
-  if (!hasLabels) return;
+  $("#crossing").hidden = !hasLabels || data.classes.length * groups.length > CELLS;
+  if ($("#crossing").hidden) return;
   const table = data.classes.map(() => new Array(groups.length).fill(0));
   for (let i = 0; i < count; i++) if (label[i] >= 0 && passes(i)) table[label[i]][cluster[i]]++;
   const place = (g) => data.classOfCluster[g] + 1 || data.classes.length + 1;
