@@ -22,6 +22,7 @@ Shape letters: B images in a batch, N images, D features, P principal components
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -164,7 +165,10 @@ def fit_head(x_NP: np.ndarray, clusters: np.ndarray, count: int) -> LinearHead:
     bias_K[present] = 0
     if len(present) > 1:
         length = np.sqrt(np.square(x_NP, dtype=np.float64).sum(1).mean())
-        with threadpool_limits(1, "blas"):  # NumPy's and SciPy's contend otherwise
+        # One thread: NumPy's and SciPy's contend otherwise. A warning doubts that clusters of one or
+        # two images are classes.
+        with threadpool_limits(1, "blas"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             model = LogisticRegression(max_iter=1000).fit(x_NP / length, clusters)
         weights, bias = model.coef_ / length, model.intercept_
         if len(present) == 2:  # scikit-learn keeps only the difference of the two scores
