@@ -4,6 +4,7 @@ DATASET ?= digits
 FLAGS ?=
 # From the command line only: the environment may contain variables of these names.
 DATA :=
+WEIGHTS :=
 NAME := $(filter-out digits,$(DATASET))
 
 VENV := .venv
@@ -29,11 +30,12 @@ NAMED := $(if $(NAME),--name $(call quote,$(NAME)))
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "make run DATA=~/pictures        the same stages on your own pictures (NAME=... names the results)"
+	@echo "make run DATA=... WEIGHTS=dino  start from weights learned without labels (or none, imagenet)"
 	@echo "make run DATASET=stl10          the same stages on STL-10 (downloads 2.6 GB)"
 	@echo "make run FLAGS='--epochs 4'     more flags for src/train.py"
 
 run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten digits, minutes)
-	@$(PY) src/train.py --dataset $(DATASET) $(if $(DATA),--data-dir $(call quote,$(FOLDER))) $(NAMED) $(FLAGS)
+	@$(PY) src/train.py --dataset $(DATASET) $(if $(DATA),--data-dir $(call quote,$(FOLDER))) $(NAMED) $(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS))) $(FLAGS)
 	@$(PY) src/feature_extraction.py --untrained $(NAMED)
 	@$(PY) src/clustering.py --baselines $(NAMED)
 	@$(PY) src/inference.py $(NAMED)

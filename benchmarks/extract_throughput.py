@@ -23,7 +23,7 @@ from benchmarks.compare import SIDE, Pictures, noise, per_second, report, take_t
 from src.models.batch_norm import calibrate_batch_norm, fold_batch_norm
 from src.models.encoder import encode_into
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD
-from src.models.simclr import Backbone
+from src.models.resnet import ResNet
 from src.runtime.cli import run_script
 from src.runtime.device import select_device, select_precision
 from src.runtime.flag_choices import DeviceName
@@ -46,7 +46,7 @@ class BenchmarkConfig:
 
 
 def ours(
-    backbone: Backbone, images: np.ndarray, file: Path, config: BenchmarkConfig
+    backbone: ResNet, images: np.ndarray, file: Path, config: BenchmarkConfig
 ) -> Callable[[], float]:
     dtype = select_precision("auto", select_device(config.device))
 
@@ -78,7 +78,7 @@ def plain_loop(images: np.ndarray, file: Path, config: BenchmarkConfig) -> Calla
 def main(config: BenchmarkConfig) -> None:
     images = noise(config.images)
     device = select_device(config.device)
-    backbone = Backbone("resnet50").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone = ResNet("resnet50").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     calibrate_batch_norm(backbone, [torch.randn(64, 3, SIDE, SIDE, device=device)])
     fold_batch_norm(backbone)
     with tempfile.TemporaryDirectory() as folder:

@@ -37,7 +37,6 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from benchmarks.compare import SIDE, Pictures, noise, per_second, report, take_turns
-from src.models.batch_norm import freeze_batch_norm
 from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD
 from src.models.simclr import SimCLR, nt_xent
 from src.runtime.cli import run_script
@@ -111,7 +110,7 @@ def ours(images: np.ndarray, config: BenchmarkConfig) -> Callable[[], float]:
     dtype = select_precision("auto", device)
     recipe = TrainConfig(batch_size=config.batch_size, views=VIEWS)
     model = SimCLR().to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    freeze_batch_norm(model.backbone)
+    model.backbone.freeze()
     optimizer, scaler = make_optimizer(model, recipe.weight_decay), make_scaler(device, dtype)
     network: Any = torch.compile(model) if config.compile else model
     store = ImageStore([images], device, "auto")

@@ -135,7 +135,7 @@ def refuse_among(flag: str, place: Path, root: Path, with_splits: bool = True) -
         flag: the one that `place` comes from.
         with_splits: whether only the folders of the splits are read, if there are any.
     """
-    place, root = place.resolve(), root.resolve()
+    place, root = (Path(os.path.realpath(path)) for path in (place, root))
     if not place.is_relative_to(root) or not root.is_dir():
         return
     parts = place.relative_to(root).parts

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from filelock import FileLock
 from numpy.lib import format as npy
 from typing_extensions import TypedDict
 
@@ -24,6 +23,7 @@ from src.runtime.cli import ENVIRONMENT_ERRORS, UserError, printable, progress
 from src.storage.files import (
     digest,
     json_digest,
+    locked,
     map_array,
     misfit,
     open_regular,
@@ -80,7 +80,7 @@ def load_pictures(
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             # Every process of a distributed run calls this; the first one decodes, the others wait.
-            with FileLock(folder / ".lock"):
+            with locked(folder / ".lock"):
                 if not _open(pixels):
                     _write(pixels, pictures, size)
                     _remove_others(pixels, stem)

@@ -12,7 +12,7 @@ import numpy as np
 
 from src.runtime.cli import UserError
 from src.storage.artifacts import SPLITS
-from src.storage.files import reading
+from src.storage.files import mapped, reading
 
 STL10_FOLDER = "stl10_binary"
 STL10_IMAGE_SIZE = 96
@@ -83,7 +83,7 @@ def _images(file: Path) -> np.ndarray:
                 f"{file} has {size:,} bytes, not a positive multiple of {image_bytes:,} "
                 f"(3 x {side} x {side}): it is incomplete; {_remedy(file.parent)}"
             )
-        columns_first = np.memmap(stream, np.uint8, "r").reshape(-1, 3, side, side)
+        columns_first = mapped(stream, np.uint8, (size // image_bytes, 3, side, side))
     return columns_first.transpose(0, 1, 3, 2)
 
 

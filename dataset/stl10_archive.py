@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from filelock import FileLock
 from tqdm.utils import CallbackIOWrapper
 
 from dataset.stl10 import STL10_FILES, STL10_FOLDER, load_stl10, stl10_folder, stl10_splits
@@ -66,7 +65,7 @@ def get_stl10(
     data_dir = folder.parent
     data_dir.mkdir(parents=True, exist_ok=True)
     # Every process of a distributed run calls this: the first one works, the others wait.
-    with FileLock(data_dir / f".{STL10_FOLDER}.lock"):
+    with files.locked(data_dir / f".{STL10_FOLDER}.lock"):
         if stl10_splits(folder):
             return
         if folder.exists() and any(folder.iterdir()):

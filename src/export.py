@@ -20,7 +20,8 @@ real images.
 
 The second reads a checkpoint and writes all of torchvision's ResNet of that architecture but `fc`,
 as safetensors or for torch.load, by the suffix. The network expects images that are normalized as
-in src/models/preprocessing.py.
+in src/models/preprocessing.py. A card next to it (FILE.md) describes data, recipe, scores (if they
+are in features/), license and limits.
 """
 
 import sys

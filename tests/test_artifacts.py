@@ -12,7 +12,7 @@ import pytest
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
 from src.storage.artifacts import CENTROIDS, CLUSTERING, EXTRACTION, FEATURES, LABELS, Manifest
-from src.storage.files import open_regular, write_json
+from src.storage.files import open_regular, replacing, write_json
 from tests.helpers import ROOT
 from tests.helpers.pixel_run import extraction_part
 from tests.helpers.processes import assert_refused, run_python, start_python
@@ -45,21 +45,6 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(finished: Pa
         assert Manifest(finished).clustering["clusters"] == 10
 
 
-@pytest.mark.parametrize("stage", [EXTRACTION, CLUSTERING])
-def test_nothing_is_written_from_results_that_were_replaced(finished: Path, stage: str) -> None:
-    read, part = Manifest(finished), json.loads((finished / artifacts.MANIFEST).read_text())[stage]
-    artifacts.record(finished, stage, part)  # the same once more
-    with artifacts.only_writer(finished, read):
-        pass
-    for changed in (part | {"commit": "another"}, None):  # finished, or still running
-        artifacts.record(finished, stage, changed)
-        with (
-            pytest.raises(UserError, match="changed meanwhile, so run this command"),
-            artifacts.only_writer(finished, read),
-        ):
-            raise AssertionError
-
-
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     pipe, loop = tmp_path / "pipe", tmp_path / "loop"
     os.mkfifo(pipe)
@@ -80,6 +65,66 @@ def test_only_regular_files_are_replaced_through_a_link(tmp_path: Path) -> None:
         assert json.loads(link.read_text()) == {"a": 1}
     assert pipe.is_fifo()
     assert [link.is_symlink() for link in links] == [False, True, True, False]
+
+
+def test_two_writers_of_a_file_do_not_mix(tmp_path: Path) -> None:
+    file = tmp_path / "images.csv"
+    with replacing(file) as first, replacing(file) as second:
+        first.write_text("first\n" * 3)
+        second.write_text("second")
+    assert file.read_text() == "first\n" * 3
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+
+
+def test_errors_name_the_file_and_not_a_temporary_one(tmp_path: Path) -> None:
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    (folder / "inner").mkdir(parents=True)
+    link.symlink_to(folder)
+    for file in (folder, link):
+        with pytest.raises(IsADirectoryError) as error, replacing(file):
+            pytest.fail("nothing can be written")
+        assert error.value.filename == str(file)
+    long = folder / ("x" * 250)
+    with pytest.raises(OSError, match="too long") as error, replacing(long):
+        pytest.fail("nothing can be written")
+    assert error.value.filename == str(long)
+
+
+def test_half_written_files_of_killed_processes_go_away(finished: Path) -> None:
+    (finished / "figures").mkdir()
+    names = (artifacts.CENTROIDS.file, artifacts.IMAGES, artifacts.MODEL, "figures/map.png")
+    kept = ("names.json", ".predictions.csv.1a2b3c4d.tmp")  # the second may be written just now
+    for name in kept:
+        (finished / name).touch()
+    before = contents(finished)
+    killed = [replacing(finished / name) for name in names]
+    for writer in killed:
+        writer.__enter__()
+    assert len(contents(finished)) == len(before) + len(killed)
+    with artifacts.only_writer(finished):
+        assert contents(finished) == before
+
+
+@pytest.mark.parametrize("name", ["images.csv", "centroids.npy", "test_labels.npy", "figures"])
+def test_a_directory_with_files_of_others_is_refused(name: str, tmp_path: Path) -> None:
+    """They would be replaced, by a later stage or as remains of an earlier run."""
+    (tmp_path / name).mkdir()
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"{name} is not of this program"):  # noqa: SIM117
+            with artifacts.writing(tmp_path, EXTRACTION):
+                pytest.fail("it may not write")
+    assert contents(tmp_path) == {str(tmp_path / name)}
+
+
+def test_an_earlier_run_without_its_manifest_is_replaced(finished: Path) -> None:
+    """As the message about a missing manifest advises."""
+    (finished / artifacts.MANIFEST).unlink()
+    with artifacts.writing(finished, EXTRACTION) as stage:
+        stage.save(FEATURES, np.ones((3, 4)), "train")
+
+
+def contents(directory: Path) -> set[str]:
+    return {str(path) for path in directory.rglob("*") if path.name != ".lock"}
 
 
 def test_a_reader_never_mixes_two_states(finished: Path) -> None:

@@ -73,6 +73,46 @@ def test_hostile_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
+def shared(part: object, wide: int, deep: int) -> object:
+    for _ in range(deep):
+        part = [part] * wide
+    return part
+
+
+SOME = torch.zeros(10_000)
+HUGE = torch.zeros(()).expand(10**13)
+CYCLE: list[object] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"totals": shared(0.5, 12, 8)},
+        {"config": FLAGS | {"a": shared(1, 2, 60)}},
+        {"config": FLAGS | {"a": [("x" * 1000, 1)] * 1000}},
+        {"model": {"w": HUGE}},
+        {"model": {str(i): SOME[i:] for i in range(99)}},
+        {"optimizer": CYCLE},
+    ],
+)
+def test_work_is_bounded_by_the_bytes_of_the_file(more: dict[str, object], tmp_path: Path) -> None:
+    file = tmp_path / checkpoint.file_name(1)
+    torch.save({"format": checkpoint.FORMAT, **STATE, **more}, file)
+    with pytest.raises(BadCheckpoint, match="holds itself, or a part again and again"):
+        checkpoint.load(file)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
+@pytest.mark.filterwarnings("ignore:Casting complex")
+def test_other_numbers_than_the_networks_are_refused(saved: Path, dtype: torch.dtype) -> None:
+    network = torch.nn.Linear(2, 2)
+    weights = {name: x.to(dtype) for name, x in network.state_dict().items()}
+    with pytest.raises(BadCheckpoint, match=f"weight is {dtype}"):
+        checkpoint.load_into(network, weights, saved)
+
+
 def test_foreign_checkpoint_is_named(tmp_path: Path) -> None:
     file = tmp_path / checkpoint.file_name(1)
     torch.save({"state_dict": {"w": torch.zeros(3)}}, file)
@@ -112,6 +152,18 @@ def test_nothing_that_is_not_finite_is_saved(saved: Path, bad: object) -> None:
     with pytest.raises(RunError, match=r"model\.head|head"):
         checkpoint.save(saved, {**STATE, "model": {"layers": [{"head": bad}]}})
     assert saved.read_bytes() == before
+
+
+def test_a_log_of_another_program_is_not_replaced(tmp_path: Path) -> None:
+    log = tmp_path / checkpoint.METRICS_LOG
+    log.write_text('{"loss": 3}\n')
+    with pytest.raises(UserError, match=r"choose another --checkpoint-dir"):  # noqa: SIM117
+        with checkpoint.training_in(tmp_path):
+            pytest.fail("it may not write")
+    log.unlink()
+    for _ in range(2):  # that of an earlier run is
+        with checkpoint.training_in(tmp_path):
+            log.touch()
 
 
 def test_keeps_the_last_and_the_untrained_network(tmp_path: Path) -> None:

@@ -57,6 +57,19 @@ def test_only_the_fit_split_moves_pca_and_centroids(tmp_path: Path) -> None:
     assert not artifacts.path(artifacts.ASSIGNMENTS, tmp_path, "test").exists()
 
 
+def test_the_number_of_clusters_counts_the_classes_of_the_fitted_split(tmp_path: Path) -> None:
+    x, labels = blobs(60, 1)
+    other, other_labels = blobs(30, 2)
+    known = np.where(np.arange(60) < 50, labels, -1)
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    config = write(tmp_path, names, train=(x, known), test=(other, other_labels + 2))
+    assert metrics(config)["fit"]["clusters"] == 3
+    assert metrics(replace(config, fit_on="test"))["fit"]["clusters"] == 3
+    write(tmp_path, names, unlabeled=(x, None), test=(other, other_labels))
+    assert metrics(config)["fit"]["clusters"] == 5
+    assert metrics(replace(config, clusters="4"))["fit"]["clusters"] == 4
+
+
 def test_unusual_is_far_from_every_cluster_in_all_dimensions(tmp_path: Path) -> None:
     """The odd image differs only where the two principal components do not look."""
     x, _ = blobs(33, 2)

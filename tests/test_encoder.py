@@ -9,7 +9,7 @@ import torch
 from src.feature_extraction import ExtractionConfig, main
 from src.models.batch_norm import batch_norms, calibrate_batch_norm, fold_batch_norm
 from src.models.encoder import TrainedBackbone, encode, encode_into
-from src.models.simclr import Backbone
+from src.models.resnet import ResNet
 from src.runtime.cli import UserError
 from src.storage.checkpoint import file_name
 from tests.helpers.finished_run import write_checkpoint
@@ -35,7 +35,7 @@ def test_bfloat16_features_are_those_of_float32(trained: TrainedBackbone, stl10_
 
 
 def test_folding_changes_nothing() -> None:
-    backbone = Backbone("resnet18").train()
+    backbone = ResNet("resnet18").train()
     images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
     calibrate_batch_norm(backbone, [torch.randn(16, 3, 64, 64)])
     expected = encode(backbone.eval(), images, torch.float32)

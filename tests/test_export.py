@@ -1,6 +1,11 @@
+import io
 import json
+import os
+import re
+import shlex
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +16,29 @@ import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from sklearn.datasets import load_sample_images
 
+from dataset.pictures import load_picture
+from src import clustering
+from src.clustering import ClusteringConfig
 from src.export import ExportConfig, main
 from src.models.architectures import ARCHITECTURES
 from src.models.encoder import TrainedBackbone, encode
 from src.prediction import onnx_export
 from src.prediction.predictor import Predictor
-from src.runtime.cli import RunError, UserError
-from src.storage import artifacts
+from src.runtime import cli
+from src.runtime.cli import ENVIRONMENT_ERRORS, RunError, UserError
+from src.storage import artifacts, checkpoint
 from src.storage.artifacts import Manifest
+from src.storage.scores import used_splits
+from src.training.flags import FREE_TO_CHANGE, TrainConfig, ViewSettings, flag_values
 from tests.helpers import ROOT
-from tests.helpers.digits import all_digits, digits, save_picture
+from tests.helpers.digits import all_digits, digits, png_16, save_picture
 from tests.helpers.documentation import python_examples
-from tests.helpers.finished_run import FinishedRun, write_checkpoint
+from tests.helpers.finished_run import COMMIT, FinishedRun, write_checkpoint
 from tests.helpers.finished_run import cluster as run_clustering
 from tests.helpers.processes import Script, run_python
 
@@ -108,21 +120,24 @@ def test_the_example_of_the_documentation(
     np.testing.assert_allclose(variables["confidence"], expected.certainty, rtol=1e-2)
     np.testing.assert_allclose(variables["distances"], expected.distances, rtol=1e-3)
 
-
-def test_clusters_that_change_while_they_are_exported(
-    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(features, tmp_path, dirs_exist_ok=True)
-    (tmp_path / artifacts.MODEL).unlink(missing_ok=True)
-
-    def export_slowly(_: Predictor) -> onnx.ModelProto:
-        run_clustering(tmp_path, clusters="4")
-        return onnx.ModelProto()
-
-    monkeypatch.setattr(onnx_export, "to_onnx", export_slowly)
-    with pytest.raises(UserError, match="changed meanwhile"):
-        main(ExportConfig(feature_dir=tmp_path))
-    assert not (tmp_path / artifacts.MODEL).exists()
+    gray = row[0]
+    palette = Image.fromarray(gray).quantize(8)
+    palette.info["transparency"] = 0
+    for picture in (
+        Image.fromarray(np.stack([*row, gray], axis=-1)),
+        Image.fromarray(np.stack([gray, 255 - gray], axis=-1)),
+        palette,
+    ):
+        picture.save(tmp_path / "photo.jpg", "PNG")
+        exec(example, variables)
+        assert (variables["images"][0] == load_picture(tmp_path / "photo.jpg", 20)).all()
+    deep = [png_16(gray[..., None].repeat(n, 2).astype(np.uint16) << 4) for n in (1, 2, 3, 4)]
+    float_tiff = io.BytesIO()
+    Image.fromarray(gray / np.float32(255)).save(float_tiff, "TIFF")
+    for content in (*deep, float_tiff.getvalue()):
+        (tmp_path / "photo.jpg").write_bytes(content)
+        with pytest.raises(AssertionError, match="more than 8 bits"):
+            exec(example, variables)
 
 
 def test_without_l2_and_with_clusters_that_have_no_class(features: Path, tmp_path: Path) -> None:
@@ -157,7 +172,13 @@ def test_a_model_that_disagrees_is_not_written(
     # The exported model is made of these, the other is not.
     predictor.head.linear.bias += torch.arange(10)
     wrong = onnx_export.to_onnx(predictor)
-    monkeypatch.setattr(onnx_export, "to_onnx", lambda _: wrong)
+
+    def exported(_: Predictor) -> onnx.ModelProto:
+        with pytest.raises(UserError, match="another stage is writing in"):
+            clustering.main(ClusteringConfig(feature_dir=features, wandb="disabled"))
+        return wrong
+
+    monkeypatch.setattr(onnx_export, "to_onnx", exported)
     with pytest.raises(RunError, match="no file was written"):
         main(ExportConfig(feature_dir=features))
     assert file.read_bytes() == before
@@ -236,6 +257,39 @@ def test_backbone_needs_no_features_and_the_lines_of_the_documentation_load_it(
     assert torch.equal(variables["network"].bn1.running_var, own.bn1.running_var)
 
 
+def test_only_an_earlier_backbone_is_replaced(tmp_path: Path) -> None:
+    """Not a checkpoint, also through a link, nor anything else of a user's."""
+    checkpoint_file = tmp_path / "simclr_epoch_0003.pt"
+    write_checkpoint(checkpoint_file, "digits", Path())
+    places = {name: tmp_path / name for name in ("b.pt", "b.safetensors")}
+    for place in places.values():
+        for _ in range(2):
+            main(ExportConfig(backbone=place, checkpoint_dir=tmp_path))
+    (tmp_path / "link.pt").symlink_to(checkpoint_file)
+    (tmp_path / "photo.pt").write_bytes(b"\x89PNG")
+    (tmp_path / "other.safetensors").write_bytes(save({"conv1.weight": torch.ones(1)}))
+    torch.save({"conv1.weight": torch.ones(1), "epoch": 3}, tmp_path / "other.pt")
+    os.mkfifo(tmp_path / "pipe.pt")
+    for name in ("link.pt", checkpoint_file.name, "photo.pt", "other.safetensors", "other.pt",
+                 "pipe.pt"):  # fmt: skip
+        place = tmp_path / name
+        before = None if place.is_fifo() else place.read_bytes()
+        with pytest.raises(UserError, match=rf"{name} exists and is not a backbone: choose"):
+            main(ExportConfig(backbone=place, checkpoint_dir=tmp_path))
+        assert place.is_fifo() or place.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs Linux's read-only /sys")
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_backbone_into_a_folder_that_cannot_be_written(suffix: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "simclr_epoch_0003.pt", "digits", Path())
+    file = Path(f"/sys/kernel/backbone.{suffix}")
+    with pytest.raises(OSError, match="ermi") as error:  # denied, or not permitted
+        main(ExportConfig(backbone=file, checkpoint_dir=tmp_path))
+    assert error.value.errno in ENVIRONMENT_ERRORS  # so that it ends with one line
+    assert error.value.filename == str(file)
+
+
 def test_backbone_that_cannot_be_exported(
     features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,3 +301,54 @@ def test_backbone_that_cannot_be_exported(
     write_checkpoint(tmp_path / "simclr_epoch_0003.pt", "digits", Path(), "slim")
     with pytest.raises(UserError, match="torchvision has no slim"):
         main(ExportConfig(backbone=tmp_path / "backbone.pt", checkpoint_dir=tmp_path))
+
+
+def card_of(file: Path, config: ExportConfig) -> str:
+    main(replace(config, backbone=file))
+    return Path(f"{file}.md").read_text()
+
+
+def test_card_of_a_scored_backbone(features: Path, tmp_path: Path) -> None:
+    manifest = Manifest(features)
+    recorded = manifest.extraction["checkpoint"]
+    checkpoint_file = Path(recorded["file"])
+    config = ExportConfig(feature_dir=features, checkpoint=checkpoint_file)
+    card = card_of(tmp_path / "resnet18.pt", config)
+    for text in ("resnet18.pt", "20 px", "512 features", "1,438 of train and 359 of test",
+                 COMMIT, torch.__version__, "MIT license",
+                 recorded["digest"], manifest.extraction["dataset"]["fingerprint"],
+                 "No label was used", "Limits"):  # fmt: skip
+        assert text in card, text
+    scores = manifest.metrics()
+    for used in used_splits(scores).values():
+        for number in (used["knn_accuracy"], used["hungarian_accuracy"], used["silhouette"]):
+            assert f"{number:.3f}" in card
+    assert f"Without labels: {scores['trust']['verdict']}" in card
+    for folder in (features, checkpoint_file.parent, ROOT, tmp_path):
+        assert str(folder) not in card
+
+
+def test_the_command_on_a_card_trains_the_same(tmp_path: Path) -> None:
+    flags = {
+        "seed": 7, "views": ViewSettings(zoom=0.3), "precision": "bf16", "bn": "train",
+        "train_on": ("train",), "weights": Path("of somebody/their weights.pt"),
+    }  # fmt: skip
+    write_checkpoint(tmp_path / "simclr_epoch_0003.pt", "digits", Path(), **flags)
+    saved = checkpoint.load(tmp_path / "simclr_epoch_0003.pt")["config"]
+    card = card_of(tmp_path / "backbone.pt", ExportConfig(checkpoint_dir=tmp_path))
+    assert "may have been learned with labels" in card
+    assert "of somebody" not in card
+    (line,) = re.findall(r"^python src/train\.py (.+)$", card, re.MULTILINE)
+    told = flag_values(cli.parse(TrainConfig, shlex.split(line), "", ""))
+    assert told["weights"] == "their weights.pt"
+    computed = saved.keys() - (FREE_TO_CHANGE - {"epochs"}) - {"weights"}
+    assert {name: told[name] for name in computed} == {name: saved[name] for name in computed}
+
+
+def test_a_card_has_only_the_scores_of_its_own_checkpoint(features: Path, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "simclr_epoch_0003.pt", "digits", Path(), seed=1)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / artifacts.MANIFEST).write_text("{")
+    for directory in (features, tmp_path / "damaged", tmp_path / "missing"):
+        config = ExportConfig(feature_dir=directory, checkpoint_dir=tmp_path)
+        assert "None found for this checkpoint" in card_of(tmp_path / "backbone.pt", config)

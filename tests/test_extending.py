@@ -149,9 +149,9 @@ def test_data_set(train: Train, copy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("train", ["Another backbone"], indirect=True)
 def test_backbone(train: Train, copy: Path, pictures_dir: Path) -> None:
-    simclr = load(copy / "src/models/simclr.py")
-    simclr.ARCHITECTURES = load(copy / "src/models/architectures.py").ARCHITECTURES
-    backbone = simclr.Backbone("wide_small")
+    resnet = load(copy / "src/models/resnet.py")
+    resnet.ARCHITECTURES = load(copy / "src/models/architectures.py").ARCHITECTURES
+    backbone = resnet.ResNet("wide_small")
     sides = []
     backbone.layer1.register_forward_hook(lambda _, x, y: sides.append(y.shape[-1]))
     assert backbone(torch.zeros(2, 3, 16, 16)).shape == (2, 320)

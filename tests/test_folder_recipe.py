@@ -24,8 +24,15 @@ from src.runtime.cli import UserError, parse
 from src.storage import checkpoint
 from src.train import main
 from src.training import forecast
-from src.training.flags import CHOSEN, TrainConfig, check
-from src.training.recipe import CPU_VIEWS, choose, folder_recipe, survey
+from src.training.flags import (
+    CHOSEN,
+    FROM_PRETRAINED,
+    FROM_RANDOM,
+    TrainConfig,
+    check,
+    replaced,
+)
+from src.training.recipe import CPU_VIEWS, PRETRAINED_SIDE, choose, folder_recipe, survey
 from src.training.setup import prepare
 from src.training.state import random_state
 from tests.helpers import ROOT
@@ -49,34 +56,58 @@ from tests.helpers.processes import Script
     ],
 )
 def test_what_suits_a_folder(images: int, side: int, gpu: bool, expected: tuple) -> None:
-    recipe = folder_recipe(images, side, gpu)
-    assert tuple(recipe.values()) == expected
+    recipe = folder_recipe(images, side, gpu, weights="none")
+    assert tuple(recipe.values()) == ("none", *expected, *FROM_RANDOM.values())
     assert tuple(recipe) == CHOSEN
+
+
+@pytest.mark.parametrize(
+    ("images", "side", "expected"),
+    [
+        (13_000, 96, (32, 1, 0.05, 4, 4, 0.0158)),
+        (3_781, 480, (32, 1, 0.17, 4, 1, 0.0542)),
+        (1_000, 3000, (32, 2, 0.5, 4, 1, 0.1)),
+        (402, 28, (32, 5, 1.25, 4, 1, 0.1)),
+        (12, 50, (12, 8, 2.0, 4, 1, 0.1)),
+    ],
+)
+def test_what_suits_a_folder_and_weights_learned_elsewhere(
+    images: int, side: int, expected: tuple
+) -> None:
+    for gpu in (False, True):
+        recipe = folder_recipe(images, side, gpu)
+        *settings, rate = expected
+        lite = ("lite0", "timm/tf_efficientnet_lite0", PRETRAINED_SIDE, *settings)
+        values = FROM_PRETRAINED | {"backbone_rate": rate}
+        assert tuple(recipe.values()) == (*lite, *values.values())
+        for weights in ("dino", "imagenet"):
+            assert folder_recipe(images, side, gpu, weights=weights)["arch"] == "resnet50"
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_every_number_of_pictures_gets_a_recipe_that_can_be_trained(gpu: bool) -> None:
     for images in (*range(2, 300), *range(300, 20_000, 371)):
-        recipe = folder_recipe(images, 500, gpu)
-        assert 2 <= recipe["batch_size"] <= images
-        check(TrainConfig.for_dataset("folder", **recipe))
+        for weights in ("lite0", "none"):
+            recipe = folder_recipe(images, 500, gpu, weights=weights)
+            assert 2 <= recipe["batch_size"] <= images
+            check(replaced(TrainConfig.for_dataset("folder"), dict(recipe)))
         views = 2 * images * recipe["epochs"]
         assert gpu or images >= 5_000 or recipe["epochs"] <= 24 or views < 2 * CPU_VIEWS
 
 
 def test_what_depends_on_the_epochs_follows_those_that_are_given() -> None:
-    assert folder_recipe(402, 96, False, epochs=3)["warmup_epochs"] == 2
+    assert folder_recipe(402, 96, False, epochs=3, weights="none")["warmup_epochs"] == 2
+    assert folder_recipe(402, 96, False, epochs=1)["warmup_epochs"] == 0.25
     assert folder_recipe(402, 96, False, epochs=600)["checkpoint_every"] == 100
-    first = folder_recipe(402, 96, False, epochs=0)  # the beginning of the training without it
-    assert first == folder_recipe(402, 96, False) | {"epochs": 0}
-    elsewhere = folder_recipe(402, 3000, False, epochs=0, pretrained=True)
-    assert (elsewhere["arch"], elsewhere["image_size"]) == ("resnet50", 224)
+    for weights in ("none", "lite0"):  # --epochs 0 is the beginning of the training without it
+        first = folder_recipe(402, 96, False, epochs=0, weights=weights)
+        assert first == folder_recipe(402, 96, False, weights=weights) | {"epochs": 0}
 
 
 def test_the_curve_of_the_loss_has_a_hundred_points_or_all() -> None:
     for epochs in (9, 10, 31, 100):
         for batch, accumulate in ((None, 1), (8, 1), (100, 1), (402, 1), (32, 6)):
-            recipe = folder_recipe(402, 96, False, epochs, False, batch, accumulate)
+            recipe = folder_recipe(402, 96, False, epochs, "none", batch, accumulate)
             steps = epochs * (402 // ((batch or recipe["batch_size"]) * accumulate))
             assert min(steps, 100) <= steps // recipe["log_every"] < 200
     assert folder_recipe(402, 96, False, epochs=6_000)["log_every"] == 100
@@ -87,7 +118,7 @@ def test_the_curve_of_the_loss_has_a_hundred_points_or_all() -> None:
 def test_the_other_datasets_keep_their_defaults() -> None:
     for dataset in ("stl10", "digits"):
         config = TrainConfig.for_dataset(dataset)
-        emptied = replace(config, **dict.fromkeys(CHOSEN))
+        emptied = replaced(config, dict.fromkeys(CHOSEN))
         assert choose(emptied, gpu=False, recorded={}) == config
 
 
@@ -107,6 +138,7 @@ def folder(pictures_dir: Path, tmp_path: Path) -> Path:
 
 def test_the_batch_that_is_given_counts(folder: Path) -> None:
     flags = {"data_dir": folder, "epochs": 100, "batch_size": 2, "accumulate": 3}
+    flags |= {"weights": "none"}
     assert choose(TrainConfig.for_dataset("folder", **flags), False, {}).log_every == 2
 
 
@@ -116,6 +148,7 @@ def test_resuming_decides_nothing_again(
 ) -> None:  # fmt: skip
     own = {"data_dir": folder, "checkpoint_dir": tmp_path / "c", "device": "cpu"}
     own |= {"image_size": 32, "precision": "fp32", "wandb": "disabled", "name": "few"}
+    own |= {"weights": "none"}
     config = TrainConfig.for_dataset("folder", **own)
     monkeypatch.setattr(commands, "_given", {})
     commands.run_with(replace(config, checkpoint_dir=Path("checkpoints/few")))
@@ -125,7 +158,7 @@ def test_resuming_decides_nothing_again(
         "chosen for 13 pictures of about 96 px on a CPU: --arch resnet18",
         "12 images of 32 px, 12 a step; epochs: 1, steps in each: 1, steps to go: 1",
         "12 pictures and 1 steps are too few", "checkpoints: 1 of 138 MB",
-        "(or a FILE), or python src/import_features.py --name few\n",
+        "--weights lite0 starts from",
     ):  # fmt: skip
         assert words in printed
     flags = checkpoint.load(tmp_path / "c" / checkpoint.file_name(1))["config"]
@@ -143,8 +176,10 @@ def test_resuming_decides_nothing_again(
     log = (tmp_path / "c" / checkpoint.METRICS_LOG).read_text()
     assert log.count('"kind": "step"') == 1  # of the first epoch, every step of which was logged
     shutil.copy(folder / "00.png", folder / "another.png")
+    assert main(config) == 0
+    assert "this finished training saw: it is used as it is" in capsys.readouterr().out
     with pytest.raises(UserError, match="other images than those now in"):
-        main(config)
+        main(replace(config, epochs=4))
     with pytest.raises(UserError, match=r"--batch-size 12 \(now 6\): .* --name"):
         main(replace(config, batch_size=6))
 
@@ -152,7 +187,7 @@ def test_resuming_decides_nothing_again(
 def test_a_training_that_was_only_begun_gets_its_epochs_when_it_starts() -> None:
     digits = TrainConfig.for_dataset("digits", epochs=None)
     for recorded, expected in ((0, 20), (7, 7)):
-        recipe = folder_recipe(402, 96, False, epochs=recorded)
+        recipe = folder_recipe(402, 96, False, epochs=recorded, weights="none")
         assert choose(digits, False, dict(recipe)).epochs == expected
 
 

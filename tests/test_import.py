@@ -1,17 +1,18 @@
 """Imported features: as if the extraction had written them, and refused where they do not fit."""
 
-import shlex
+import math
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from numpy.lib import format as npy
 
 import visualize_features
-from docs import make_features
+from dataset.load_dataset import load_dataset
 from src import export, feature_extraction, import_features, inference
 from src.export import ExportConfig
 from src.feature_extraction import ExtractionConfig
@@ -20,7 +21,9 @@ from src.inference import InferenceConfig
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import FEATURES, LABELS, Manifest
+from src.storage.user_arrays import foreign_features
 from tests.helpers.finished_run import cluster, rows_of, write_checkpoint
+from tests.helpers.pixel_run import pixels
 from visualize_features import VisualizeConfig
 
 SPLITS = {"unlabeled": 20, "train": 40, "test": 20}
@@ -28,25 +31,12 @@ SPLITS = {"unlabeled": 20, "train": 40, "test": 20}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, pictures_dir: Path) -> Path:
-    """Features and names by EfficientNet-Lite0, as docs/make_features.py writes them."""
+    """Features and names of every split, as another program would write them."""
     directory = tmp_path_factory.mktemp("made")
-    make_features.main(make_features.FeaturesConfig(pictures_dir, output_dir=directory))
+    for name, split in load_dataset("folder", pictures_dir, 96).splits.items():
+        np.save(directory / f"{name}.npy", pixels(split.images))
+        (directory / f"{name}.txt").write_text("\n".join(split.names or ()) + "\n")
     return directory
-
-
-def test_the_command_that_comes_next_can_be_pasted(
-    pictures_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(make_features, "load_network", lambda _: torch.nn.Flatten())
-    folder = tmp_path / "my features"
-    make_features.main(make_features.FeaturesConfig(pictures_dir, output_dir=folder, image_size=8))
-    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    for option, value in (
-        ("--data-dir", pictures_dir), ("--test", folder / "test.npy"),
-        ("--train-names", folder / "train.txt"), ("--name", "other"),
-    ):  # fmt: skip
-        assert command[command.index(option) + 1] == str(value)
 
 
 def flags(made: Path, feature_dir: Path, **changes: Path | None) -> ImportConfig:
@@ -106,7 +96,7 @@ def test_the_import_writes_what_the_extraction_writes(
     for trust in (ours["trust"], ours["trust"]["pixels"]):
         assert isinstance(trust["views"], float)
         trust["views"] = None
-    ours["trust"]["verdict"] = theirs["trust"]["verdict"]  # which rests on the halves alone
+    del ours["trust"]["verdict"], theirs["trust"]["verdict"]  # which views decide, too
     assert theirs == ours
 
 
@@ -114,11 +104,11 @@ def test_pretrained_features_with_their_pictures(
     made: Path, pictures_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import_features.main(flags(made, tmp_path, **names(made, pictures_dir)))
-    assert np.load(artifacts.path(FEATURES, tmp_path, "train")).shape == (40, 1280)
+    assert np.load(artifacts.path(FEATURES, tmp_path, "train")).shape == (40, 192)
     cluster(tmp_path, baselines=True)
     metrics = Manifest(tmp_path).metrics()
     assert list(metrics["baselines"]) == ["raw_pixels"]
-    assert metrics["kmeans"]["splits"]["train"]["knn_accuracy"] > 0.9  # ten colors
+    assert metrics["kmeans"]["splits"]["train"]["knn_accuracy"] > 0.85  # ten colors
     report = visualize(tmp_path)
     assert 'id="sheet-0"' in report
     assert "none: the features were imported" in report
@@ -164,7 +154,7 @@ def test_new_features_get_the_clusters_of_the_clustering(made: Path, tmp_path: P
         found = [(row["path"], int(row["cluster"])) for row in rows_of(output)]
         assert found == list(zip(paths, clusters, strict=True))
     np.save(tmp_path / "narrow.npy", np.ones((3, 7)))
-    with pytest.raises(UserError, match=r"7 features a row, the clusters in .* have 1,280"):
+    with pytest.raises(UserError, match=r"7 features a row, the clusters in .* have 192"):
         inference.main(replace(config, features=tmp_path / "narrow.npy"))
     with pytest.raises(UserError, match=r"has 20 lines, .* has 40 rows"):
         inference.main(replace(config, features=made / "train.npy", names=made / "test.txt"))
@@ -201,6 +191,7 @@ X = np.ones((6, 3), np.float32)
         (X.ravel(), r"is float32 of shape \(18,\)"),
         (X[:0], r"shape \(0, 3\) has no rows"),
         (X.astype(object), "pickled Python objects"),
+        (lambda data: data.replace(b"(6, 3), }    ", b"(18, True), }"), r"shape is \(18, True\)"),
         (lambda data: data[:-5], "67 bytes of numbers, its header says 72"),
         (lambda data: data + b"x", "73 bytes of numbers"),
         (lambda data: b"PK\3\4" + data, "no .npy file"),
@@ -222,12 +213,33 @@ def test_bad_arrays_and_damaged_files_are_refused(
     refused(ImportConfig(train=file, feature_dir=tmp_path / "f"), message)
 
 
+def test_many_columns_take_little_memory(tmp_path: Path) -> None:
+    file = tmp_path / "x.npy"
+    with file.open("wb") as out:  # nearly all of it is a hole
+        shape = (2000, 100_000)
+        npy.write_array_header_1_0(out, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        out.truncate(out.tell() + 2 * math.prod(shape))
+    tracemalloc.start()
+    foreign_features(file, "--train")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6
+
+
 def refused(config: ImportConfig, message: str) -> None:
     """With one line, and before anything is written."""
     with pytest.raises(UserError, match=message) as error:
         import_features.main(config)
     assert "\n" not in str(error.value)
     assert not config.feature_dir.exists()
+
+
+STRANGE = {
+    "root": "/etc/passwd", "outside": "../../../../etc/passwd", "twice": "./unlabeled/00.png",
+    "around": "test/../unlabeled/01.png", "double": "unlabeled//01.png", "test": "test/0/00.png",
+    "folder": "unlabeled", "here": ".",
+}  # fmt: skip
+"""Names that are no further pictures of unlabeled."""
 
 
 @pytest.mark.parametrize(
@@ -237,7 +249,7 @@ def refused(config: ImportConfig, message: str) -> None:
         ({"train": Path("missing")}, "missing is missing: --train takes features"),
         (
             {"test": "wide", "test_names": None},
-            "different widths: --unlabeled 1,280, --train 1,280, --test 3",
+            "different widths: --unlabeled 192, --train 192, --test 3",
         ),
         ({"train_labels": "y"}, "has 6 labels, .*train.npy has 40 rows"),
         ({"train_labels": "wide"}, "expected whole numbers of shape"),
@@ -247,8 +259,15 @@ def refused(config: ImportConfig, message: str) -> None:
         ({"test_names": None}, "--data-dir needs the picture of every row: add --test-names"),
         ({"unlabeled_names": "test.txt"}, "20 of 20 unlabeled pictures in .* have no row in"),
         ({"unlabeled_names": "twice"}, "has unlabeled/00.png 2 times"),
-        ({"unlabeled": "train.npy", "unlabeled_names": "more"}, "no picture 0 in "),
+        ({"unlabeled": "train.npy", "unlabeled_names": "more"}, "no unlabeled picture 0 in "),
         ({"class_names": "test.txt"}, "--class-names requires --train-labels"),
+        ({"train_labels": "y-2"}, r"y-2.npy: a label is -2; classes are whole numbers from 0"),
+        ({"train_labels": "least"}, "a label is -9223372036854775808; classes"),
+        ({"train_labels": "largest"}, "a label is 9223372036854775813; classes"),
+        *[
+            ({"unlabeled": "21", "unlabeled_names": f"and {place}"}, f"no unlabeled picture {name}")
+            for place, name in STRANGE.items()
+        ],
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -256,8 +275,13 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     np.save(tmp_path / "wide", X)
     np.save(tmp_path / "y", np.arange(6))
+    for name, label in (("y-2", -2), ("least", -(2**63)), ("largest", 2**63 + 5)):
+        np.save(tmp_path / name, np.full(40, label, np.int64 if label < 0 else np.uint64))
+    np.save(tmp_path / "21", np.ones((21, 192), np.float32))
     lines = (made / "unlabeled.txt").read_text().splitlines()
     (tmp_path / "twice").write_text("\n".join([*lines[:-1], lines[0]]))
+    for place, name in STRANGE.items():
+        (tmp_path / f"and {place}").write_text("\n".join([*lines, name]))
     (tmp_path / "more").write_text("\n".join([*lines, *map(str, range(20))]))
     for key, value in change.items():
         places = [place for place in (made, tmp_path) if (place / str(value)).exists()]

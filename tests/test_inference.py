@@ -1,3 +1,4 @@
+import codecs
 import csv
 import io
 import json
@@ -31,6 +32,7 @@ from tests.helpers.counted_reads import count_reads
 from tests.helpers.digits import digits, save_picture, write_digits
 from tests.helpers.finished_run import FinishedRun, rows_of
 from tests.helpers.pixel_run import load_arrays, pixel_run
+from tests.helpers.processes import Script, assert_refused
 
 Infer = Callable[..., int]
 
@@ -314,6 +316,13 @@ def test_demonstration_without_pictures(
     assert "own class" not in capsys.readouterr().err
 
 
+def test_a_montage_that_cannot_be_written_costs_no_prediction(infer: Infer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"exists|directory"):
+        infer(montage=tmp_path / "file" / "m.png", output=tmp_path / "p.csv")
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_odd_names_in_table_and_montage(tmp_path: Path) -> None:
     row = Row("folder/\x1b[2Jred\n.png", None, 0.5, (NearCluster(3, "c\nat\udce9", 1.25),))
     cells = ["…Jred?.png", "3", "c?at?", "0.500", "1.250", "3", "(1.250)"]
@@ -399,8 +408,11 @@ def test_the_data_set_itself_is_sorted_as_it_was_clustered(
 def test_no_file_is_written_among_the_pictures(infer: Infer, copied: Path, tmp_path: Path) -> None:
     (file,) = write_digits(tmp_path / "in", 1)
     content = file.read_bytes()
-    with pytest.raises(UserError, match=r"--montage .*00\.png is one of the pictures"):
-        infer(file, montage=file)
+    montage, link = tmp_path / "m.png", tmp_path / "link.png"
+    link.symlink_to(montage)
+    assert infer(file, montage=montage) == 0
+    with pytest.raises(UserError, match=r"--montage .*link\.png is one of the pictures"):
+        infer(montage, montage=link)
     part = dict(Manifest(copied).extraction)
     part["dataset"] |= {"name": "folder", "data_dir": str(file.parent)}
     artifacts.record(copied, artifacts.EXTRACTION, part)
@@ -410,8 +422,72 @@ def test_no_file_is_written_among_the_pictures(infer: Infer, copied: Path, tmp_p
             with pytest.raises(UserError, match=r"is among the pictures in .*in: choose"):
                 infer(pictures, **place, **more)
     assert file.read_bytes() == content
-    assert infer(file, montage=tmp_path / "m.png", output=file.parent / "table.csv") == 0
-    load_picture(tmp_path / "m.png", 8)  # moved among pictures by hand, it is one
+    assert infer(file, montage=montage, output=file.parent / "table.csv") == 0
+    load_picture(montage, 8)  # moved among pictures by hand, it is one
+
+
+def test_only_earlier_output_is_replaced(infer: Infer, copied: Path, tmp_path: Path) -> None:
+    """Not what a stage needs, nor a file of the user, also through a link."""
+    (photo,) = write_digits(tmp_path / "in", 1)
+    own = {"p.csv": "output", "p.json": "output", "p.txt": "output", "m.png": "montage"}
+    for name, flag in own.items():
+        (tmp_path / name).touch()
+        for _ in range(2):
+            assert infer(photo, **{flag: tmp_path / name}) == 0
+            assert (tmp_path / name).stat().st_size > 40
+    (tmp_path / "link.csv").symlink_to(copied / artifacts.METRICS)
+    (tmp_path / "notes.txt").write_text("my notes\n")
+    (tmp_path / "list.json").write_text('[{"path": 1}]\n')
+    (tmp_path / "link.png").symlink_to(photo)
+    (tmp_path / "loop.csv").symlink_to(tmp_path / "loop.csv")
+    others = {
+        "output": ["link.csv", "notes.txt", "list.json", "loop.csv", copied / artifacts.MANIFEST],
+        "montage": ["link.png", save_picture(digits()[1], tmp_path / "other.png")],
+    }
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for flag, files in others.items():
+        for file in files:
+            with pytest.raises(UserError, match=rf"--{flag} .* exists and is not "):
+                infer(photo, **{flag: tmp_path / file})
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_only_pictures_of_a_list_of_names_are_sorted(
+    infer: Infer, features: Path, tmp_path: Path, copy: bool, capsys: pytest.CaptureFixture
+) -> None:
+    (photo,) = write_digits(tmp_path / "in", 1)
+    (tmp_path / "secret.png").write_text("a key")
+    (tmp_path / "link.png").symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "pipe")
+    reasons = {
+        "secret.png": "not a picture", "link.png": "not a picture", "pipe": "not a regular file",
+        "gone.png": "no such file or directory",
+    }  # fmt: skip
+    names = [str(photo), *(str(tmp_path / name) for name in reasons)]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    np.save(tmp_path / "x.npy", Manifest(features).load(artifacts.FEATURES, "test")[:5])
+    flags = {"features": tmp_path / "x.npy", "names": tmp_path / "names.txt", "copy": copy}
+    assert infer(sort_into=tmp_path / "out", **flags) == 3
+    printed = capsys.readouterr().err
+    for name, reason in reasons.items():
+        assert f"not sorted: {tmp_path / name}: {reason}" in printed
+    assert [file.name for file in (tmp_path / "out").glob("*/*")] == ["00.png"]
+    (tmp_path / "names.txt").write_text("\n".join([*names[:4], names[0]]))
+    with pytest.raises(UserError, match="has a picture twice"):
+        infer(sort_into=tmp_path / "twice", **flags)
+
+
+def test_links_that_lead_nowhere_as_folders_of_sorted_pictures(
+    script: Script, features: Path, tmp_path: Path
+) -> None:
+    (photo,) = write_digits(tmp_path / "in", 1)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "file").touch()
+    for place in ("loop", "dangling", "loop/in", "dangling/in", "file/in", "/dev/null"):
+        flags = ("--feature-dir", features, "--sort-into", place)
+        assert_refused(script("src/inference.py", photo, *flags), 2, f"--sort-into {place}: ")
 
 
 def test_names_as_long_as_names_can_be(
@@ -464,7 +540,7 @@ def test_output_leaves_links_and_pipes_what_they_are(infer: Infer, tmp_path: Pat
     reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
     assert infer(picture, output=pipe) == 0
     assert pipe.is_fifo()
-    assert reader.communicate(timeout=60)[0] == target.read_bytes()
+    assert codecs.BOM_UTF8 + reader.communicate(timeout=60)[0] == target.read_bytes()
     (row,) = rows_of(target)
     assert row["path"] == str(picture)  # with its line breaks
     assert 0 < float(row["confidence"]) <= 1

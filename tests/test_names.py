@@ -120,6 +120,12 @@ def test_wrong_names_are_refused_in_one_line(
         assert "\n" not in str(caught.value)
 
 
+def test_a_link_to_nothing_is_not_taken_for_no_names(features: Path) -> None:
+    (features / "names.json").symlink_to("gone.json")
+    with pytest.raises(UserError, match=r"names\.json is missing: correct it, or remove it"):
+        load_names(Manifest(features))
+
+
 def test_names_outlive_the_same_clustering_and_no_other(features: Path) -> None:
     give(features, names={"3": "loop"})
     cluster(features)

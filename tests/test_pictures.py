@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dataset.pictures import MAX_PIXELS, BadPicture, load_picture
+from tests.helpers.digits import png_16
 from tests.helpers.processes import run_python
 
 SIZE = 24
@@ -396,21 +397,6 @@ print(failures, int(peak[1]) // 1024)
     failures, memory = map(int, run.stdout.split())
     assert failures == (len(files) if fails else 0)
     return memory
-
-
-def png_16(values_HWC: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel: gray, gray with alpha, RGB or RGBA."""
-    height, width, channels = values_HWC.shape
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = zlib.crc32(kind + data).to_bytes(4, "big")
-        return len(data).to_bytes(4, "big") + kind + data + checksum
-
-    color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    head = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
-    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 @pytest.mark.parametrize("bits", [10, 12, 16])

@@ -35,7 +35,7 @@ def train(script: Script, *flags: object) -> None:
 def test_digits(small_script: Script, tmp_path: Path) -> None:
     train(small_script, "--dataset", "digits", "--batch-size", 256)
     table = done(small_script("src/clustering.py", "--baselines", "--restarts", 10))
-    for row in ("learned features", "raw pixels", "untrained network"):
+    for row in ("learned features", "raw pixels", "before training"):
         assert row in table
     metrics = json.loads((tmp_path / "features/metrics.json").read_text())
     for split, images in (("train", 1438), ("test", 359)):
@@ -83,7 +83,7 @@ def test_weights_from_elsewhere_without_training(script: Script, tmp_path: Path)
 
     table = done(script("src/clustering.py", "--baselines", "--restarts", 2))
     assert "raw pixels" in table
-    assert "untrained network" not in table
+    assert "before training" not in table
     (line,) = done(script("src/inference.py", "--json", "--sample", 1)).splitlines()
     clusters = np.load(tmp_path / "features/test_clusters.npy")
     assert json.loads(line)["cluster"] == clusters[0]

@@ -1,6 +1,7 @@
 """The report in a real headless Chromium, against the `.npy` files and the images."""
 
 import base64
+import codecs
 import csv
 import io
 import json
@@ -220,7 +221,7 @@ class Report:
 
 
 def read_table(content: bytes) -> list[dict[str, str]]:
-    text = content.decode("utf-8", "surrogateescape")
+    text = content.decode("utf-8-sig", "surrogateescape")
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
@@ -622,6 +623,16 @@ def test_a_frame_around_a_part_of_the_map_and_its_images_as_a_file(unlabeled: Re
         assert row == {key: report.table[i][key] for key in row}
     page.click("#frame")
     assert report.shown() == 60
+
+
+def test_a_table_for_spreadsheets(unlabeled: Report) -> None:
+    for k, name in enumerate(("=1+1", "Bär")):
+        unlabeled.page.fill(f"[aria-label='name of cluster {k}']", name)
+        unlabeled.page.keyboard.press("Tab")
+    table = unlabeled.downloaded("#save-csv")
+    assert table.startswith(codecs.BOM_UTF8)
+    names = {row["name"] for row in read_table(table) if row["cluster"] in "01"}
+    assert names == {"'=1+1", "Bär"}
 
 
 def test_two_clusters_with_one_name_are_one(unlabeled: Report, pictures: Path) -> None:

@@ -11,10 +11,10 @@ from src.models.architectures import ARCHITECTURES
 from src.models.batch_norm import (
     batch_norms,
     calibrate_batch_norm,
-    freeze_batch_norm,
     standardized,
 )
-from src.models.simclr import Backbone, SimCLR, nt_xent
+from src.models.resnet import ResNet
+from src.models.simclr import SimCLR, nt_xent
 
 
 def algorithm_1(z: Tensor, temperature: float) -> Tensor:
@@ -65,8 +65,8 @@ def test_backbone_is_torchvisions(arch: Any, bn: Any) -> None:
     """Same parameter names, same features and gradients, though batch norm is folded and the
     weights of the frozen one are standardized on the way."""
     torch.manual_seed(0)
-    ours = Backbone(arch, bn=bn).train(bn == "frozen")
-    freeze_batch_norm(ours)
+    ours = ResNet(arch, bn=bn).train(bn == "frozen")
+    ours.freeze()
     theirs = torchvision.models.get_model(arch, weights=None)
     theirs.fc = torch.nn.Identity()
     for norm in batch_norms(ours):
@@ -96,7 +96,7 @@ def test_the_table_decides_stages_widths_and_stem(monkeypatch: pytest.MonkeyPatc
     """For small pictures: two stages, half as wide, and neither stride nor pooling in the stem."""
     small = ARCHITECTURES["resnet18"]._replace(blocks=(1, 3), widths=(32, 48), stem=(3, 1, 1))
     monkeypatch.setitem(ARCHITECTURES, "small", small)
-    backbone = Backbone("small")
+    backbone = ResNet("small")
     sizes = []
     for stage in (backbone.maxpool, backbone.layer1, backbone.layer2):
         stage.register_forward_hook(lambda _, __, out: sizes.append(tuple(out.shape[1:])))
@@ -107,7 +107,7 @@ def test_the_table_decides_stages_widths_and_stem(monkeypatch: pytest.MonkeyPatc
 
 def test_initial_weights_are_torchvisions() -> None:
     torch.manual_seed(0)
-    ours = Backbone("resnet18").state_dict()
+    ours = ResNet("resnet18").state_dict()
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18().state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
@@ -123,7 +123,7 @@ def naive_standard(weight: Tensor) -> Tensor:
 def test_frozen_statistics_stay_frozen_in_every_mode() -> None:
     model = SimCLR("resnet18").train()
     assert model.backbone.bn1.training  # the warm-up
-    freeze_batch_norm(model.backbone)
+    model.backbone.freeze()
     assert all(bn.training for bn in batch_norms(SimCLR("resnet18", bn="train").train().backbone))
     for part in (model, model.backbone):
         part.eval()
@@ -133,8 +133,8 @@ def test_frozen_statistics_stay_frozen_in_every_mode() -> None:
 
 def test_calibration_measures_what_each_layer_sees() -> None:
     torch.manual_seed(0)
-    backbone = Backbone("resnet18").train()
-    freeze_batch_norm(backbone)
+    backbone = ResNet("resnet18").train()
+    backbone.freeze()
     x = torch.randn(16, 3, 32, 32)
     calibrate_batch_norm(backbone, [x])
     first = torch.nn.functional.conv2d(x, standardized(backbone.conv1.weight), None, 2, 3)

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shlex
 import socket
 import subprocess
 import sys
@@ -124,8 +125,8 @@ def test_no_key_on_a_terminal_asks_nothing(tmp_path: Path, environment: dict[str
     ("options", "warning"),
     [
         ({}, None),  # WANDB_MODE=disabled: the user knows
-        ({"without_wandb": True}, "wandb is not installed"),
-        ({"mode": "offline", "in_place_of_directory": True}, "/wandb'"),
+        ({"without_wandb": True}, "wandb is not installed; nothing is recorded"),
+        ({"mode": "offline", "in_place_of_directory": True}, "/wandb'; nothing is recorded"),
         ({"mode": "offline", "largest_file": 1000}, "File too large"),
         ({"mode": "offline", "kill_service": True, "pause": 0.1}, ""),
     ],
@@ -145,6 +146,43 @@ def test_a_training_without_tracking_and_one_warning(
     (line,) = errors.splitlines()
     assert line.startswith("W&B: ")
     assert warning in line
+
+
+def test_a_full_disk_in_the_middle_is_named(tmp_path: Path, environment: dict[str, str]) -> None:
+    _, errors = track(tmp_path, environment, mode="offline", epochs=40, largest_file=9000)
+    assert_trained(tmp_path, epochs=40)
+    (log,) = segments(tmp_path)
+    assert errors == (f"W&B: wandb/{log.parent.name} lacks its last rows: the disk may be full\n")
+
+
+def test_a_long_run_is_complete(tmp_path: Path, environment: dict[str, str]) -> None:
+    assert track(tmp_path, environment, mode="offline", epochs=60)[1] == ""
+    (log,) = segments(tmp_path)
+    assert log.stat().st_size > 2**15  # a block of its format
+
+
+def test_the_run_of_a_sweep_is_the_one_to_resume(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    sweep = {"WANDB_SWEEP_ID": "sweep123", "WANDB_RUN_ID": "ofsweep1"}
+    track(tmp_path, environment | sweep, mode="offline")
+    (log,) = segments(tmp_path)
+    assert log.name == "run-ofsweep1.wandb"
+    assert (tmp_path / "run_id").read_text() == "ofsweep1"
+
+
+def test_a_run_elsewhere_can_be_synced_by_the_printed_command(
+    tmp_path: Path, online: dict[str, str], server: FakeServer
+) -> None:
+    (tmp_path / "here").mkdir()
+    arguments = (str(tmp_path), '{"mode": "offline"}')
+    run = start_tracked(online, "tests/helpers/tracked_run.py", *arguments, cwd=tmp_path / "here")
+    out, _ = run.communicate(timeout=60)
+    python, script, *flags = shlex.split(out.partition("sync with: ")[2].splitlines()[0])
+    assert (python, script) == ("python", "src/sync_wandb.py")
+    sync = start_tracked(online, script, *flags, cwd=tmp_path / "here")
+    assert "1 of 1 arrived" in sync.communicate(timeout=60)[0]
+    assert distinct([own(row) for row in server.rows]) == distinct(expected_rows(3))
 
 
 def test_killed_online_and_resumed_nothing_is_missing(

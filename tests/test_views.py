@@ -3,9 +3,11 @@
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop, v2
@@ -43,6 +45,20 @@ def test_nothing_drawn_is_the_evaluation_preprocessing(images: Tensor) -> None:
     out = make_views(images, draw(STILL, len(images), SIDE, rng(0)))
     torch.testing.assert_close(out, preprocess(images), rtol=0, atol=1e-4)
     assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_smaller_views_are_means_of_what_they_cover(images: Tensor) -> None:
+    """As Pillow reduces a cut-out part: antialiased, nothing from outside the crop."""
+    parameters = draw(replace(STILL, view_size=40), len(images), SIDE, rng(0))
+    parameters = parameters._replace(box_N4=torch.tensor([[10.0, 5, 80, 60]] * len(images)))
+    out = pixels(make_views(images, parameters, 40)).round()
+    assert out.shape[2:] == (40, 40)
+    for image, view in zip(images, out, strict=True):
+        part = Image.fromarray(image[:, 10:90, 5:65].permute(1, 2, 0).numpy())
+        expected = np.asarray(part.resize((40, 40), Image.Resampling.BILINEAR), np.float32)
+        assert np.abs(view.permute(1, 2, 0).numpy() - expected).max() <= 2
+    as_images = make_views(images, parameters, SIDE + 9)
+    assert torch.equal(as_images, make_views(images, parameters))
 
 
 def test_every_view_has_parameters_of_its_own_and_only_the_generator_decides() -> None:

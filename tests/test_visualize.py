@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,10 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
-from src import clustering
-from src.clustering import ClusteringConfig
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
-from src.visualization import figures, projection, results, stage, thumbnails
+from src.visualization import figures, projection, results, thumbnails
+from src.visualization import stage as visualization
 from src.visualization.duplicates import Copies, kept
 from src.visualization.flags import VisualizeConfig
 from src.visualization.images_table import write_images
@@ -65,7 +65,7 @@ def test_the_table_has_a_row_for_each_image(pixel_digits: Path, tmp_path: Path) 
     write_images(
         tmp_path / "images.csv", replace(results, unusual=unusual), Copies(near, keep, sharp), xy
     )
-    with (tmp_path / "images.csv").open(encoding="utf-8", newline="") as file:
+    with (tmp_path / "images.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
         "path", "cluster", "name", "confidence", "distance", "unusual", "split", "near_duplicates",
@@ -251,7 +251,7 @@ def test_the_confusion_matrix_has_the_classes_that_occur(
     results = replace(load_results(pixel_digits), class_names=names)
     scores: Any = {"confusion": [[7, 7, 1], [7, 20_000, 3], [9, -1, 2]], "hungarian_accuracy": 1}
     with figures.styled():
-        figure = stage.confusion(results, "test", scores)
+        figure = visualization.confusion(results, "test", scores)
     assert figure
     (ax,) = figure.axes
     classes = ["class 7", "class 9", "class 20000"]
@@ -260,7 +260,7 @@ def test_the_confusion_matrix_has_the_classes_that_occur(
     cells = {text.get_position(): text.get_text() for text in ax.texts}
     assert cells == {(0, 0): "25", (2, 0): "75", (3, 1): "100"}
     monkeypatch.setattr(figures, "CONFUSED", 2)
-    assert stage.confusion(results, "test", scores) is None
+    assert visualization.confusion(results, "test", scores) is None
     assert "no confusion matrix of 3 classes" in capsys.readouterr().out
 
 
@@ -322,7 +322,7 @@ def test_both_maps_draw_a_cluster_and_its_class_in_one_color(pixel_digits: Path)
 
 def test_the_silhouette_figure_names_the_mean(pixel_digits: Path) -> None:
     results = load_results(pixel_digits)
-    figure = stage.silhouettes(results, "train")
+    figure = visualization.silhouettes(results, "train")
     mean = results.metrics["smoothed"]["splits"]["train"]["silhouette"]
     assert figure.axes[0].texts[0].get_text() == f"mean {mean:.3f}"
 
@@ -348,23 +348,30 @@ def test_a_run_gets_every_figure(script: Script, stl10_dir: Path, tmp_path: Path
         assert min(pixels.shape) > 200, file
 
 
-def test_clusters_that_change_while_they_are_drawn(
+def test_nobody_else_writes_before_the_last_file_is_written(
     pixel_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(pixel_digits, tmp_path, dirs_exist_ok=True)
+    """Neither another clustering nor another visualization."""
+    directory = shutil.copytree(pixel_digits, tmp_path / "features")
+    first_and_last, called = ["load_results", "write_images"], []
 
-    def project_slowly(x_NP: np.ndarray, *_: object) -> np.ndarray:
-        config = ClusteringConfig(feature_dir=tmp_path, clusters="4", restarts=1, wandb="disabled")
-        clustering.main(config)
-        return x_NP[:, :2].copy()
+    def alone(name: str) -> Callable[..., object]:
+        function = getattr(visualization, name)
 
-    monkeypatch.setattr(stage, "project", project_slowly)
-    config = VisualizeConfig(feature_dir=tmp_path, checkpoint_dir=tmp_path, wandb="disabled")
-    with pytest.raises(UserError, match="changed meanwhile"):
-        stage.run(config)
-    assert not [*(tmp_path / artifacts.FIGURES).glob("*.png")]
-    assert not (tmp_path / artifacts.IMAGES).exists()
-    assert not (tmp_path / artifacts.REPORT).exists()
+        def checked(*arguments: object) -> object:
+            with pytest.raises(UserError, match="another stage is writing in"):
+                visualization.run(config)
+            called.append(name)
+            return function(*arguments)
+
+        return checked
+
+    config = VisualizeConfig(feature_dir=directory, projection="pca", wandb="disabled")
+    for name in first_and_last:
+        monkeypatch.setattr(visualization, name, alone(name))
+    visualization.run(config)
+    assert called == first_and_last
+    assert not list(directory.rglob(".*.tmp"))
 
 
 def test_missing_inputs_are_named(script: Script, stl10_dir: Path, tmp_path: Path) -> None:

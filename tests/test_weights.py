@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from src import train
 from src.models.encoder import TrainedBackbone, encode
-from src.models.simclr import Backbone
+from src.models.resnet import ResNet
 from src.models.weights import load_weights
 from src.runtime.cli import UserError
 from src.storage import checkpoint
@@ -54,15 +55,15 @@ def saved(state: object, directory: Path, **options: Any) -> Path:
     return directory / "weights.pt"
 
 
-def loaded(file: Path | str, arch: str = "resnet18") -> Backbone:
-    backbone = Backbone(arch, pretrained=True).eval()
+def loaded(file: Path | str, arch: str = "resnet18") -> ResNet:
+    backbone = ResNet(arch, pretrained=True).eval()
     load_weights(backbone, arch, file)
     return backbone
 
 
 def refused(message: str, file: Path | str, arch: str = "resnet18") -> None:
     with pytest.raises(UserError, match=message):
-        load_weights(Backbone(arch), arch, file)
+        load_weights(ResNet(arch), arch, file)
 
 
 def under(prefix: str, state: State) -> State:
@@ -154,13 +155,13 @@ def test_five_misfits_are_named(network: torchvision.models.ResNet, tmp_path: Pa
     state["conv1.weight"] = torch.ones(64, 3, 3, 3)
     state["layer2.0.se.weight"] = torch.ones(1)
     with pytest.raises(UserError) as error:
-        load_weights(Backbone("resnet18"), "resnet18", saved(state, tmp_path))
+        load_weights(ResNet("resnet18"), "resnet18", saved(state, tmp_path))
     message = str(error.value).removeprefix(f"--weights {tmp_path}")
     assert "conv1.weight is (64, 3, 3, 3), not (64, 3, 7, 7), layer3.0.conv1.weight is" in message
     assert "and 22 more" in message  # 25 of layer3, conv1 and se are 27
     assert len(message) < 300
     del state["layer1.0.conv1.weight"], state["conv1.weight"], state["bn1.weight"]
-    refused(r"no state dict of a ResNet: its keys are 'bn1\.bias', ", saved(state, tmp_path))
+    refused(r"no state dict of resnet18: its keys are 'bn1\.bias', ", saved(state, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,7 @@ def test_weights_of_another_depth_are_refused(stored: str, arch: str, tmp_path: 
     ("key", "change", "reason"),
     [
         ("conv1.weight", lambda v: torch.full_like(v, torch.nan), "has NaN"),
+        ("conv1.weight", lambda v: v.double() * 1e300, "infinity"),  # in float32
         ("layer4.1.bn2.bias", lambda v: v.index_fill(0, torch.tensor(7), torch.inf), "infinity"),
         ("layer1.0.bn1.running_var", lambda v: -v, "negative variance"),
     ],
@@ -190,6 +192,86 @@ def test_weights_that_give_no_finite_features_are_refused(
     state = network.state_dict()
     state[key] = change(state[key])
     refused(rf"{key} .*{reason}", saved(state, tmp_path))
+
+
+NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "bool": lambda v: v > 0,
+    "complex64": lambda v: torch.complex(v, v),
+    "int32": lambda v: v.int(),
+    "float8_e4m3fn": lambda v: v.to(torch.float8_e4m3fn),
+    "sparse": lambda v: v.to_sparse(),
+    "quantized": lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8),
+    "meta": lambda v: v.to("meta"),
+    "nested": lambda v: torch.nested.nested_tensor([v, v]),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.filterwarnings("ignore")  # of PyTorch about what it will drop
+def test_numbers_of_other_types_are_refused(
+    kind: str, network: torchvision.models.ResNet, tmp_path: Path
+) -> None:
+    state = network.state_dict()
+    state["layer3.0.conv1.weight"] = NUMBERS[kind](state["layer3.0.conv1.weight"])
+    message = (
+        rf"does not fit resnet18: layer3\.0\.conv1\.weight is {kind}, not real floating point$"
+    )
+    refused(message, saved(state, tmp_path))
+
+
+def test_half_and_double_precision_are_taken(
+    network: torchvision.models.ResNet, tmp_path: Path
+) -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        state = {k: v.to(dtype) for k, v in network.state_dict().items()}
+        found = loaded(saved(state, tmp_path)).conv1.weight
+        torch.testing.assert_close(found, network.conv1.weight, rtol=0.01, atol=1e-6)
+
+
+def nested_dicts(wide: int, deep: int, part: object) -> object:
+    """`wide` to the power of `deep` times `part`, in a file of a few kilobytes."""
+    for _ in range(deep):
+        part = dict.fromkeys(map(str, range(wide)), part)
+    return part
+
+
+def in_itself() -> dict[str, object]:
+    content: dict[str, object] = {}
+    content["a"] = [content]
+    return content
+
+
+ONE = torch.ones(1)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (nested_dicts(12, 7, ONE), "holds itself, or a part so often"),
+        (nested_dicts(3, 40, 1.0), "holds itself, or a part so often"),
+        (in_itself(), "holds itself, or a part so often"),
+        ({f"{i}.layer1.0.conv1.weight": ONE for i in range(20_000)}, "does not fit resnet18"),
+        (
+            {f"{i}.{name}": ONE for i in range(20_000) for name in ("conv1.weight", "fc.weight")}
+            | {f"{i}.layer4.1.bn2.bias": ONE for i in range(20_000)},
+            "does not fit resnet18",
+        ),
+        ({"x" * 10**6: {str(i): ONE for i in range(20_000)}}, "it has no tensors"),
+    ],
+)
+def test_work_is_bounded_by_the_bytes_of_the_file(
+    content: object, reason: str, tmp_path: Path
+) -> None:
+    refused(reason, saved(content, tmp_path))
+
+
+def test_compressed_weights_are_refused(tmp_path: Path) -> None:
+    file, small = saved({"conv1.weight": torch.zeros(10**6)}, tmp_path), tmp_path / "small.pt"
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    refused("is damaged or truncated", small)
 
 
 AS_IF_A_WEB_PAGE = b" <\0\0\0\0\0\0" + (
@@ -254,11 +336,13 @@ def test_imagenet_is_downloaded_once_and_checked(
     network: torchvision.models.ResNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="torchvision has none for --arch tiny"):
-        load_weights(Backbone("resnet18"), "tiny", "imagenet")
+        load_weights(ResNet("resnet18"), "tiny", "imagenet")
     file = saved(network.state_dict(), tmp_path)
     checksum = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
     published = file.rename(tmp_path / f"resnet18-{checksum}.pth")
-    source = SimpleNamespace(DEFAULT=SimpleNamespace(url=published.as_uri()))
+    source = SimpleNamespace(
+        DEFAULT=SimpleNamespace(url=published.as_uri(), meta={"_file_size": 45.0})
+    )
     monkeypatch.setattr(torchvision.models, "get_model_weights", lambda arch: source)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     for _ in range(2):
@@ -300,7 +384,7 @@ def test_training_goes_on_from_weights_with_their_statistics(
     first = config.checkpoint_dir / checkpoint.file_name(0)
     trained = TrainedBackbone.load(first, config.checkpoint_dir, torch.device("cpu"))
     images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
-    direct = Backbone("resnet18", pretrained=True).eval()
+    direct = ResNet("resnet18", pretrained=True).eval()
     direct.load_state_dict({k: v for k, v in given.items() if not k.startswith("fc.")})
     assert torch.equal(
         encode(trained.backbone, images, torch.float32), encode(direct, images, torch.float32)

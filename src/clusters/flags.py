@@ -20,7 +20,8 @@ class ClusteringConfig:
     components: int = 100
     """Principal components to keep; fewer if the features have fewer dimensions."""
     clusters: str | None = None
-    """A number, a range such as 5:20 to pick from, or auto (2:20); None is one per class, or 10."""
+    """A number, a range such as 5:20 to pick from, or auto (2:20); None is one per class of the
+    fitted split, or 10."""
     restarts: int = 20
     """K-means starts; the best one is kept."""
     smooth: bool = True
@@ -40,7 +41,7 @@ class ClusteringConfig:
     """Also fit a linear classifier to the features of train, with its labels, and score it on
     test."""
     baselines: bool = False
-    """Also cluster raw pixels and the features of the untrained network, for comparison."""
+    """Also cluster raw pixels and the features of the network before training, for comparison."""
     seed: int = 0
     """Random seed of K-means."""
     wandb: WandbMode = "auto"

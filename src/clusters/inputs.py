@@ -45,10 +45,14 @@ def read_inputs(config: ClusteringConfig) -> Inputs:
 
 
 def choose_counts(flag: str | None, method: Method, images: int) -> range:
-    """The numbers of clusters to choose from, for as many images of the fitted split."""
-    counts = candidates(flag, len(method.class_names))
+    """The numbers of clusters to choose from, for as many images of the fitted split. Where that
+    has labels, the classes of other splits do not count."""
+    classes = len(method.class_names)
+    if (labels := method.labels.get(method.fit_on)) is not None:
+        classes = len(np.unique(labels[labels >= 0]))
+    counts = candidates(flag, classes)
     if flag is None:
-        count = fewer(counts[0], images, bool(method.class_names))
+        count = fewer(counts[0], images, classes > 0)
         counts = range(count, count + 1)
     if counts[-1] > images:
         raise UserError(
@@ -94,8 +98,8 @@ def load_labels(manifest: Manifest) -> Splits:
 def load_baselines(
     manifest: Manifest, pictures: Dataset | None, splits: list[str]
 ) -> dict[str, Splits]:
-    """Raw pixels, uint8, and the untrained network's features of `splits`, each (N, D); the latter
-    only if the features are not those of the untrained network, and neither without pictures."""
+    """Raw pixels, uint8, and features of the network before training, of `splits`, each (N, D);
+    the latter only if the features are not the same, and neither without pictures."""
     untrained, recorded = {}, manifest.extraction["checkpoint"]
     if pictures is None:
         print("note: no baselines without pictures")

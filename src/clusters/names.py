@@ -5,6 +5,7 @@
 Clusters that share a name are one group for the user; numbers and scores do not change.
 """
 
+import os
 import unicodedata
 
 from typing_extensions import TypedDict
@@ -45,7 +46,7 @@ def given_names(manifest: Manifest) -> list[str | None]:
             does not exist, or a name is empty, too long or no line of text.
     """
     file, count = manifest.directory / artifacts.NAMES, manifest.clustering["clusters"]
-    if not file.exists():
+    if not os.path.lexists(file):
         return [None] * count
     content = read_json(file, "correct it, or remove it")
     if problem := misfit(content, NamesFile):

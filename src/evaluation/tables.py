@@ -25,7 +25,7 @@ CLUSTERINGS: dict[ClusteringName, str] = {
     "smoothed": "K-means, neighbors smoothed",
 }
 FEATURES = "learned features"
-BASELINES = {"raw_pixels": "raw pixels", "untrained": "untrained network"}
+BASELINES = {"raw_pixels": "raw pixels", "untrained": "before training"}
 
 
 def summary_table(scores: Scores) -> str:

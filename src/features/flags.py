@@ -21,7 +21,7 @@ class ExtractionConfig:
     cache_dir: Path | None = None
     """Directory for the decoded pictures of a folder; by default, as in training."""
     untrained: bool = False
-    """Also extract features of the untrained network, epoch 0, for clustering.py --baselines."""
+    """Also extract features of the network before training, for clustering.py --baselines."""
     device: DeviceName = "auto"
     """Device to compute on; auto picks CUDA, MPS or the CPU, in this order."""
     precision: PrecisionName = "auto"

@@ -1,5 +1,6 @@
 """Import features of any model, in place of src/feature_extraction.py."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,13 @@ from src.storage import artifacts
 from src.storage.artifacts import EXTRACTION, FEATURES, LABELS, SPLITS, Stage
 from src.storage.files import json_digest
 from src.storage.provenance import git_commit, versions
-from src.storage.user_arrays import BLOCK, as_float32, foreign_array, foreign_features, read_lines
+from src.storage.user_arrays import (
+    as_float32,
+    blocks,
+    foreign_array,
+    foreign_features,
+    read_lines,
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,12 @@ def read_rows(config: ImportConfig, split: str) -> Rows:
                 f"--{split}-labels {labels_file} is {labels.dtype} of shape {labels.shape}: "
                 f"expected whole numbers of shape ({count},)"
             )
+        for label in (int(labels.min()), int(labels.max())):
+            if not -1 <= label < 2**63:
+                raise UserError(
+                    f"--{split}-labels {labels_file}: a label is {label}; classes are whole "
+                    "numbers from 0, and -1 is an unknown one"
+                )
         labels = labels.astype(np.int64)
         _check_count(f"--{split}-labels {labels_file}", len(labels), "labels", file, count)
     if names_file := getattr(config, f"{split}_names"):
@@ -153,7 +166,8 @@ def order_of(pictures: Dataset, split: str, names: list[str], data_dir: Path) ->
     Rows of files that are there but cannot be read as pictures are left out.
 
     Raises:
-        UserError: a picture has no row, or a row no picture.
+        UserError: a picture has no row, or a row no picture: its name is not that of a file in
+            `data_dir`, as a list of its files has it, or that of a picture of another split.
     """
     if split not in pictures.splits:
         found = ", ".join(pictures.splits)
@@ -166,11 +180,17 @@ def order_of(pictures: Dataset, split: str, names: list[str], data_dir: Path) ->
             f"--{split}-names, such as {missing[0]}: make their features too, or move them away"
         )
     left_out = sorted(row_of.keys() - set(expected))
+    others = {name for part in pictures.splits.values() for name in part.names or ()}
     for name in left_out:
-        if not (data_dir / name).is_file():
-            raise UserError(f"--{split}-names: no picture {name} in {data_dir}")
+        place = Path(name)
+        is_below = str(place) == name and not place.is_absolute() and ".." not in place.parts
+        if not is_below or name in others or not os.path.isfile(data_dir / name):  # noqa: PTH113
+            raise UserError(f"--{split}-names: no {split} picture {name} in {data_dir}")
     if left_out:
-        print(f"note: {len(left_out):,} {split} rows are left out: their files are not pictures")
+        print(
+            f"note: {len(left_out):,} {split} rows are left out: their files are not pictures, or "
+            "are links to others"
+        )
     return np.array([row_of[name] for name in expected])
 
 
@@ -181,8 +201,7 @@ def save_features(stage: Stage, split: str, x_ND: np.ndarray, order_N: np.ndarra
     """Write the rows of `x_ND` in the order of `order_N`, as float32."""
     shape = len(order_N), x_ND.shape[1]
     with stage.create(FEATURES, shape, split) as out:
-        for start in range(0, len(order_N), BLOCK):
-            rows = slice(start, start + BLOCK)
+        for rows in blocks(*shape):
             out[rows] = as_float32(x_ND[order_N[rows]])
     file = artifacts.path(FEATURES, stage.directory, split)
     print(f"{file}: {shape[0]:,} x {shape[1]:,}")

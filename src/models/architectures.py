@@ -1,6 +1,6 @@
 """The networks that --arch names."""
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Design(NamedTuple):
@@ -23,7 +23,5 @@ ARCHITECTURES = {
     "resnet101": Design("bottleneck", (3, 4, 23, 3)),
 }
 
-if TYPE_CHECKING:
-    Architecture = str
-else:
-    Architecture = Literal[tuple(ARCHITECTURES)]
+TIMM = "timm/"
+"""Before the name of a network of timm."""

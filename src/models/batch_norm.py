@@ -13,17 +13,25 @@ from src.runtime import distributed
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes together; ordinary in a single process."""
+    """Batch norm over the batches of all processes together; ordinary in a single process.
+
+    As weights are trained, frozen statistics no longer describe the activations. With
+    `standardizes`, the weights of the preceding convolution are therefore standardized in the
+    forward pass (Qiao et al. 2019, "Weight Standardization"; norm as in Brock et al. 2021,
+    "Characterizing signal propagation"): every filter keeps zero mean and unit norm.
+    """
 
     synced = True
-    standardizes = False
-    """Whether the weights of the preceding convolution are standardized."""
     folded: tuple[Tensor, Tensor] | None = None
     """Weights and shift of the preceding convolution with this folded in, once training is over."""
     momentum: float | None
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, standardizes: bool = False):
+        super().__init__(channels)
+        self.standardizes = standardizes
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.synced and distributed.size() > 1):
@@ -42,23 +50,6 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(var + self.eps)
         return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-
-
-class FrozenBatchNorm2d(SyncedBatchNorm2d):
-    """Batch norm that is frozen after a warm-up: scale and shift keep training, the running
-    statistics do not change.
-
-    As the weights change, frozen statistics no longer describe the activations. The weights of the
-    preceding convolution are therefore standardized in the forward pass (Qiao et al. 2019, "Weight
-    Standardization"; norm as in Brock et al. 2021, "Characterizing signal propagation"): every
-    filter keeps zero mean and unit norm. Pretrained weights are not: their statistics fit them.
-    """
-
-    frozen = False
-    standardizes = True
-
-    def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
-        return super().train(mode and not self.frozen)  # type: ignore[return-value]
 
 
 def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
@@ -87,8 +78,8 @@ def standardized(weight_OIHW: Tensor, length: Tensor | float = 1.0) -> Tensor:
     return centered * (length / norm.clamp_min(1e-4))
 
 
-def batch_norms(backbone: nn.Module) -> list[SyncedBatchNorm2d]:
-    return [m for m in backbone.modules() if isinstance(m, SyncedBatchNorm2d)]
+def batch_norms(backbone: nn.Module) -> list[nn.BatchNorm2d]:
+    return [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
 @torch.no_grad()
@@ -104,23 +95,6 @@ def fold_batch_norm(backbone: nn.Module) -> None:
                 bn.folded = fold(conv, bn)
 
 
-def torchvision_state(backbone: nn.Module) -> dict[str, Tensor]:
-    """The state for torchvision's ResNet of the same architecture: filters that are standardized in
-    every forward pass here are so in the state."""
-    state = {name: value.contiguous() for name, value in backbone.state_dict().items()}
-    if any(bn.standardizes for bn in batch_norms(backbone)):
-        state |= {name: standardized(v) for name, v in state.items() if v.ndim == 4}
-    return state
-
-
-def freeze_batch_norm(backbone: nn.Module, frozen: bool = True) -> None:
-    """Let training leave the running statistics of every `FrozenBatchNorm2d` alone, or not."""
-    for bn in batch_norms(backbone):
-        if isinstance(bn, FrozenBatchNorm2d):
-            bn.frozen = frozen
-    backbone.train(backbone.training)
-
-
 @torch.no_grad()
 def calibrate_batch_norm(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set every batch norm's running statistics to the average over `batches` (B, 3, H, W).
@@ -129,13 +103,17 @@ def calibrate_batch_norm(backbone: nn.Module, batches: Iterable[Tensor]) -> None
     inputs of the right scale.
     """
     was_training = backbone.training
-    for bn in batch_norms(backbone):
+    momenta = [(bn, bn.momentum) for bn in batch_norms(backbone)]
+    for bn, _ in momenta:
         bn.reset_running_stats()
         bn.momentum = None  # cumulative average instead of an exponential one
-        bn.synced = False  # every process sees the same batches
-        nn.BatchNorm2d.train(bn)  # frozen ones as well
+        bn.training = True  # frozen ones as well
+        if isinstance(bn, SyncedBatchNorm2d):
+            bn.synced = False  # every process sees the same batches
     for x_BCHW in batches:
         backbone(x_BCHW)
-    for bn in batch_norms(backbone):
-        bn.momentum, bn.synced = 0.1, True
+    for bn, momentum in momenta:
+        bn.momentum = momentum
+        if isinstance(bn, SyncedBatchNorm2d):
+            bn.synced = True
     backbone.train(was_training)

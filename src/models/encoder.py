@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.models.architectures import ARCHITECTURES
+from src.models.backbone import Backbone, average
 from src.models.batch_norm import fold_batch_norm
 from src.models.preprocessing import preprocess
-from src.models.simclr import Backbone, SimCLR
+from src.models.simclr import SimCLR
 from src.runtime import distributed
 from src.runtime.cli import UserError
 from src.runtime.commands import command
@@ -130,13 +130,17 @@ class TrainedBackbone:
     def _restored(
         cls, file: Path, saved: dict[str, Any], device: torch.device
     ) -> "TrainedBackbone":
-        config = saved["config"]
-        if config["arch"] not in ARCHITECTURES:
-            raise BadCheckpoint(f"{file} holds an unknown network, {config['arch']}")
-        model = SimCLR(
-            config["arch"], bn=config.get("bn", "frozen"), pretrained=config["weights"] != "none"
-        )
+        config, side = saved["config"], saved["dataset"]["image_size"]
+        bn, is_pretrained = config.get("bn", "frozen"), config["weights"] != "none"
+        try:
+            model = SimCLR(config["arch"], bn, is_pretrained, side)
+        except UserError as error:
+            raise BadCheckpoint(f"{file} holds a network that cannot be made: {error}") from None
         checkpoint.load_into(model, saved["model"], file)
+        if initial := saved.get("initial"):
+            trained = model.backbone.state_dict()
+            share = config.get("trained_share", 1.0)
+            checkpoint.load_into(model.backbone, average(initial, trained, share), file)
         backbone = model.backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         fold_batch_norm(backbone)
         described = ("digest", "epoch", "config", "dataset", "tracking")

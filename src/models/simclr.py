@@ -1,24 +1,21 @@
-"""SimCLR: a ResNet backbone with frozen batch normalization, a projection head, and NT-Xent.
+"""SimCLR: a backbone with frozen batch normalization, a projection head, and NT-Xent.
 
-Shape letters: B images in a batch, 2B views, C channels, H x W pixels, D features, d projections.
+Shape letters: B images in a batch, 2B views, H x W pixels, D features, d projections.
 
 Sources: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual
-Representations" (method: section 2, Algorithm 1); He et al. 2016 (ResNet).
+Representations" (method: section 2, Algorithm 1).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.models.architectures import ARCHITECTURES, Architecture
-from src.models.batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d, conv_bn
+from src.models.architectures import ARCHITECTURES, TIMM
+from src.models.backbone import Backbone
+from src.models.resnet import ResNet
 from src.runtime import distributed
+from src.runtime.cli import UserError
 from src.runtime.flag_choices import BatchNorm
-
-Norm = type[FrozenBatchNorm2d] | type[SyncedBatchNorm2d]
-
-BRANCH_SCALE = 0.2
-"""The last batch-norm scale of a bottleneck's residual branch at initialization (docs/log.md)."""
 
 
 def nt_xent(views_2Bd: Tensor, temperature: float) -> Tensor:
@@ -47,114 +44,42 @@ def nt_xent(views_2Bd: Tensor, temperature: float) -> Tensor:
         return F.cross_entropy(logits, (own + len(first)) % len(candidates))
 
 
-class _BasicBlock(nn.Module):
-    expansion = 1
-
-    def __init__(
-        self, channels: int, width: int, stride: int, downsample: nn.Sequential | None, norm: Norm
-    ):
-        super().__init__()
-        self.conv1, self.bn1 = _conv(channels, width, 3, stride), norm(width)
-        self.conv2, self.bn2 = _conv(width, width, 3), norm(width)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(conv_bn(x, self.conv1, self.bn1), inplace=True)
-        y = conv_bn(y, self.conv2, self.bn2)
-        return F.relu(y.add_(_shortcut(x, self.downsample)), inplace=True)
-
-
-class _Bottleneck(nn.Module):
-    """With the stride in the 3x3 convolution, as torchvision has it."""
-
-    expansion = 4
-
-    def __init__(
-        self, channels: int, width: int, stride: int, downsample: nn.Sequential | None, norm: Norm
-    ):
-        super().__init__()
-        self.conv1, self.bn1 = _conv(channels, width, 1), norm(width)
-        self.conv2, self.bn2 = _conv(width, width, 3, stride), norm(width)
-        self.conv3, self.bn3 = _conv(width, 4 * width, 1), norm(4 * width)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(conv_bn(x, self.conv1, self.bn1), inplace=True)
-        y = F.relu(conv_bn(y, self.conv2, self.bn2), inplace=True)
-        y = conv_bn(y, self.conv3, self.bn3)
-        return F.relu(y.add_(_shortcut(x, self.downsample)), inplace=True)
-
-
-def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
-
-
-def _shortcut(x: Tensor, downsample: nn.Sequential | None) -> Tensor:
-    return x if downsample is None else conv_bn(x, *downsample)  # type: ignore[arg-type]
-
-
-_BLOCKS = {"basic": _BasicBlock, "bottleneck": _Bottleneck}
-
-
-class Backbone(nn.Module):
-    """A ResNet without its classifier, under torchvision's parameter names.
+def make_backbone(
+    arch: str, bn: BatchNorm = "frozen", pretrained: bool = False, image_size: int = 96
+) -> Backbone:
+    """The network that `--arch` names, with random weights.
 
     Args:
-        arch: a name in `ARCHITECTURES`.
-        bn: `frozen`, see `FrozenBatchNorm2d`, or `train`, ordinary batch norm.
-        pretrained: whether weights will be loaded, which `FrozenBatchNorm2d` must not standardize.
+        bn, pretrained: as for `ResNet`.
+        image_size: side in pixels of the images; only vision transformers depend on it.
+
+    Raises:
+        UserError: there is no such network, or not for such images.
     """
+    if arch in ARCHITECTURES:
+        return ResNet(arch, bn, pretrained)
+    if not arch.startswith(TIMM):
+        raise UserError(f"--arch {arch} is neither timm/NAME nor {', '.join(ARCHITECTURES)}")
+    from src.models.timm_backbone import TimmBackbone  # takes seconds
 
-    def __init__(self, arch: Architecture, bn: BatchNorm = "frozen", pretrained: bool = False):
-        super().__init__()
-        kind, blocks, widths, (kernel, stride, pooling) = ARCHITECTURES[arch]
-        block = _BLOCKS[kind]
-        norm = FrozenBatchNorm2d if bn == "frozen" else SyncedBatchNorm2d
-        self.conv1 = _conv(3, widths[0], kernel, stride)
-        self.bn1 = norm(widths[0])
-        self.maxpool = nn.MaxPool2d(2 * pooling - 1, pooling, pooling - 1)
-        self.stages = [f"layer{i + 1}" for i in range(len(blocks))]
-        channels = widths[0]
-        for i, name in enumerate(self.stages):
-            stage = nn.Sequential()
-            for j in range(blocks[i]):
-                stride, out = (2 if i > 0 and j == 0 else 1), widths[i] * block.expansion
-                downsample = None
-                if stride != 1 or channels != out:
-                    downsample = nn.Sequential(_conv(channels, out, 1, stride), norm(out))
-                stage.append(block(channels, widths[i], stride, downsample, norm))
-                channels = out
-            self.add_module(name, stage)
-        self.feature_dim = channels
-
-        nn.Linear(channels, 1000)  # torchvision's classifier; without it a seed would draw others
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if isinstance(module, _Bottleneck):  # many branches at full scale do not train
-                nn.init.constant_(module.bn3.weight, BRANCH_SCALE)
-            if isinstance(module, FrozenBatchNorm2d):
-                module.standardizes = not pretrained
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Features (B, D) of normalized images (B, 3, H, W)."""
-        x = self.maxpool(F.relu(conv_bn(x_BCHW, self.conv1, self.bn1), inplace=True))
-        for name in self.stages:
-            x = self.get_submodule(name)(x)
-        return x.mean(dim=(2, 3))  # global average pooling
+    return TimmBackbone(arch.removeprefix(TIMM), bn, pretrained, image_size)
 
 
 class SimCLR(nn.Module):
-    """`Backbone` and projection head."""
+    """A backbone, see `make_backbone`, and the projection head."""
 
     projection_dim = 128
     """d, the width of the projections that NT-Xent sees."""
 
     def __init__(
-        self, arch: Architecture = "resnet50", bn: BatchNorm = "frozen", pretrained: bool = False
+        self,
+        arch: str = "resnet50",
+        bn: BatchNorm = "frozen",
+        pretrained: bool = False,
+        image_size: int = 96,
     ):
         super().__init__()
-        self.backbone = Backbone(arch, bn, pretrained)
+        self.backbone = make_backbone(arch, bn, pretrained, image_size)
         self.head = nn.Sequential(
             nn.Linear(self.backbone.feature_dim, 512),
             nn.ReLU(inplace=True),

@@ -87,7 +87,7 @@ class ExportConfig:
     checkpoint_dir: Path = Path("checkpoints")
     """Directory of the checkpoints, for --backbone."""
     backbone: Path | None = None
-    """Write only the backbone, to this .safetensors or .pt file."""
+    """Write only the backbone, to this .safetensors or .pt file, and a card next to it, FILE.md."""
     data_dir: Path | None = None
     """Directory of the images to compare on; by default, that of the extraction."""
     check_images: int = 256

@@ -19,14 +19,16 @@ from torch import Tensor, nn
 
 from dataset.load_dataset import reload_dataset
 from src.clusters.head import ClusterHead
-from src.models.batch_norm import torchvision_state
+from src.models.architectures import TIMM
+from src.models.backbone import Backbone
 from src.models.encoder import TrainedBackbone
-from src.models.preprocessing import PIXEL_MEAN, PIXEL_STD, preprocess
-from src.models.simclr import Backbone
+from src.models.preprocessing import preprocess
+from src.prediction.backbone_card import backbone_card
 from src.prediction.flags import ExportConfig
 from src.prediction.predictor import Predictor
 from src.runtime.cli import RunError, UserError
 from src.storage import artifacts
+from src.storage.files import refuse_to_replace, replacing
 
 OPSET = 18
 """PyTorch's exporter writes it without a conversion."""
@@ -54,11 +56,15 @@ def run(config: ExportConfig) -> None:
     if config.backbone:
         write_backbone(config.backbone, config)
         return
+    with artifacts.only_writer(config.feature_dir):
+        write_model(config)
+
+
+def write_model(config: ExportConfig) -> None:
     predictor = Predictor.load(config.feature_dir, config.checkpoint, "cpu", "fp32")
     model = to_onnx(predictor)
     file = config.feature_dir / artifacts.MODEL
-    only_writer = artifacts.only_writer(config.feature_dir, predictor.manifest)
-    with only_writer, artifacts.replacing(file) as temporary:
+    with replacing(file) as temporary:
         temporary.write_bytes(model.SerializeToString())
         compared = _compare(temporary, predictor, config) if config.check_images else "not compared"
     size = file.stat().st_size / 1e6
@@ -66,33 +72,51 @@ def run(config: ExportConfig) -> None:
 
 
 def write_backbone(file: Path, config: ExportConfig) -> None:
-    """Write the backbone of a checkpoint as torchvision names it; safetensors also hold its origin
-    and the normalization of the images."""
+    """Write the backbone of a checkpoint as torchvision names it, and its card; safetensors also
+    hold its origin and the normalization of the images."""
     if file.suffix not in (".safetensors", ".pt"):
         raise UserError(f"--backbone {file}: the name must end in .safetensors or .pt")
+    refuse_to_replace("--backbone", file, "a backbone", _is_backbone)
     cpu = torch.device("cpu")
     trained = TrainedBackbone.load(config.checkpoint, config.checkpoint_dir, cpu)
     arch = trained.config["arch"]
-    if arch not in torchvision.models.list_models():
+    if not arch.startswith(TIMM) and arch not in torchvision.models.list_models():
         raise UserError(f"--backbone: torchvision has no {arch}, which {trained.file} holds")
-    state = torchvision_state(trained.backbone)
+    state = trained.backbone.published_state()
     about = {
         "format": "pt",  # as the library of safetensors asks for
         "architecture": arch,
         "image_size": str(trained.dataset["image_size"]),
-        "mean": json.dumps(PIXEL_MEAN),
-        "std": json.dumps(PIXEL_STD),
+        "mean": json.dumps(trained.backbone.mean),
+        "std": json.dumps(trained.backbone.std),
         "checkpoint": trained.digest,
     }
-    with artifacts.replacing(file) as temporary:
-        if file.suffix == ".pt":
-            torch.save(state, temporary)
-        else:
-            temporary.write_bytes(safetensors.torch.save(state, about))  # `save_file`: owner only
+    # PyTorch's own way into a file ends with a RuntimeError on a full disk, that of safetensors
+    # makes a file for its owner only.
+    content = io.BytesIO()
+    if file.suffix == ".pt":
+        torch.save(state, content)
+    else:
+        content.write(safetensors.torch.save(state, about))
+    with replacing(file) as temporary:
+        temporary.write_bytes(content.getbuffer())
+    card = file.with_name(f"{file.name}.md")
+    with replacing(card) as temporary:
+        temporary.write_text(backbone_card(file, trained, config.feature_dir), encoding="utf-8")
     print(
         f"{file}: {arch} of {trained.file}, for images of {about['image_size']} px, red, green, "
-        f"blue, from 0 to 1, less {about['mean']}, divided by {about['std']}"
+        f"blue, from 0 to 1, less {about['mean']}, divided by {about['std']}; described in "
+        f"{card.name}"
     )
+
+
+def _is_backbone(file: Path) -> bool:
+    """Whether it holds what `write_backbone` writes, and nothing else, as checkpoints do."""
+    if file.suffix == ".pt":
+        state = torch.load(file, weights_only=True, mmap=True)
+        return "conv1.weight" in state and all(isinstance(x, Tensor) for x in state.values())
+    with safetensors.safe_open(file, "pt") as tensors:
+        return "architecture" in tensors.metadata()
 
 
 def to_onnx(predictor: Predictor) -> onnx.ModelProto:

@@ -1,6 +1,8 @@
 """Write predictions: table, CSV and JSON lines, a montage, pictures sorted into folders."""
 
+import codecs
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -9,15 +11,17 @@ import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from src.runtime.cli import UserError, printable
 from src.runtime.flag_choices import Format
 from src.storage.artifacts import CertaintyName
-from src.storage.files import replacing
+from src.storage.files import MISSING_CALL, replacing
 from src.storage.picture_table import csv_line, picture_columns
 
 
@@ -80,6 +84,14 @@ def header(
             "own and nearest others (distance)"
         )
     return None
+
+
+def is_predictions(file: Path) -> bool:
+    """Whether its first line is that of predictions in any format."""
+    with file.open("rb") as stream:
+        start = stream.readline(1000)
+    heads = [header(f, c, None) or "" for f in ("csv", "table") for c in get_args(CertaintyName)]
+    return start.removeprefix(codecs.BOM_UTF8).startswith((b'{"path": ', *map(str.encode, heads)))
 
 
 def line(row: Row, style: Format, certainty: CertaintyName, path_width: int | None) -> str | None:
@@ -158,6 +170,9 @@ class Montage:
     Vitter 1985, algorithm R.
     """
 
+    _MARK = b"tEXt", b"Title\0Predictions by SimCLR clusters"
+    """A chunk of the PNG file, before its pixels: name and content."""
+
     def __init__(self, limit: int, side: int = 96, columns: int = 10):
         self.limit, self.side, self.columns = limit, side, columns
         self._tiles: list[tuple[Row, np.ndarray]] = []
@@ -202,8 +217,15 @@ class Montage:
             if row.unusual:
                 frame = (x - 3, y + text - 3, x + self.side + 2, y + text + self.side + 2)
                 draw.rectangle(frame, outline="red", width=3)
+        marked = PngInfo()
+        marked.add(*self._MARK)
         with replacing(file) as temporary:
-            sheet.save(temporary, "PNG")
+            sheet.save(temporary, "PNG", pnginfo=marked)
+
+    @classmethod
+    def is_saved_in(cls, file: Path) -> bool:
+        with file.open("rb") as stream:
+            return b"".join(cls._MARK) in stream.read(100)
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
@@ -223,17 +245,20 @@ class SortedPictures:
         classes: the classes of the clusters, for those without a given name.
 
     Raises:
-        UserError: `root` exists and is not an empty folder.
+        UserError: `root` is not an empty folder, and cannot become one.
     """
 
     def __init__(
         self, root: Path, given_names: list[str | None], classes: list[str | None], copy: bool
     ):
-        if root.is_symlink() or root.exists():
-            if not root.is_dir():
-                raise UserError(f"--sort-into {root} is not a folder")
-            if any(root.iterdir()):
-                raise UserError(f"--sort-into {root} is not empty: choose a new folder")
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            is_empty = not any(root.iterdir())
+        except OSError as error:
+            reason = (error.strerror or "").lower()
+            raise UserError(f"--sort-into {root}: {reason}: choose a new folder") from None
+        if not is_empty:
+            raise UserError(f"--sort-into {root} is not empty: choose a new folder")
         self.root, self.copy = root, copy
         self.counts = Counter[str]()
         first: dict[str, int] = {}
@@ -261,7 +286,7 @@ class SortedPictures:
                 if self.copy:
                     _copy(picture, target)
                 else:
-                    target.symlink_to(picture.resolve(strict=True))
+                    _link(target, Path(os.path.realpath(picture, strict=True)))
                 break
         self.counts[folder.name] += 1
 
@@ -275,6 +300,20 @@ def _shortened(stem: str, ending: str = "") -> str:
     while len(os.fsencode(stem + ending)) > 255:
         stem = stem[:-1]
     return stem + ending
+
+
+def _link(target: Path, picture: Path) -> None:
+    try:
+        target.symlink_to(picture)
+    except OSError as error:
+        if error.errno not in (*MISSING_CALL, errno.EPERM):
+            raise
+        with contextlib.suppress(OSError):
+            target.parent.rmdir()  # the next try needs an empty folder
+        reason = (error.strerror or "").lower()
+        raise UserError(
+            f"{target.parent.parent} cannot hold links ({reason}): add --copy"
+        ) from None
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -17,8 +17,8 @@ from dataset.decoding import decode
 from dataset.pictures import BadPicture
 from src.clusters.head import ClusterHead
 from src.clusters.names import given_names
+from src.models.backbone import Backbone
 from src.models.encoder import TrainedBackbone, encode
-from src.models.simclr import Backbone
 from src.runtime.cli import UserError
 from src.runtime.commands import command
 from src.runtime.device import select_device, select_precision

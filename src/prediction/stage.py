@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dataset.decoding import decode
 from dataset.folder import LeftOut, refuse_among
 from dataset.load_dataset import reload_dataset
-from dataset.pictures import IMAGE_SUFFIXES, BadPicture
+from dataset.pictures import IMAGE_SUFFIXES, BadPicture, picture_size
 from src.prediction.flags import InferenceConfig
 from src.prediction.output import (
     Montage,
@@ -25,6 +25,7 @@ from src.prediction.output import (
     Row,
     SortedPictures,
     header,
+    is_predictions,
     line,
 )
 from src.prediction.picture_stream import find
@@ -33,6 +34,8 @@ from src.prediction.similar import SimilarPictures
 from src.runtime.cli import UserError, printable, progress
 from src.storage import artifacts
 from src.storage.artifacts import CertaintyName, DatasetRecord
+from src.storage.files import refuse_to_replace
+from src.storage.picture_table import ENCODING
 from src.storage.user_arrays import as_float32, foreign_features, read_lines
 from src.tracking.tracker import stage_tracker
 
@@ -86,6 +89,8 @@ def run(config: InferenceConfig) -> int:
         features_only=config.features is not None,
     )
     _check_outputs(config, predictor.extraction["dataset"])
+    if config.montage:
+        artifacts.try_writing(config.montage)
     sorted_pictures = _sorted_pictures(config, predictor) if config.sort_into else None
     similar = _similar(config, predictor) if config.neighbors else None
     montage, counts = Montage(config.montage_size), Counts()
@@ -102,8 +107,9 @@ def run(config: InferenceConfig) -> int:
             if not config.features:
                 montage.add(row, content)
             if sorted_pictures:
-                cluster = row.nearest[0].cluster
-                counts.unsorted += not _sort(sorted_pictures, Path(row.path), cluster)
+                cluster, is_decoded = row.nearest[0].cluster, not config.features
+                is_sorted = _sort(sorted_pictures, Path(row.path), cluster, is_decoded)
+                counts.unsorted += not is_sorted
     if config.montage:
         montage.save(config.montage, predictor.certainty_name)
     counts.report(time.monotonic() - started)
@@ -138,14 +144,19 @@ def _sorted_pictures(config: InferenceConfig, predictor: Predictor) -> SortedPic
     return SortedPictures(config.sort_into, names, classes, config.copy)
 
 
-def _sort(pictures: SortedPictures, picture: Path, cluster: int) -> bool:
-    """Whether it was possible; otherwise the picture is named with the reason."""
+def _sort(pictures: SortedPictures, picture: Path, cluster: int, is_decoded: bool = True) -> bool:
+    """Whether it was possible; otherwise the picture is named with the reason. What was not decoded
+    may be any file."""
     try:
+        if not is_decoded:
+            picture_size(picture)
         pictures.add(picture, cluster)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
-            raise
-        reason = (error.strerror or "").lower()
+    except (OSError, BadPicture) as error:
+        reason = str(error)
+        if isinstance(error, OSError):
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):
+                raise
+            reason = (error.strerror or "").lower()
         tqdm.write(f"not sorted: {printable(str(picture))}: {reason}", sys.stderr)
         return False
     return True
@@ -186,6 +197,10 @@ def _check(config: InferenceConfig) -> None:
     for file in (config.output, config.montage):
         if file and file.is_dir():
             raise UserError(f"{file} is a folder, not a file")
+    if config.output and (config.output.is_file() or not config.output.exists()):
+        refuse_to_replace("--output", config.output, "a list of predictions", is_predictions)
+    if config.montage:
+        refuse_to_replace("--montage", config.montage, "a montage", Montage.is_saved_in)
     if config.sort_into and config.features and not config.names:
         raise UserError("--sort-into needs the pictures of --features: add --names")
     if config.sorts_dataset and (config.output or config.csv or config.json or config.montage):
@@ -209,7 +224,7 @@ def _check_outputs(config: InferenceConfig, recorded: DatasetRecord) -> None:
         for path in map(Path, config.paths):
             if os.path.isdir(path):  # noqa: PTH112 - False for an impossible name
                 refuse_among(flag, place, path, with_splits=False)
-            elif path.name == place.name and path.resolve() == place.resolve():
+            elif os.path.realpath(path) == os.path.realpath(place):
                 raise UserError(f"{flag} {place} is one of the pictures")
         if recorded["name"] == "folder" and (root := config.data_dir or recorded["data_dir"]):
             refuse_among(flag, place, Path(root))
@@ -270,6 +285,8 @@ def _from_features(config: InferenceConfig, predictor: Predictor) -> Generator[P
             f"--names {config.names} has {len(names):,} lines, {config.features} has "
             f"{len(features_ND):,} rows"
         )
+    if config.sort_into and len(set(names)) < len(names):
+        raise UserError(f"--names {config.names} has a picture twice: --sort-into takes each once")
     return ((Row(name), as_float32(x_D)) for name, x_D in zip(names, features_ND, strict=True))
 
 
@@ -332,12 +349,13 @@ def _output(config: InferenceConfig, certainty: CertaintyName) -> Iterator[Calla
         yield lambda row: None  # the counts say enough
         return
     with contextlib.ExitStack() as stack:
-        out, width = sys.stdout, None
+        out, width, encoding = sys.stdout, None, "utf-8"
         # File names are bytes; those that are not UTF-8 are written unchanged.
         if file := config.output:
             if file.is_file() or not file.exists():  # not a pipe or a device
                 file = stack.enter_context(artifacts.replacing(file))
-            out = stack.enter_context(file.open("w", encoding="utf-8", errors="surrogateescape"))
+                encoding = ENCODING if config.format == "csv" else encoding
+            out = stack.enter_context(file.open("w", encoding=encoding, errors="surrogateescape"))
         else:
             out.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[attr-defined]
             if out.isatty():

@@ -1,12 +1,16 @@
 """The command line of every script: flags from a dataclass, errors in one line, progress bars."""
 
 import argparse
+import atexit
 import contextlib
 import errno
+import getpass
 import io
 import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
@@ -22,7 +26,7 @@ ENVIRONMENT_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no room
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # no permission
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),  # a file where a folder should be, or the reverse
-    errno.ENAMETOOLONG,
+    *(errno.ENAMETOOLONG, errno.ELOOP),
 }
 """Errors of the operating system that the user can fix and this code cannot."""
 
@@ -49,13 +53,14 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
     """Read the command line as the dataclass `config`, call `main` with it, exit with the code
     that it returns. The help begins with the docstring of the script.
 
-    If `config` has `for_dataset`, the defaults are those of the `--dataset` on the command line,
-    and `--help` shows them; if it has a `name`, so are the directories of `--name`.
+    If `config` has `for_dataset`, the defaults are those of `--dataset` and `--weights` on the
+    command line, and `--help` shows them; if it has a `name`, so are the directories of `--name`.
 
     `UserError` and `ENVIRONMENT_ERRORS` become one line on standard error; a bug keeps its
     traceback.
     """
     _prepare_standard_streams()
+    _prepare_user()
     prog, description = Path(sys.argv[0]).name, sys.modules["__main__"].__doc__ or ""
     with _errors_in_one_line():
         flags = parse(config, sys.argv[1:], prog, description)
@@ -133,18 +138,34 @@ def _prepare_standard_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def _prepare_user() -> None:
+    """A name and a home for a user whom the system does not know, as in containers that run under
+    any number: caches of torch, Matplotlib and W&B need both. The home ends with the process."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"uid{os.getuid()}"
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises where there is none
+    # Docker's for unknown users is /. A home that is read-only may hold keys.
+    needed = os.W_OK if home == "/" else os.X_OK
+    if Path(home).is_absolute() and os.access(f"{home}/.", needed):  # and so it is a folder
+        return
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="simclr-clusters-home-")
+    atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
+
+
 def _default(config: type[Config], arguments: list[str]) -> Any:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--dataset")
-    parser.add_argument("--name")
-    given = argparse.Namespace(dataset=None, name=None)
+    for flag in ("--dataset", "--weights", "--name"):
+        parser.add_argument(flag)
+    given = argparse.Namespace(dataset=None, weights=None, name=None)
     with contextlib.suppress(SystemExit):  # a flag without its value: tyro reports it
         parser.parse_known_args(arguments, given)
     default: Any = config()
-    if hasattr(config, "for_dataset") and given.dataset in get_args(
-        get_type_hints(config)["dataset"]
-    ):
-        default = config.for_dataset(given.dataset)  # type: ignore[attr-defined]
+    if hasattr(config, "for_dataset"):
+        dataset, pretrained = given.dataset or default.dataset, given.weights not in (None, "none")
+        if dataset in get_args(get_type_hints(config)["dataset"]):
+            default = config.for_dataset(dataset, pretrained)  # type: ignore[attr-defined]
     if given.name is None or not hasattr(default, "name"):
         return default
     if not re.fullmatch(r"\w[\w.-]*", given.name):

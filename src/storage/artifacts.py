@@ -18,22 +18,26 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from numpy.lib import format as npy
 from typing_extensions import TypedDict
 
 from src.runtime.cli import RunError, UserError
 from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
 from src.storage.files import (
+    LOCK,
     digest,
+    half_written,
     json_digest,
     locked,
     map_array,
     misfit,
+    new_array,
     read_json,
     reading,
+    refuse_strangers,
     replacing,
     to_json,
+    try_writing,
     write_json,
 )
 from src.storage.scores import VERSION, Scores
@@ -105,6 +109,15 @@ OF_SPLITS = (
     CERTAINTY,
     DISTANCE,
     UNUSUAL,
+)
+OF_CLUSTERS = (
+    PCA_MEAN,
+    PCA_COMPONENTS,
+    PCA_VARIANCE_RATIO,
+    CENTROIDS,
+    HEAD_WEIGHTS,
+    HEAD_BIAS,
+    CLUSTER_TO_CLASS,
 )
 
 MANIFEST = "manifest.json"
@@ -239,10 +252,6 @@ class Manifest:
         """Whether the stage wrote it, as with labels that not every split has."""
         return path(artifact, self.directory, split).name in self._files(artifact.stage)
 
-    def is_current(self) -> bool:
-        """Whether no stage has written since this manifest was read."""
-        return Manifest(self.directory)._parts == self._parts
-
     def metrics(self) -> Scores:
         """The content of metrics.json."""
         file = self.directory / METRICS
@@ -307,26 +316,24 @@ class Stage:
     def create(
         self, artifact: Artifact, shape: tuple[int, ...], split: str = ""
     ) -> Iterator[np.ndarray]:
-        """A writable memory map of `shape`; it takes its final name unless the block raises.
+        """A writable array of `shape`, mapped to the file if possible, which takes its final name
+        unless the block raises.
 
         Raises:
             RunError: it holds NaN or infinite numbers.
         """
         assert len(shape) == len(artifact.shape), f"{artifact.file} has the shape {artifact.shape}"
         file = path(artifact, self.directory, split)
-        with self._replacing(file) as temporary:
-            array = npy.open_memmap(temporary, mode="w+", dtype=artifact.dtype, shape=shape)
-            # Writing to a map on a full disk kills the process with SIGBUS: reserve the blocks.
-            if hasattr(os, "posix_fallocate"):  # not on macOS
-                with temporary.open("r+b") as out:
-                    os.posix_fallocate(out.fileno(), 0, temporary.stat().st_size)
+        with (
+            self._replacing(file) as temporary,
+            new_array(temporary, artifact.dtype, shape) as array,
+        ):
             yield array
             if not_finite := _count_not_finite(array):
                 raise RunError(
                     f"{not_finite:,} of {array.size:,} numbers for {file} are not finite, so it "
                     "was not written: try other weights, or --precision fp32"
                 )
-            array.flush()
 
     def write_json(self, name: str, content: Any) -> None:
         with self._replacing(self.directory / name) as temporary:
@@ -356,32 +363,32 @@ def writing(directory: Path, stage: str) -> Iterator[Stage]:
     """Write the files of `stage`, the only writer in `directory` for the duration of the block."""
     if stage == EXTRACTION:
         directory.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(directory / MANIFEST):  # else they are of an earlier run
+            refuse_strangers(directory, _names(), "--feature-dir")
     with only_writer(directory):
         yield Stage(directory, stage)
 
 
 @contextlib.contextmanager
-def only_writer(directory: Path, read: Manifest | None = None) -> Iterator[None]:
-    """Let no other process into such a block of `directory` for its duration.
-
-    Args:
-        read: what the block writes comes from the results that this manifest recorded.
+def only_writer(directory: Path) -> Iterator[None]:
+    """Everything that a stage reads and writes in `directory` belongs into such a block. It begins
+    by deleting half-written files of killed processes.
 
     Raises:
-        UserError: another process is in such a block, `directory` does not exist, or it holds
-            other results than those that were read.
+        UserError: another process is in such a block, or `directory` does not exist.
     """
     if not directory.is_dir():
         raise UserError(f"there is no {directory}: {_first_stages()}")
     with locked(
-        directory,
+        directory / LOCK,
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
     ):
-        if read and not read.is_current():
-            raise UserError(
-                f"nothing was written: the results in {directory} changed meanwhile, so run this "
-                "command again"
-            )
+        try_writing(directory / MANIFEST)
+        for names in ("*.npy", MANIFEST, METRICS, REPORT, IMAGES, MODEL):
+            for file in half_written(directory, names):
+                file.unlink(missing_ok=True)
+        for file in half_written(directory / FIGURES, ""):
+            file.unlink(missing_ok=True)
         yield
 
 
@@ -396,6 +403,13 @@ def record(directory: Path, stage: str, part: dict[str, Any] | None) -> None:
     if part is not None:
         parts[stage] = part | {"digest": _part_digest(part)}
     write_json(file, parts)
+
+
+def _names() -> list[str]:
+    """Of everything but the manifest that stages write."""
+    once = [a.file for a in OF_CLUSTERS]
+    arrays = [a.file.format(split=split) for a in OF_SPLITS for split in SPLITS]
+    return [*once, *arrays, METRICS, FIGURES, REPORT, IMAGES, MODEL]
 
 
 def _first_stages() -> str:

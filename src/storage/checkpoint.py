@@ -7,6 +7,7 @@ from a stranger can hold wrong numbers but cannot run code.
 
 import contextlib
 import io
+import math
 import pickle
 import re
 import sys
@@ -25,7 +26,16 @@ from src.runtime.cli import RunError, UserError, reason_of
 from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
 from src.storage.artifacts import TRAINING, Tracking
-from src.storage.files import digest, locked, misfit, open_regular, replacing, temporary_path
+from src.storage.files import (
+    LOCK,
+    digest,
+    half_written,
+    locked,
+    misfit,
+    open_regular,
+    refuse_strangers,
+    replacing,
+)
 
 FORMAT = "simclr checkpoint, version 1"
 METRICS_LOG = "metrics.jsonl"
@@ -52,7 +62,10 @@ class Flags(TypedDict):
     data_dir: str
     cache_dir: str | None
 
+    trained_share: NotRequired[float]
+
     # `ViewSettings`
+    view_size: NotRequired[int]
     crop_min: NotRequired[float]
     flip: NotRequired[float]
     jitter: NotRequired[float]
@@ -68,6 +81,8 @@ class SavedState(TypedDict):
     """What every stage needs of a checkpoint."""
 
     model: dict[str, InstanceOf[torch.Tensor]]
+    initial: NotRequired[dict[str, InstanceOf[torch.Tensor]]]
+    """The backbone's weights before training, if later stages use an average with them."""
     epoch: NonNegativeInt
     config: Flags
     dataset: TrainedOn
@@ -169,6 +184,8 @@ def _intact(file: Path, content: bytes, is_known: bool = False) -> dict[str, Any
         # torch.load ignores the archive's checksums: only they reveal a flipped bit in a tensor.
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                if is_larger(archive):
+                    raise zipfile.BadZipFile("it claims to hold more than its bytes")
                 damaged = archive.testzip()
         except Exception as error:  # of many kinds, as for torch.load
             raise BadCheckpoint(f"{file} is damaged or truncated ({reason_of(error)})") from None
@@ -176,6 +193,8 @@ def _intact(file: Path, content: bytes, is_known: bool = False) -> dict[str, Any
             raise BadCheckpoint(f"{file} is damaged: the checksum of {damaged} does not match")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if not is_known and tree_size(state, torch.Tensor.numel) > len(content):
+            raise ValueError("it holds itself, or a part again and again")
         not_finite = None if is_known else _not_finite(state)
     except pickle.UnpicklingError:
         raise BadCheckpoint(
@@ -185,13 +204,16 @@ def _intact(file: Path, content: bytes, is_known: bool = False) -> dict[str, Any
         raise BadCheckpoint(f"{file} is damaged: {reason_of(error)}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise BadCheckpoint(f"{file} is not a checkpoint of this project")
-    if not_finite:
-        raise BadCheckpoint(f"{file} holds numbers that are not finite: {not_finite}")
+    if not_finite is not None:
+        raise BadCheckpoint(f"{file} holds numbers that are not finite: checkpoint{not_finite}")
     return state
 
 
 def load_into(model: nn.Module, weights: dict[str, torch.Tensor], file: Path) -> None:
     """Load the weights that `file` holds; raises BadCheckpoint if they are another network's."""
+    for name, own in model.state_dict().items():
+        if name in weights and weights[name].dtype != own.dtype:
+            raise BadCheckpoint(f"{file} holds another network: {name} is {weights[name].dtype}")
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -243,7 +265,7 @@ class Newest:
 
 def prune(directory: Path, current: Path, keep: int | None) -> None:
     """Delete what `current`, just saved, supersedes: earlier checkpoints from the middle of an
-    epoch, and all but the last `keep` of the others. The untrained network, epoch 0, stays."""
+    epoch, and all but the last `keep` of the others. Epoch 0, before training, stays."""
     others = [p for p in listed(directory) if p != current]
     mid_epoch = [p for p in others if "_step_" in p.name]
     whole_epochs = [p for p in others if p not in mid_epoch and p.name != file_name(0)]
@@ -268,21 +290,57 @@ def set_aside(directory: Path) -> Path | None:
 def training_in(directory: Path) -> Iterator[None]:
     """Lock the directory for one training run, and delete half-written files of a killed one."""
     directory.mkdir(parents=True, exist_ok=True)
+    if not listed(directory):  # otherwise the log is of an earlier run
+        refuse_strangers(directory, [METRICS_LOG], "--checkpoint-dir")
     with locked(
-        directory,
+        directory / LOCK,
         f"another training run is using {directory}: wait for it, or give this one a --name",
     ):
-        for half_written in directory.glob(temporary_path(Path("simclr_epoch_*.pt")).name):
-            half_written.unlink()
+        for names in ("simclr_epoch_*.pt", METRICS_LOG):
+            for file in half_written(directory, names):
+                file.unlink()
         yield
 
 
-def _not_finite(value: Any, name: str = "checkpoint") -> str | None:
-    """Where in `value` the first NaN or infinite number is, such as `checkpoint.model.fc.bias`."""
+def is_larger(archive: zipfile.ZipFile) -> bool:
+    """Whether it claims to hold more bytes than it has, as one does that is compressed."""
+    assert archive.fp
+    return sum(info.file_size for info in archive.infolist()) > archive.fp.seek(0, io.SEEK_END)
+
+
+def tree_size(
+    content: Any, size: Callable[[torch.Tensor], int], known: dict[int, float] | None = None
+) -> float:
+    """The number of values in `content`, each counted as often as a walk through it meets it, and
+    of the letters of strings; infinite if it holds itself. What is not more than the bytes of its
+    file can be walked through.
+
+    Args:
+        size: what a tensor counts for.
+        known: the sizes of containers that were counted before.
+    """
+    if isinstance(content, torch.Tensor):
+        return 1 + size(content)
+    if isinstance(content, str | bytes):
+        return 1 + len(content)
+    if not isinstance(content, dict | list | tuple | set | frozenset):
+        return 1
+    known = {} if known is None else known
+    if id(content) not in known:
+        known[id(content)] = math.inf
+        parts = [*content, *content.values()] if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(tree_size(part, size, known) for part in parts)
+    return known[id(content)]
+
+
+def _not_finite(value: Any) -> str | None:
+    """Where in `value` the first NaN or infinite number is, such as `.model.fc.bias`."""
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
     if isinstance(value, dict):
-        parts = (_not_finite(part, f"{name}.{key}") for key, part in value.items())
-        return next(filter(None, parts), None)
+        for key, part in value.items():
+            if (place := _not_finite(part)) is not None:
+                return f".{key}{place}"
+        return None
     is_number = isinstance(value, float | torch.Tensor)
-    return name if is_number and not torch.as_tensor(value).isfinite().all() else None
+    return "" if is_number and not torch.as_tensor(value).isfinite().all() else None

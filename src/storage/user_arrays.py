@@ -5,18 +5,19 @@ Shape letters: N rows, D features.
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
 
 from src.runtime.cli import UserError, reason_of
-from src.storage.files import reading
+from src.storage.files import mapped, reading
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
-BLOCK = 4096
-"""Rows in memory at a time."""
+BLOCK = 1 << 23
+"""Numbers in memory at a time, unless a row has more."""
 
 
 def foreign_array(file: Path, remedy: str) -> np.ndarray:
@@ -31,15 +32,17 @@ def foreign_array(file: Path, remedy: str) -> np.ndarray:
             shape, fortran_order, dtype = read_header(stream)
         except Exception as error:  # NumPy's parser answers damage with errors of many kinds
             raise ValueError(f"no .npy file: {reason_of(error)}") from None
+        if not all(type(size) is int for size in shape):  # True is one for NumPy's parser
+            raise ValueError(f"no .npy file: its shape is {shape}")
         if dtype.hasobject:
             raise ValueError("it holds pickled Python objects, which are never loaded")
-        start, end = stream.tell(), os.fstat(stream.fileno()).st_size
+        size = os.fstat(stream.fileno()).st_size - stream.tell()
         expected = math.prod(shape) * dtype.itemsize
         if not shape or min(shape) < 1 or expected == 0:
             raise ValueError(f"an array of shape {shape} has no rows")
-        if end - start != expected:
-            raise ValueError(f"{end - start:,} bytes of numbers, its header says {expected:,}")
-        return np.memmap(stream, dtype, "r", start, shape, "F" if fortran_order else "C")
+        if size != expected:
+            raise ValueError(f"{size:,} bytes of numbers, its header says {expected:,}")
+        return mapped(stream, dtype, shape, order="F" if fortran_order else "C")
 
 
 def read_lines(file: Path, remedy: str) -> list[str]:
@@ -61,14 +64,21 @@ def foreign_features(file: Path, flag: str) -> np.ndarray:
             f"{flag} {file} is {x_ND.dtype} of shape {x_ND.shape}: expected float16, float32 or "
             "float64 of shape (rows, features)"
         )
-    for start in range(0, len(x_ND), BLOCK):
-        finite = np.isfinite(as_float32(x_ND[start : start + BLOCK])).all(axis=1)
+    for rows in blocks(*x_ND.shape):
+        finite = np.isfinite(as_float32(x_ND[rows])).all(axis=1)
         if not finite.all():
+            row = rows.start + int(finite.argmin())
             raise UserError(
-                f"{flag} {file}: row {start + int(finite.argmin())} (from 0) has NaN, infinity or "
-                "a number beyond float32: make its features again, or leave the row out"
+                f"{flag} {file}: row {row} (from 0) has NaN, infinity or a number beyond float32: "
+                "make its features again, or leave the row out"
             )
     return x_ND
+
+
+def blocks(count: int, width: int) -> Iterator[slice]:
+    """Slices of `count` rows of `width` numbers, few enough at a time to be in memory."""
+    step = max(1, BLOCK // width)
+    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def as_float32(x: np.ndarray) -> np.ndarray:

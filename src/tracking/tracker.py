@@ -53,7 +53,11 @@ class Tracker(contextlib.AbstractContextManager["Tracker"]):
         self.run_id = run_id or secrets.token_hex(4)
         options |= {"id": self.run_id, "resume": "allow"}
         options["config"] = json.loads(json.dumps(options["config"], default=str))
-        self._run = self._attempt(lambda: wandb_run.open_run(mode, directory.resolve(), options))
+        self._run = self._attempt(
+            lambda: wandb_run.open_run(mode, directory.resolve(), options), "; nothing is recorded"
+        )
+        if self._run is not None:
+            self.run_id = self._run.id  # a sweep gives its own
         self._with_run(_define_axes)
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -80,12 +84,12 @@ class Tracker(contextlib.AbstractContextManager["Tracker"]):
         if self._run is not None:
             self._attempt(lambda: call(self._run))
 
-    def _attempt(self, call: Callable[[], Any]) -> Any:
+    def _attempt(self, call: Callable[[], Any], consequence: str = "") -> Any:
         """The result, or None after a warning: W&B's errors have no common class."""
         try:
             return call()
         except Exception as error:
-            text = wandb_run.first_line(error)
+            text = wandb_run.first_line(error) + consequence
             if text not in self._warnings:
                 self._warnings.add(text)
                 tqdm.write(f"W&B: {text}", file=sys.stderr)

@@ -4,6 +4,7 @@ run consists of several directories ("segments") with one run id, which a sync j
 import contextlib
 import logging
 import os
+import struct
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -64,7 +65,7 @@ def open_run(mode: WandbMode, directory: Path, options: dict[str, Any]) -> Any:
     run is. None if W&B is disabled. Raises RunError and whatever W&B raises."""
     directory.mkdir(parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK):  # W&B would quietly use the system's temporary one
-        raise RunError(f"{directory} is not writable; nothing is recorded")
+        raise RunError(f"{directory} is not writable")
     wandb, problem = load_wandb(directory, mode)
     options["dir"] = directory.parent if directory.name == "wandb" else directory
     options["project"] = os.environ.get("WANDB_PROJECT", "simclr-clusters")
@@ -88,15 +89,21 @@ def open_run(mode: WandbMode, directory: Path, options: dict[str, Any]) -> Any:
     run = wandb.init(mode="offline", **options)
     if unexpected or options["job_type"] == "train":  # later stages need no line of their own
         reason = f"W&B: {problem}; " if problem else "W&B: "
-        text = f"offline run in {os.path.relpath(Path(run.dir).parent)}, sync with: make sync"
+        is_default = directory == Path("wandb").resolve()
+        sync = command("src/sync_wandb.py", "--wandb-dir", os.path.relpath(directory))
+        sync = "make sync" if is_default else sync
+        text = f"offline run in {os.path.relpath(Path(run.dir).parent)}, sync with: {sync}"
         tqdm.write(reason + text, file=sys.stderr if unexpected else sys.stdout)
     return run
 
 
 def close_run(run: Any, exit_code: int) -> None:
-    """Finish the run; raises RunError where uploading takes longer than FINISH_SECONDS, and
-    whatever W&B raises."""
-    later = command("src/sync_wandb.py", os.path.relpath(Path(run.dir).parent))
+    """Finish the run.
+
+    Raises RunError where uploading takes longer than FINISH_SECONDS, or where an offline run is
+    incomplete, and whatever W&B raises."""
+    folder, offline = Path(run.dir).parent, run.offline
+    later = command("src/sync_wandb.py", os.path.relpath(folder))
     try:
         run.finish(exit_code)
     except TimeoutError:
@@ -107,6 +114,30 @@ def close_run(run: Any, exit_code: int) -> None:
         with contextlib.suppress(Exception, SystemExit):
             wandb.teardown()  # takes out the exit hook, which would print a traceback
         raise
+    if offline and not all(map(_is_complete, folder.glob("run-*.wandb"))):
+        raise RunError(f"{os.path.relpath(folder)} lacks its last rows: the disk may be full")
+
+
+def _is_complete(log: Path) -> bool:
+    """Whether W&B wrote the record that ends a run, of which it says nothing on a full disk.
+
+    The format is that of LevelDB's log, after 7 bytes: blocks of 32 KiB, which hold records in
+    parts of a checksum, a length, a type and the data.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    block, whole, first = 1 << 15, 1, 2
+    record = part = b""
+    length = 0
+    with log.open("rb") as stream:
+        stream.seek(max(7, (log.stat().st_size // block - 1) * block))
+        while len(head := stream.read(7)) == 7:
+            _, length, kind = struct.unpack("<IHB", head)
+            part = stream.read(length)
+            record = part if kind in (whole, first) else record + part
+            if (left := block - stream.tell() % block) < 7:
+                stream.seek(left, os.SEEK_CUR)
+    return len(part) == length and Record.FromString(record).WhichOneof("record_type") == "exit"
 
 
 def why_not_online(wandb: ModuleType) -> str:

@@ -59,9 +59,10 @@ class ImageStore:
         return batch.to(self.device, non_blocking=True)
 
     def views(self, indices: Tensor, settings: ViewSettings, rng: torch.Generator) -> Tensor:
-        """One random view of each image, normalized, (B, 3, S, S) on the device."""
+        """One random view of each image, normalized, (B, 3, V, V) on the device."""
         parameters = draw(settings, len(indices), self.side, rng)
-        return make_views(self.gather(indices), _to_device(parameters, self.device))
+        moved = _to_device(parameters, self.device)
+        return make_views(self.gather(indices), moved, settings.view_size)
 
     def _copy_all(self, block: int = 4096) -> Tensor:
         shape = (len(self), *self.arrays[0].shape[1:])
@@ -79,7 +80,7 @@ def paired_views(
     """Two random views of each of at most `count` uint8 images, the same in every call.
 
     Yields:
-        The first views of up to 32 images, then their second ones: (2B, 3, S, S), normalized.
+        The first views of up to 32 images, then their second ones: (2B, 3, V, V), normalized.
     """
     store, rng = ImageStore([images_NCSS], device, "stream"), random_stream(0, PAIRS)
     for rows_B in torch.randperm(len(store), generator=rng)[:count].split(32):

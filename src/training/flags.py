@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
 import tyro
 
-from src.models.architectures import Architecture
 from src.runtime.cli import UserError, check_seed
 from src.runtime.flag_choices import (
     BatchNorm,
@@ -32,7 +31,7 @@ else:
 class ViewSettings:
     """How much two views of an image may differ."""
 
-    crop_min: float = 0.2
+    crop_min: Chosen[float] = 0.2
     """Smallest fraction of an image's area that a view may show; the largest is 1."""
     flip: float = 0.5
     """Probability that a view is mirrored."""
@@ -51,6 +50,8 @@ class ViewSettings:
     """Largest shift of a view along each axis, as a fraction of its side."""
     zoom: float = 0.0
     """Largest change of a view's size in either direction: 0.1 is 1/1.1 to 1.1."""
+    view_size: Chosen[int] = 0
+    """Side of a view in pixels, at most that of the images, which later stages see; 0 is that."""
 
     @classmethod
     def of(cls, flags: Any) -> "ViewSettings":
@@ -78,20 +79,25 @@ class TrainConfig:
     cache_dir: Path | None = None
     """Directory for the decoded pictures of a folder; by default, next to the pictures."""
 
-    arch: Chosen[Architecture] = "resnet50"
-    """Backbone."""
+    arch: Chosen[str] = "resnet50"
+    """Backbone: resnet8, 18, 34, 50 or 101, or timm/NAME for any network of timm."""
     bn: BatchNorm = "frozen"
     """Batch norm: frozen (statistics fixed after the warm-up, weights standardized), or train
     (statistics of every batch)."""
-    weights: WeightsName | Path = "none"
-    """Initial weights of the backbone: random, torchvision's for ImageNet (learned with labels), or
-    a PyTorch or safetensors file with a state dict. Pretrained batch-norm statistics stay frozen
-    from the start."""
+    weights: Chosen[WeightsName | Path] = "none"
+    """Initial weights of the backbone. none: random; lite0: EfficientNet-Lite0, learned with
+    ImageNet's labels; dino, barlowtwins: ResNet-50, learned without any label; imagenet:
+    torchvision's, with labels; pretrained: timm's for --arch timm/NAME; or a PyTorch or
+    safetensors file with a state dict. Pretrained batch-norm statistics stay frozen from the
+    start."""
+    trained_share: Chosen[float] = 1.0
+    """Share of the trained weights in the backbone that later stages use; the rest are the weights
+    that training began with."""
 
     views: tyro.conf.OmitArgPrefixes[ViewSettings] = field(default_factory=ViewSettings)
     """How far the two views of an image may differ."""
 
-    temperature: float = 0.2
+    temperature: Chosen[float] = 0.2
     """NT-Xent's tau."""
     epochs: Chosen[int] = 24
     """Passes over the images; 0 writes the initial checkpoint and stops. Raising it after a
@@ -103,6 +109,8 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """AdamW's peak learning rate for 256 images per step; scales with the square root of that
     number."""
+    backbone_rate: Chosen[float] = 1.0
+    """Learning rate of the backbone, as a factor of --learning-rate."""
     weight_decay: float = 1e-4
     """AdamW's weight decay; none on biases and batch norm."""
     warmup_epochs: Chosen[float] = 2.0
@@ -141,22 +149,36 @@ class TrainConfig:
     """Directory for the files of Weights & Biases."""
 
     @classmethod
-    def for_dataset(cls, dataset: DatasetName, **changes: Any) -> "TrainConfig":
-        """The defaults for a dataset."""
-        return cls(**{"dataset": dataset, **DEFAULTS.get(dataset, {}), **changes})
+    def for_dataset(
+        cls, dataset: DatasetName, pretrained: bool = False, **changes: Any
+    ) -> "TrainConfig":
+        """The defaults for a dataset, from random weights or pretrained ones."""
+        config = cls(**{"dataset": dataset, **DEFAULTS.get(dataset, {})})
+        if pretrained and dataset != "folder":
+            config = replaced(config, FROM_PRETRAINED)
+        return dataclasses.replace(config, **changes)
 
     @property
     def pretrained(self) -> bool:
-        return self.weights != "none"
+        return self.weights not in (None, "none")
 
     @property
     def images_per_step(self) -> int:
         return self.batch_size * self.accumulate
 
 
+FROM_RANDOM = {
+    "temperature": 0.2, "view_size": 0, "crop_min": 0.2, "backbone_rate": 1.0, "trained_share": 1.0,
+}  # fmt: skip
+FROM_PRETRAINED = {
+    "temperature": 0.5, "view_size": 128, "crop_min": 0.4, "backbone_rate": 0.1,
+    "trained_share": 0.5,
+}  # fmt: skip
+"""What suits weights that were learned elsewhere (docs/log.md)."""
+
 CHOSEN = (
-    *("arch", "image_size", "batch_size", "epochs", "warmup_epochs", "checkpoint_every"),
-    "log_every",
+    *("weights", "arch", "image_size", "batch_size", "epochs", "warmup_epochs"),
+    *("checkpoint_every", "log_every", *FROM_RANDOM),
 )
 """Flags that `src/training/recipe.py` chooses for a folder unless they are given."""
 
@@ -175,7 +197,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "checkpoint_every": 10,
         "log_every": 10,
     },
-    "folder": dict.fromkeys(CHOSEN),
+    "folder": {
+        **{name: None for name in CHOSEN if name not in ("crop_min", "view_size")},
+        "views": ViewSettings(view_size=None, crop_min=None),  # type: ignore[arg-type]
+    },
 }  # fmt: skip
 """Where a data set's defaults differ from those of `TrainConfig`, which are STL-10's."""
 
@@ -189,8 +214,10 @@ FREE_TO_CHANGE = {
 
 def check(config: TrainConfig) -> None:
     """Raise UserError for a flag out of its range."""
-    positive = ("temperature", "batch_size", "accumulate", "learning_rate", "clip_norm",
-                "checkpoint_every", "log_every", "monitor_every", "image_size")  # fmt: skip
+    positive = (
+        *("temperature", "batch_size", "accumulate", "learning_rate", "backbone_rate"),
+        *("clip_norm", "checkpoint_every", "log_every", "monitor_every", "image_size"),
+    )
     for name in positive:
         if not getattr(config, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0")
@@ -198,10 +225,14 @@ def check(config: TrainConfig) -> None:
         if not 0 <= getattr(config.views, name) <= 1:
             raise UserError(f"--{name} must be a probability, from 0 to 1")
     flags = flag_values(config)
-    for name in ("jitter", "rotation", "shear", "shift", "zoom", "weight_decay", "warmup_epochs",
-                 "epochs"):  # fmt: skip
+    for name in ("view_size", "jitter", "rotation", "shear", "shift", "zoom", "weight_decay",
+                 "warmup_epochs", "epochs"):  # fmt: skip
         if not 0 <= flags[name] < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must be 0 or more")
+    if not 0 < config.trained_share <= 1 or (config.trained_share < 1 and not config.pretrained):
+        raise UserError(
+            "--trained-share must be above 0 and at most 1, and 1 for random initial weights"
+        )
     check_seed(config.seed)
     if not 0 < config.views.crop_min <= 1:
         raise UserError("--crop-min must be above 0 and at most 1")
@@ -209,6 +240,14 @@ def check(config: TrainConfig) -> None:
         raise UserError("--keep must be at least 1")
     if config.batch_size < 2:
         raise UserError("--batch-size must be at least 2: NT-Xent needs negatives")
+
+
+def replaced(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
+    """`config` with other values, also of its views."""
+    names = {f.name for f in fields(ViewSettings)}
+    views = {name: value for name, value in values.items() if name in names}
+    others = {name: value for name, value in values.items() if name not in names}
+    return dataclasses.replace(config, views=dataclasses.replace(config.views, **views), **others)
 
 
 def flag_values(config: TrainConfig) -> dict[str, Any]:

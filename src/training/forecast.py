@@ -6,7 +6,6 @@ import time
 
 from torch import Tensor
 
-from src.runtime.commands import command
 from src.training.setup import Setup
 from src.training.state import TrainState
 
@@ -42,8 +41,7 @@ def announce(setup: Setup, state: TrainState) -> None:
     if config.dataset == "folder" and not config.pretrained and is_short:
         print(
             f"note: {images:,} pictures and {setup.steps:,} steps are too few for learning from "
-            "random weights to work well. To use features that were learned elsewhere: --epochs 0 "
-            f"--weights imagenet (or a FILE), or {command('src/import_features.py')}",
+            "random weights to work well; --weights lite0 starts from what was learned elsewhere",
             flush=True,
         )
 

@@ -26,7 +26,13 @@ from src.training import forecast, health
 from src.training.batches import Batch
 from src.training.flags import TrainConfig, flag_values
 from src.training.setup import Setup, prepare
-from src.training.state import TrainState, end_warmup, restore_or_initialize, save_checkpoint
+from src.training.state import (
+    TrainState,
+    averaged,
+    end_warmup,
+    restore_or_initialize,
+    save_checkpoint,
+)
 from src.training.stop_signal import StopSignal
 from src.training.views import make_views
 
@@ -44,7 +50,9 @@ def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> floa
 
 def loss_of(model: SimCLR, batch: Batch, config: TrainConfig, dtype: torch.dtype) -> Tensor:
     """NT-Xent of two views of every image in the batch."""
-    views = make_views(batch.images_BCSS.repeat(2, 1, 1, 1), batch.parameters)
+    views = make_views(
+        batch.images_BCSS.repeat(2, 1, 1, 1), batch.parameters, config.views.view_size
+    )
     with autocast(views.device, dtype):
         projections_2Bd = model(views)
     return nt_xent(projections_2Bd, config.temperature)
@@ -94,7 +102,7 @@ def train(
     for batches in prefetch(setup.batches.load, range(state.step, steps)):
         rate = learning_rate(state.step, steps, setup.warmup_steps, peak)
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         loss, norm = train_step(
             network, state.optimizer, state.scaler, batches, config, setup.dtype
         )
@@ -123,7 +131,8 @@ def train(
                     "images_per_second": config.images_per_step * done / seconds,
                     "seconds_left": seconds * (steps - state.step) / done,
                 }
-                measured = observe(state.model, epoch, state.step == steps)
+                with averaged(state, config.trained_share):
+                    measured = observe(state.model, epoch, state.step == steps)
                 record = {"kind": "epoch", "epoch": epoch, **position, **means, **measured, **speed}
                 log(record)
                 with bar.external_write_mode():
@@ -184,7 +193,7 @@ def train_as_main(state: TrainState, setup: Setup, stop: StopSignal) -> int:
     ):  # fmt: skip
         state.tracking = {"group": group, "run_id": tracker.run_id}
         forecast.announce(setup, state)
-        if is_new:  # epoch 0, the untrained network; fails now if nothing can be written
+        if is_new:  # epoch 0, before training; fails now if nothing can be written
             save_checkpoint(state, setup)
 
         def log(record: dict[str, Any]) -> None:

@@ -6,17 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from typing_extensions import TypedDict
 
 from dataset.folder import find_pictures
 from dataset.pictures import BadPicture, picture_size
-from src.models.architectures import Architecture
+from src.models.architectures import TIMM
+from src.models.pretrained import PRETRAINED
 from src.runtime import distributed
 from src.runtime.cli import UserError
 from src.storage.checkpoint import Newest
 from src.storage.files import misfit
-from src.training.flags import CHOSEN, FREE_TO_CHANGE, TrainConfig, flag_values
+from src.training.flags import (
+    CHOSEN,
+    FREE_TO_CHANGE,
+    FROM_PRETRAINED,
+    FROM_RANDOM,
+    TrainConfig,
+    flag_values,
+    replaced,
+)
 
 LARGE = 5_000
 """From so many pictures on, the recipe is that of STL-10."""
@@ -25,16 +34,28 @@ CPU_VIEWS = 24_000
 cores (docs/log.md)."""
 
 
+PRETRAINED_SIDE, PRETRAINED_BATCH, PRETRAINED_STEPS = 224, 32, 64
+"""Of a folder with pretrained weights: side in pixels; batch size, at most; and about so many
+steps. Where an epoch has more, the backbone learns more slowly: further from the weights that it
+starts from, it gets worse (docs/log.md)."""
+
+
 class FolderRecipe(TypedDict):
     """The flags `CHOSEN`."""
 
-    arch: Architecture
+    weights: str
+    arch: str
     image_size: PositiveInt
     batch_size: PositiveInt
     epochs: NonNegativeInt
     warmup_epochs: NonNegativeFloat
     checkpoint_every: PositiveInt
     log_every: PositiveInt
+    temperature: PositiveFloat
+    view_size: NonNegativeInt
+    crop_min: PositiveFloat
+    backbone_rate: PositiveFloat
+    trained_share: PositiveFloat
 
 
 def folder_recipe(
@@ -42,7 +63,7 @@ def folder_recipe(
     side: int,
     gpu: bool,
     epochs: int | None = None,
-    pretrained: bool = False,
+    weights: str = "lite0",
     batch_size: int | None = None,
     accumulate: int = 1,
 ) -> FolderRecipe:
@@ -53,36 +74,56 @@ def folder_recipe(
         side: median of their shorter sides in pixels.
         gpu: whether there is one.
         epochs: those of --epochs, on which others depend; None if they are to be chosen.
-        pretrained: whether training begins with weights from elsewhere.
+        weights: those that training begins with.
         batch_size: that of --batch-size, which like `accumulate` changes the number of steps.
     """
+    is_pretrained = weights != "none"
+    choose = _from_pretrained if is_pretrained else _from_random
+    arch, target, batch, chosen = choose(images, gpu)
+    schedule = epochs or chosen  # --epochs 0 makes the checkpoint that training would begin with
+    per_epoch = max(1, images // max(1, (batch_size or batch) * accumulate))
+    warmup, values = float(max(2, schedule // 12)), FROM_RANDOM
+    if is_pretrained:  # statistics are frozen, so that the learning rate alone warms up
+        warmup = round(min(20 / per_epoch, schedule / 4), 2)
+        pace = min(1, PRETRAINED_STEPS / (schedule * per_epoch))
+        rate = round(FROM_PRETRAINED["backbone_rate"] * pace, 4)
+        values = FROM_PRETRAINED | {"backbone_rate": rate}
+    return {
+        "weights": weights,
+        "arch": PRETRAINED[weights].arch if weights in PRETRAINED else arch,
+        "image_size": target if is_pretrained else max(32, min(target, side // 16 * 16)),
+        "batch_size": batch,
+        "epochs": chosen if epochs is None else epochs,
+        "warmup_epochs": warmup,
+        "checkpoint_every": max(4, schedule // 6),
+        "log_every": max(1, min(schedule * per_epoch // 100, 100)),  # for a curve of 100 points
+        **values,
+    }  # type: ignore[typeddict-item]
+
+
+def _from_random(images: int, gpu: bool) -> tuple[str, int, int, int]:
+    """Architecture, side, batch size and epochs for so many pictures."""
     is_full = gpu or images >= LARGE
     eighth = (1 << (images // 8).bit_length()) // 2  # the largest power of two up to N / 8
     batch = max(2, min(images, max(16, min(eighth, 256))))
     per_epoch = max(1, images // batch)
     steps = 1_200 if images >= LARGE else 2_000
-    chosen = 24 if pretrained else max(24, min(-(-steps // per_epoch), 200))
+    epochs = max(24, min(-(-steps // per_epoch), 200))
     if not is_full:
-        chosen = max(24, min(chosen, CPU_VIEWS // (2 * batch * per_epoch)))
-    target = 96 if is_full or pretrained else 64
-    if pretrained and epochs == 0 and images < LARGE // 2:
-        target = 224  # published weights were learned at this size, and features cost little
-    schedule = epochs or chosen  # --epochs 0 makes the checkpoint that training would begin with
-    planned = schedule * (images // max(1, (batch_size or batch) * accumulate))
-    return {
-        "arch": "resnet50" if is_full or pretrained else "resnet18",
-        "image_size": max(32, min(target, side // 16 * 16)),
-        "batch_size": batch,
-        "epochs": chosen if epochs is None else epochs,
-        "warmup_epochs": float(max(2, schedule // 12)),
-        "checkpoint_every": max(4, schedule // 6),
-        "log_every": max(1, min(planned // 100, 100)),  # for a curve of 100 points
-    }
+        epochs = max(24, min(epochs, CPU_VIEWS // (2 * batch * per_epoch)))
+    return ("resnet50", 96, batch, epochs) if is_full else ("resnet18", 64, batch, epochs)
+
+
+def _from_pretrained(images: int, gpu: bool) -> tuple[str, int, int, int]:
+    batch = max(2, min(images, PRETRAINED_BATCH))
+    epochs = max(1, min(round(PRETRAINED_STEPS / max(1, images // batch)), 8))
+    return "resnet50", PRETRAINED_SIDE, batch, epochs
 
 
 def open_flags(config: TrainConfig) -> set[str]:
     """Those that are None and have to be chosen."""
-    return {name for name in CHOSEN if getattr(config, name) is None}
+    values = vars(config) | vars(config.views)
+    return {name for name in CHOSEN if values[name] is None}
 
 
 def resolve(config: TrainConfig, gpu: bool, newest: Newest | None) -> TrainConfig:
@@ -109,27 +150,47 @@ def choose(config: TrainConfig, gpu: bool, recorded: dict[str, Any]) -> TrainCon
         recorded: the flags of the checkpoint that the run resumes from, which count first, so that
             resuming does not decide again; empty without one.
     """
-    if recorded and misfit(recorded, FolderRecipe):
+    recorded = recorded and flag_values(TrainConfig()) | recorded
+    if misfit(recorded, FolderRecipe):
         recorded = {}  # `restore` will refuse it
     if not recorded.get("epochs"):  # nothing was trained
         recorded = {name: value for name, value in recorded.items() if name != "epochs"}
-    config = replace(
-        config, **{name: recorded[name] for name in open_flags(config) & set(recorded)}
-    )
+    known = {name: recorded[name] for name in open_flags(config) & set(recorded)}
+    config = with_own_arch(replaced(config, known))
     if not (missing := open_flags(config)):
         return config
     if config.dataset != "folder":
-        own = TrainConfig.for_dataset(config.dataset)
-        return replace(config, **{name: getattr(own, name) for name in missing})
+        own = TrainConfig.for_dataset(config.dataset, config.pretrained)
+        values = flag_values(own)
+        return replaced(config, {name: values[name] for name in missing})
     images, side = survey(config.data_dir, config.train_on)
+    if (weights := config.weights) is None:  # a network that was asked for has weights of its own
+        weights = "pretrained" if (config.arch or "").startswith(TIMM) else "none"
+        weights = weights if config.arch else "lite0"
     recipe = folder_recipe(
-        images, side, gpu, config.epochs, config.pretrained, config.batch_size, config.accumulate
+        images, side, gpu, config.epochs, str(weights), config.batch_size, config.accumulate
     )
     chosen = {name: value for name, value in recipe.items() if name in missing}
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
     device = "a GPU" if gpu else "a CPU"
     print(f"chosen for {images:,} pictures of about {side:,} px on {device}: {flags}")
-    return replace(config, **chosen)
+    return with_own_arch(replaced(config, chosen))
+
+
+def with_own_arch(config: TrainConfig) -> TrainConfig:
+    """`config` with the network that its weights are of, if they have a name.
+
+    Raises:
+        UserError: `--arch` names another one, or none and the weights could be of any.
+    """
+    if config.weights == "pretrained" and config.arch is None:
+        raise UserError("--weights pretrained needs --arch timm/NAME")
+    known, given = PRETRAINED.get(str(config.weights)), config.arch
+    if known is None:
+        return config
+    if given not in (None, known.arch, TrainConfig.for_dataset(config.dataset).arch):
+        raise UserError(f"--weights {config.weights} are of {known.arch}, not of {given}")
+    return replace(config, arch=known.arch)
 
 
 def survey(data_dir: Path, splits: tuple[str, ...]) -> tuple[int, int]:

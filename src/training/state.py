@@ -1,6 +1,7 @@
 """What a checkpoint holds: initialized, saved, and restored as if the run had never stopped."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from src.models.batch_norm import calibrate_batch_norm, freeze_batch_norm
+from src.models.backbone import State, average
+from src.models.batch_norm import calibrate_batch_norm
+from src.models.pretrained import PRETRAINED
 from src.models.simclr import SimCLR
 from src.models.weights import load_weights
 from src.runtime import distributed
@@ -20,7 +23,7 @@ from src.storage.checkpoint import BadCheckpoint, Newest, ResumableState
 from src.storage.files import misfit
 from src.storage.provenance import git_commit, versions
 from src.training import health
-from src.training.flags import flag_values
+from src.training.flags import TrainConfig, flag_values
 from src.training.randomness import CALIBRATION, INITIAL_WEIGHTS, random_stream
 from src.training.recipe import refuse_changes
 from src.training.setup import Setup
@@ -38,6 +41,8 @@ class TrainState:
     scaler: GradScaler
     totals: health.Totals
     step: int = 0
+    initial: State | None = None
+    """The backbone's weights before training; None unless later stages use an average with them."""
     loss: float | None = None
     """Mean over the last complete epoch."""
     tracking: dict[str, str | None] = field(default_factory=dict)
@@ -64,6 +69,9 @@ def restore_or_initialize(setup: Setup, newest: Newest | None) -> TrainState:
     elif config.pretrained:
         with distributed.local_main_first():  # downloads for the others
             load_weights(state.model.backbone, config.arch, config.weights)
+        print(origin(config))
+        if config.trained_share < 1:
+            state.initial = copied(state.model.backbone)
     else:
         calibrate(state, setup)
     return state
@@ -73,12 +81,15 @@ def random_state(setup: Setup) -> TrainState:
     """A randomly initialized network, before any weights are loaded or statistics measured."""
     config = setup.config
     torch.manual_seed(random_stream(config.seed, INITIAL_WEIGHTS).initial_seed())
-    model = SimCLR(config.arch, bn=config.bn, pretrained=config.pretrained).train()
+    side = setup.dataset.image_size
+    model = SimCLR(config.arch, config.bn, config.pretrained, side).train()
+    if config.views.view_size not in (0, side) and not model.backbone.takes_any_size:
+        raise UserError(f"{config.arch} takes views and images of one size: add --view-size 0")
     model.to(setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    freeze_batch_norm(model.backbone, frozen=frozen_at(0, setup))
+    model.backbone.freeze(frozen_at(0, setup))
     return TrainState(
         model,
-        make_optimizer(model, config.weight_decay),
+        make_optimizer(model, config.weight_decay, config.backbone_rate),
         make_scaler(setup.device, setup.dtype),
         health.Totals(setup.device),
     )
@@ -105,11 +116,43 @@ def calibration_views(setup: Setup) -> Iterator[Tensor]:
         yield store.views(indices, setup.config.views, rng)
 
 
+def origin(config: TrainConfig) -> str:
+    """What the pretrained weights are, in one line."""
+    known = PRETRAINED.get(str(config.weights))
+    learned = f", learned {known.learned}" if known else ""
+    line = f"starts from the weights {config.weights} of {config.arch}{learned}"
+    if config.dataset != "folder":
+        return line
+    return (
+        f"{line}; labels of your pictures are never used (--weights dino never saw any label, "
+        "--weights none learns from your pictures alone)"
+    )
+
+
+def copied(backbone: nn.Module) -> State:
+    return {name: value.detach().clone() for name, value in backbone.state_dict().items()}
+
+
+@contextmanager
+def averaged(state: TrainState, share: float) -> Iterator[None]:
+    """Inside, the backbone is the one that later stages use."""
+    if state.initial is None:
+        yield
+        return
+    backbone = state.model.backbone
+    trained = copied(backbone)
+    backbone.load_state_dict(average(state.initial, trained, share))
+    try:
+        yield
+    finally:
+        backbone.load_state_dict(trained)
+
+
 def end_warmup(state: TrainState, setup: Setup) -> None:
     """Measure the batch-norm statistics once more, and freeze them."""
     if setup.config.bn == "frozen" and not setup.config.pretrained:
         calibrate(state, setup)
-        freeze_batch_norm(state.model.backbone)
+        state.model.backbone.freeze()
 
 
 def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) -> None:
@@ -122,8 +165,15 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
     if problem := misfit(saved, ResumableState):
         raise BadCheckpoint(f"{file} is damaged or from another version: {problem}")
     is_same = saved["dataset"]["fingerprint"] == setup.dataset.fingerprint
-    refuse_changes(file, saved["config"], setup.config, is_same)
+    is_finished = 0 < setup.config.epochs <= saved["epoch"]
+    refuse_changes(file, saved["config"], setup.config, is_same or is_finished)
+    if not is_same and is_finished:
+        print(
+            f"{setup.config.data_dir} holds other pictures than those that this finished training "
+            "saw: it is used as it is; --fresh would train again"
+        )
     checkpoint.load_into(state.model, saved["model"], file)
+    state.initial = saved.get("initial")
     moments, own = saved["optimizer"]["state"], state.optimizer.state_dict()
     expected = {
         i: {"step": (), "exp_avg": p.shape, "exp_avg_sq": p.shape}
@@ -137,12 +187,12 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
     state.scaler.load_state_dict(saved["scaler"])
     state.totals = health.Totals(setup.device, saved["totals"])
     state.step, state.loss, state.tracking = saved["step"], saved["loss"], saved["tracking"]
-    if state.step > setup.steps:
+    if state.step > setup.steps and is_same:
         raise UserError(
             f"{file} was saved after {state.step:,} steps, but --epochs {setup.config.epochs} is "
             f"only {setup.steps:,}: raise --epochs, or use --name for a separate experiment"
         )
-    freeze_batch_norm(state.model.backbone, frozen=frozen_at(state.step, setup))
+    state.model.backbone.freeze(frozen_at(state.step, setup))
 
 
 def save_checkpoint(state: TrainState, setup: Setup) -> Path:
@@ -156,6 +206,7 @@ def save_checkpoint(state: TrainState, setup: Setup) -> Path:
         "step": state.step,
         "loss": state.loss,
         "model": state.model.state_dict(),
+        **({"initial": state.initial} if state.initial else {}),
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
         "totals": state.totals.values.tolist(),
@@ -173,13 +224,29 @@ def save_checkpoint(state: TrainState, setup: Setup) -> Path:
     return file
 
 
-def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW without weight decay on biases and batch norm."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def make_optimizer(
+    model: SimCLR, weight_decay: float, backbone_rate: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW without weight decay on biases and batch norm. Every group of parameters has a
+    `factor` for its learning rate: that of the backbone is `backbone_rate`."""
+    parts = [(model, 1.0)]
+    if backbone_rate != 1:
+        parts = [(model.backbone, backbone_rate), (model.head, 1.0)]
+    groups = []
+    for part, factor in parts:
+        parameters = list(part.parameters())
+        groups += [
+            {
+                "params": [p for p in parameters if p.ndim > 1],
+                "weight_decay": weight_decay,
+                "factor": factor,
+            },
+            {
+                "params": [p for p in parameters if p.ndim <= 1],
+                "weight_decay": 0.0,
+                "factor": factor,
+            },
+        ]
     return torch.optim.AdamW(groups, fused=True)
 
 

@@ -3,7 +3,7 @@
 Every view has its own random parameters, drawn on the CPU from an explicit generator, so all
 devices make the same views. Making them takes a few batched matrix products on any device.
 
-Shape letters: N views, S side of an image and of its view in pixels, C = 3 color channels.
+Shape letters: N views, S side of an image and V of its view in pixels, C = 3 color channels.
 
 The views follow torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter,
 RandomGrayscale and GaussianBlur (Chen et al. 2020, appendix A), with three deliberate
@@ -47,37 +47,41 @@ class ViewParameters(NamedTuple):
 
 def draw(settings: ViewSettings, views: int, side: int, rng: torch.Generator) -> ViewParameters:
     """Random parameters for `views` views of images with `side` pixels a side, on the CPU."""
+    view_side = min(settings.view_size or side, side)
     pixel, mean = _draw_color(settings, views, rng)
     return ViewParameters(
         box_N4=_draw_box(views, side, settings.crop_min, rng),
         flip_N=(torch.rand(views, generator=rng) < settings.flip).float(),
-        kernel_NT=_draw_blur(views, side, settings.blur, rng),
+        kernel_NT=_draw_blur(views, view_side, settings.blur, rng),
         pixel_N33=pixel,
         mean_N33=mean,
         affine_N23=_draw_affine(settings, views, rng),
     )
 
 
-def make_views(images_NCSS: Tensor, parameters: ViewParameters) -> Tensor:
-    """One view of each uint8 image (N, 3, S, S), normalized, float32, channels last.
+def make_views(images_NCSS: Tensor, parameters: ViewParameters, view_size: int = 0) -> Tensor:
+    """One view (N, 3, V, V) of each uint8 image (N, 3, S, S), normalized, float32, channels last.
 
-    `parameters` holds a row for every image and lies on its device.
+    Args:
+        parameters: a row for every image, on its device.
+        view_size: V; 0 is S, and so is everything above.
     """
     side = images_NCSS.shape[-1]
+    view_side = min(view_size or side, side)
     top, left, height, width = parameters.box_N4.unbind(1)
     x = images_NCSS.float()
     if len(parameters.affine_N23):
         grid = F.affine_grid(parameters.affine_N23, list(x.shape), align_corners=False)
         x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    rows = _crop_matrix(top, height, side)  # (N, S out, S in)
-    columns = _crop_matrix(left, width, side)
+    rows = _crop_matrix(top, height, side, view_side)
+    columns = _crop_matrix(left, width, side, view_side)
     columns = torch.where(parameters.flip_N[:, None, None] > 0, columns.flip(1), columns)
     if parameters.kernel_NT.shape[1] > 1:
-        blur = _blur_matrix(parameters.kernel_NT, side)
+        blur = _blur_matrix(parameters.kernel_NT, view_side)
         rows, columns = blur @ rows, blur @ columns
     n = len(x)
     x = torch.bmm(x.reshape(n, 3 * side, side), columns.transpose(1, 2))
-    x = torch.matmul(rows[:, None], x.reshape(n, 3, side, side))
+    x = torch.matmul(rows[:, None], x.reshape(n, 3, side, view_side))
     return _recolor(x, parameters.pixel_N33, parameters.mean_N33)
 
 
@@ -101,16 +105,23 @@ def _draw_box(views: int, side: int, crop_min: float, rng: torch.Generator) -> T
     return torch.stack([top, left, height, width], 1)
 
 
-def _crop_matrix(start_N: Tensor, length_N: Tensor, side: int) -> Tensor:
-    """Bilinear resampling of [start, start + length) to S pixels, as matrices (N, S, S).
+def _crop_matrix(start_N: Tensor, length_N: Tensor, side: int, view_side: int) -> Tensor:
+    """Bilinear resampling of [start, start + length) to V pixels, as matrices (N, V, S).
 
     Half-pixel centers; pixels outside the crop have no weight, as if the crop were cut out first.
+    Smaller views are antialiased: every pixel of a view is a mean over all it covers.
     """
     pixels = torch.arange(side, device=start_N.device, dtype=torch.float32)
     start, length = start_N[:, None], length_N[:, None]
-    source = (pixels + 0.5) * (length / side) - 0.5  # (N, S) relative to the crop
+    source = (pixels[:view_side] + 0.5) * (length / view_side) - 0.5  # (N, V) relative to the crop
     source = torch.minimum(source.clamp_min(0), length - 1) + start
-    return (1 - (source[:, :, None] - pixels).abs()).clamp_min_(0)
+    distance = (source[:, :, None] - pixels).abs()  # (N, V, S)
+    if view_side == side:
+        return (1 - distance).clamp_min_(0)
+    reach = (length / view_side).clamp_min(1)[:, :, None]
+    inside = (pixels >= start) & (pixels < start + length)
+    weights = (1 - distance / reach).clamp_min_(0) * inside[:, None]
+    return weights / weights.sum(2, keepdim=True)
 
 
 def _draw_blur(views: int, side: int, probability: float, rng: torch.Generator) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from src.storage.files import replacing
-from src.storage.picture_table import csv_line, picture_columns
+from src.storage.picture_table import ENCODING, csv_line, picture_columns
 from src.visualization.duplicates import Copies
 from src.visualization.results import Results
 
@@ -42,7 +42,7 @@ def write_images(file: Path, results: Results, copies: Copies, xy_N2: np.ndarray
     with (
         replacing(file) as temporary,
         # File names need not be UTF-8: their bytes are kept.
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\r\n") as out,
+        temporary.open("w", encoding=ENCODING, errors="surrogateescape", newline="\r\n") as out,
     ):
         for values in (columns, *zip(*columns.values(), strict=True)):
             print(csv_line(values), file=out)

@@ -19,7 +19,6 @@ class Results:
     """Shape letters: N images of all splits together, P principal components, K clusters."""
 
     split_names: list[str]
-    manifest: Manifest
     splits: np.ndarray
     """int (N,), the index into `split_names`, in ascending order."""
     x_NP: np.ndarray
@@ -104,7 +103,6 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
     sizes = [len(manifest.load(artifacts.ASSIGNMENTS, split)) for split in names]
     return Results(
         split_names=names,
-        manifest=manifest,
         splits=np.repeat(np.arange(len(names)), sizes),
         x_NP=all_splits(artifacts.REDUCED),
         clusters=all_splits(artifacts.ASSIGNMENTS),

@@ -34,12 +34,20 @@ PICTURES = 8
 
 def run(config: VisualizeConfig) -> None:
     check_seed(config.seed)
+    with artifacts.only_writer(config.feature_dir):
+        visualize(config)
+
+
+def visualize(config: VisualizeConfig) -> None:
     started = time.monotonic()
     results = load_results(config.feature_dir, config.data_dir)
     if results.extraction["dataset"]["name"] == "folder" and results.picture_dir:
         refuse_among("--feature-dir", config.feature_dir, results.picture_dir)
         if config.wandb not in (None, "disabled"):  # it keeps copies
             refuse_among("--wandb-dir", config.wandb_dir, results.picture_dir)
+    folder = config.feature_dir / artifacts.FIGURES
+    report, table = (config.feature_dir / name for name in (artifacts.REPORT, artifacts.IMAGES))
+    artifacts.try_writing(report, table, folder / f"map.{config.format}")
     records = training_records(config.checkpoint_dir, results.extraction)
     method = config.projection if can_arrange(results.x_NP) else "pca"
     print(f"{TITLES[method]} of {len(results.x_NP):,} images")
@@ -48,15 +56,11 @@ def run(config: VisualizeConfig) -> None:
     xy_N2 = project(results.x_NP, method, config.seed)
     copies = find_copies(results)
 
-    folder = config.feature_dir / artifacts.FIGURES
-    folder.mkdir(parents=True, exist_ok=True)
-    report, table = (config.feature_dir / name for name in (artifacts.REPORT, artifacts.IMAGES))
     files = []
     is_own = results.extraction["dataset"]["name"] == "folder"
     mode = config.wandb or ("disabled" if is_own else "auto")
     tracker = stage_tracker(mode, config.wandb_dir, "visualization", config, results.extraction)
-    only_writer = artifacts.only_writer(config.feature_dir, results.manifest)
-    with only_writer, figures.styled(), tracker:
+    with figures.styled(), tracker:
         for name, figure in draw(results, records, xy_N2, TITLES[method]):
             files.append(folder / f"{name}.{config.format}")
             with artifacts.replacing(files[-1]) as temporary:

@@ -16,7 +16,10 @@ from src.models.batch_norm import calibrate_batch_norm
 from src.models.preprocessing import preprocess
 from src.models.simclr import SimCLR
 from src.storage import checkpoint
+from src.storage.provenance import versions
 from src.training.flags import TrainConfig, flag_values
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567+"
 
 
 def write_checkpoint(
@@ -34,6 +37,7 @@ def write_checkpoint(
     state = {
         "model": model.state_dict(), "epoch": 0, "config": flag_values(config),
         "dataset": {"fingerprint": dataset.fingerprint, "image_size": dataset.image_size},
+        "versions": versions(), "commit": COMMIT,
     }  # fmt: skip
     file.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(file, state | {"tracking": {"group": "a group", "run_id": None}})
@@ -63,5 +67,5 @@ def cluster(directory: Path, **flags: object) -> None:
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
     """The predictions in a .csv or .json of `src/inference.py`."""
-    with file.open(encoding="utf-8", newline="") as stream:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
         return list(csv.DictReader(stream) if file.suffix == ".csv" else map(json.loads, stream))

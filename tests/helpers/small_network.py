@@ -7,7 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from src.models.simclr import ARCHITECTURES
+from src.models.architectures import ARCHITECTURES
 
 SMALL = ARCHITECTURES["resnet18"]._replace(blocks=(2, 1), widths=(16, 32))
 

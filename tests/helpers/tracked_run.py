@@ -47,6 +47,7 @@ def main(directory: Path, options: types.SimpleNamespace) -> None:
         Tracker(options.mode, directory / "wandb", config=config, **names) as tracker,
     ):
         print("started", flush=True)
+        (directory / "run_id").write_text(str(tracker.run_id))
         if options.kill_service:
             for children in Path("/proc/self/task").glob("*/children"):
                 for pid in children.read_text().split():

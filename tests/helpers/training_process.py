@@ -37,14 +37,15 @@ def finish(*arguments: object) -> str:
 
 
 def wait_for_writing(directory: Path, epoch: int, process: Process) -> Path:
-    """Wait until the checkpoint after `epoch` is being written; returns the temporary file."""
+    """Wait until the checkpoint after `epoch` is being written; returns its file then."""
     wait_for_steps(directory, epoch, process)
     deadline = time.monotonic() + 60
     final = directory / checkpoint.file_name(epoch)
-    temporary = files.temporary_path(final)
-    while not (temporary.exists() or final.exists()) and time.monotonic() < deadline:
+    while time.monotonic() < deadline and not final.exists():
+        for temporary in files.half_written(directory, final.name):
+            return temporary
         time.sleep(0.001)
-    return temporary
+    return final
 
 
 def assert_whole(directory: Path) -> None:

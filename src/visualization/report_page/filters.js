@@ -100,8 +100,9 @@ function buildFlags() {
 
 // ---- download ------------------------------------------------------------------------------------
 
-function csv() { // the rows of images.csv that are shown
+function csv() { // the rows of images.csv that are shown, as picture_table.py writes them
   const digits = (value) => String(Number(value.toPrecision(6)));
+  const inert = (value) => (/^[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/.test(value) && isNaN(value) ? `'${value}` : value);
   const cell = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
   const rows = [["path", "cluster", "name", data.certainty, "distance", "unusual", "split", "near_duplicates", "keep", "sharpness", "x", "y"]];
   for (let i = 0; i < count; i++) {
@@ -110,5 +111,5 @@ function csv() { // the rows of images.csv that are shown
     rows.push([nameOf(i), k, nameOfCluster(k) || `cluster ${k}`, digits(certainty[i]), digits(distance[i]), unusual[i],
       data.splits[split[i]], near[i] < 0 ? "" : near[i], keep[i], isNaN(sharpness[i]) ? "" : digits(sharpness[i]), digits(xy[2 * i]), digits(xy[2 * i + 1])]);
   }
-  return rows.map((row) => row.map((value) => cell(String(value))).join(",") + "\r\n").join("");
+  return "\ufeff" + rows.map((row) => row.map((value) => cell(inert(String(value)))).join(",") + "\r\n").join("");
 }
