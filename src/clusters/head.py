@@ -32,6 +32,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from src.clusters.confidence import certainty, squared_distances
+from src.evaluation.neighbors import ROWS
 from src.storage import artifacts
 from src.storage.artifacts import CertaintyName, Manifest
 
@@ -109,8 +110,9 @@ class ClusterHead(nn.Module):
 
     @property
     def batch(self) -> int:
-        """Images for which the differences to all centroids take less than 64 MB."""
-        return max(1, min(512, 2**23 // self.centroids.numel()))
+        """Images at a time: few, which stay in the processor's cache, and fewer if the differences
+        to all centroids would take more than 64 MB."""
+        return max(1, min(ROWS, 2**23 // self.centroids.numel()))
 
     def measure(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The scores (B, K), the squared distances (B, K) to the centroids among the components,
@@ -165,8 +167,8 @@ def fit_head(x_NP: np.ndarray, clusters: np.ndarray, count: int) -> LinearHead:
     bias_K[present] = 0
     if len(present) > 1:
         length = np.sqrt(np.square(x_NP, dtype=np.float64).sum(1).mean())
-        # One thread: NumPy's and SciPy's contend otherwise. A warning doubts that clusters of one or
-        # two images are classes.
+        # One thread: NumPy's and SciPy's contend otherwise. The warning doubts that clusters of one
+        # or two images are classes.
         with threadpool_limits(1, "blas"), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             model = LogisticRegression(max_iter=1000).fit(x_NP / length, clusters)

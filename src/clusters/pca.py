@@ -16,8 +16,9 @@ from src.evaluation.metrics import entropy_rank
 from src.evaluation.neighbors import l2_normalized
 from src.runtime.cli import UserError
 
-BLOCK = 1024
-"""Rows in memory at a time."""
+CACHED, MANY = 2**18, 2**22
+"""Numbers in memory at a time: as many as fit into the processor's cache, and enough for a fast
+product of all dimensions."""
 LARGEST = 1e15
 """Of the spread of the rows and its inverse: K-means takes squares in float32."""
 
@@ -37,8 +38,10 @@ class PCA:
     def transform(self, x_ND: np.ndarray) -> np.ndarray:
         """float32 (N, P), computed in float64 as `ClusterHead` does."""
         reduced_NP = np.empty((len(x_ND), len(self.components_PD)), np.float32)
+        components_DP = self.components_PD.T.astype(np.float64)
+        mean_P = self.mean_D @ components_DP
         for rows, x in _blocks(x_ND, self.l2_normalize):
-            reduced_NP[rows] = (x - self.mean_D) @ self.components_PD.T
+            reduced_NP[rows] = x @ components_DP - mean_P
         return reduced_NP
 
 
@@ -63,7 +66,7 @@ def fit_pca(x_ND: np.ndarray, components: int, l2_normalize: bool) -> PCA:
     mean_D = sum(x.sum(axis=0) for _, x in _blocks(x_ND, l2_normalize)) / count
     if dim <= count:
         scatter = np.zeros((dim, dim))
-        for _, x in _blocks(x_ND, l2_normalize):
+        for _, x in _blocks(x_ND, l2_normalize, MANY):
             centered = x - mean_D
             scatter += centered.T @ centered
         values, vectors = np.linalg.eigh(scatter)
@@ -98,8 +101,11 @@ def fit_pca(x_ND: np.ndarray, components: int, l2_normalize: bool) -> PCA:
     )
 
 
-def _blocks(x_ND: np.ndarray, l2_normalize: bool) -> Iterator[tuple[slice, np.ndarray]]:
+def _blocks(
+    x_ND: np.ndarray, l2_normalize: bool, numbers: int = CACHED
+) -> Iterator[tuple[slice, np.ndarray]]:
     """Slices of rows, each with those rows in float64."""
-    for start in range(0, len(x_ND), BLOCK):
-        rows = slice(start, start + BLOCK)
+    count = max(1, numbers // x_ND.shape[1])
+    for start in range(0, len(x_ND), count):
+        rows = slice(start, start + count)
         yield rows, l2_normalized(x_ND[rows]) if l2_normalize else x_ND[rows].astype(np.float64)
