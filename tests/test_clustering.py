@@ -151,6 +151,17 @@ def test_rows_that_cannot_be_squared_must_be_normalized(tmp_path: Path, scale: f
         main(config)
 
 
+def test_names_of_classes_that_do_not_occur_cost_nothing(tmp_path: Path) -> None:
+    x, labels = blobs(60, 1)
+    names = [f"name {c}" for c in range(30_000)]
+    config = write(tmp_path, names, train=(x, labels * 14_000), test=(x, labels * 14_000))
+    scores = metrics(config)["smoothed"]["splits"]["test"]
+    assert scores["transferred_accuracy"] == 1
+    assert list(scores["per_class"]) == ["name 0", "name 14000", "name 28000"]
+    assert scores["confusion"] == [[c, c, 20] for c in (0, 14_000, 28_000)]
+    assert (tmp_path / artifacts.METRICS).stat().st_size < 20_000
+
+
 def test_names_from_one_split_can_fail_on_another(tmp_path: Path) -> None:
     x, labels = blobs(30, 2)
     config = write(tmp_path, train=blobs(60, 1), test=(x, (labels + 1) % 3))

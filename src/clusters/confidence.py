@@ -72,7 +72,7 @@ def gaussian_scale(reduced_NP: np.ndarray, centroids_KP: np.ndarray) -> float:
         return 1.0
     rows = sample(np.arange(len(reduced_NP)))
     reduced, centroids = torch.tensor(reduced_NP[rows]), torch.tensor(centroids_KP)
-    parts = reduced.split(max(1, 2**24 // centroids.numel()))  # little memory at a time
+    parts = reduced.split(max(1, 2**19 // centroids.numel()))  # little memory at a time
     nearest = [squared_distances(x, centroids).topk(2, largest=False).indices for x in parts]
     own, second = torch.cat(nearest).T
     line = centroids[second] - centroids[own]  # (N, P)

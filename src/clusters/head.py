@@ -110,9 +110,9 @@ class ClusterHead(nn.Module):
 
     @property
     def batch(self) -> int:
-        """Images at a time: few, which stay in the processor's cache, and fewer if the differences
-        to all centroids would take more than 64 MB."""
-        return max(1, min(ROWS, 2**23 // self.centroids.numel()))
+        """Images at a time: few, so that they and their differences to all centroids stay in the
+        processor's cache."""
+        return max(1, min(ROWS, 2**19 // self.centroids.numel()))
 
     def measure(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The scores (B, K), the squared distances (B, K) to the centroids among the components,

@@ -148,10 +148,12 @@ class PerImage(NamedTuple):
 
 
 def per_image(head: ClusterHead, features_ND: np.ndarray, clusters: np.ndarray) -> PerImage:
-    parts = [head(x_BD) for x_BD in batches(features_ND, head.batch)]
-    _, sure_N, distances_NK, unusual_N = (torch.cat(part) for part in zip(*parts, strict=True))
-    own_N = distances_NK[torch.arange(len(clusters)), torch.tensor(clusters)]
-    return PerImage(sure_N.numpy(), own_N.numpy(), unusual_N.numpy())
+    parts = []
+    both = batches(features_ND, head.batch), batches(clusters, head.batch)
+    for x_BD, own_B in zip(*both, strict=True):
+        _, sure_B, distances_BK, unusual_B = head(x_BD)
+        parts.append((sure_B, distances_BK.gather(1, own_B[:, None])[:, 0], unusual_B))
+    return PerImage(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
 
 def record(
