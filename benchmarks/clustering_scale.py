@@ -23,8 +23,8 @@ from sklearn import metrics
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from src.clusters.pca import fit_pca, l2_normalized
-from src.evaluation.neighbors import nearest, unit
+from src.clusters.pca import fit_pca
+from src.evaluation.neighbors import l2_normalized, nearest, unit
 from src.evaluation.silhouette import silhouette_samples
 from src.runtime.cli import run_script
 from src.storage import artifacts

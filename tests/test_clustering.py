@@ -16,6 +16,7 @@ from src.clusters.choose_k import candidates, ranked, scan, scan_table, stabilit
 from src.clusters.confidence import fit_scale
 from src.clusters.head import ClusterHead
 from src.clusters.method import Method
+from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, EXTRACTION, LABELS, Manifest
@@ -90,6 +91,75 @@ def test_unusual_is_far_from_every_cluster_in_all_dimensions(tmp_path: Path) -> 
         np.testing.assert_array_equal(manifest.load(artifacts.UNUSUAL, split), far)
     assert far[-1]
     assert far[:-1].mean() < 0.3
+
+
+def repeated(rows: int, times: int) -> np.ndarray:
+    return np.random.default_rng(rows).normal(size=(rows, 12)).repeat(times, axis=0)
+
+
+def one_large_dimension() -> np.ndarray:
+    x, _ = blobs(60, 1)
+    return x / np.linalg.norm(x, axis=1, keepdims=True) + 24_000 * np.eye(20)[0]
+
+
+def scaled(scale: float | np.ndarray) -> np.ndarray:
+    return blobs(60, 1)[0] * scale
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        repeated(3, 120),
+        repeated(7, 40),
+        scaled(1e-20),
+        scaled(1e-38),
+        scaled(1e20),
+        scaled(1e36),
+        scaled(np.geomspace(1e-30, 1e30, 60)[:, None]),
+        one_large_dimension(),
+        np.concatenate([scaled(1), np.zeros((20, 20))]),
+    ],
+    ids=["3 rows", "7 rows", "1e-20", "1e-38", "1e20", "1e36", "all scales", "offset", "zeros"],
+)
+@pytest.mark.parametrize("smooth", [True, False])
+def test_predictions_of_the_same_features_are_the_same(
+    x: np.ndarray, smooth: bool, tmp_path: Path
+) -> None:
+    config = write(tmp_path, train=(x, None))
+    main(replace(config, clusters="3", smooth=smooth, components=20))
+    manifest, predictor = Manifest(tmp_path), Predictor.load(tmp_path, features_only=True)
+    clusters = manifest.load(artifacts.ASSIGNMENTS, "train")
+    for size in (len(x), 1):
+        parts = np.split(np.float32(x), len(x) // size)
+        predictions = [predictor.predict_features(part) for part in parts]
+        for artifact, field in (
+            (artifacts.ASSIGNMENTS, "clusters"),
+            (artifacts.UNUSUAL, "unusual"),
+            (artifacts.CERTAINTY, "certainty"),
+        ):
+            found = np.concatenate([getattr(part, field) for part in predictions])
+            np.testing.assert_allclose(found, manifest.load(artifact, "train"), atol=1e-6)
+    if len(x) == 60:
+        assert sorted(np.bincount(clusters)) == [20, 20, 20]
+    assert manifest.load(artifacts.UNUSUAL, "train").mean() <= 0.02
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e25])
+def test_rows_that_cannot_be_squared_must_be_normalized(tmp_path: Path, scale: float) -> None:
+    config = replace(write(tmp_path, train=(scaled(scale), None)), l2_normalize=False)
+    with pytest.raises(UserError, match=r"spread by .*: scale the features, or leave out --no-l2"):
+        main(config)
+
+
+def test_names_of_classes_that_do_not_occur_cost_nothing(tmp_path: Path) -> None:
+    x, labels = blobs(60, 1)
+    names = [f"name {c}" for c in range(30_000)]
+    config = write(tmp_path, names, train=(x, labels * 14_000), test=(x, labels * 14_000))
+    scores = metrics(config)["smoothed"]["splits"]["test"]
+    assert scores["transferred_accuracy"] == 1
+    assert list(scores["per_class"]) == ["name 0", "name 14000", "name 28000"]
+    assert scores["confusion"] == [[c, c, 20] for c in (0, 14_000, 28_000)]
+    assert (tmp_path / artifacts.METRICS).stat().st_size < 20_000
 
 
 def test_names_from_one_split_can_fail_on_another(tmp_path: Path) -> None:

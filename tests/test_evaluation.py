@@ -61,6 +61,24 @@ def test_knn_agrees_with_a_naive_loop(images: int, leave_one_out: bool) -> None:
     assert accuracy == pytest.approx(np.mean(right))
 
 
+@pytest.mark.parametrize("offset", [0, 100, 24_000])
+@pytest.mark.parametrize("scale", [1e-20, 1, 1e20])
+def test_knn_where_one_dimension_is_large(offset: float, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(4, size=300)
+    x = rng.normal(size=(4, 8))[labels] + 0.5 * rng.normal(size=(300, 8))
+    x = np.float32(scale * np.column_stack([x, np.full(300, offset)]))
+    unit = np.float64(x) / np.linalg.norm(np.float64(x), axis=1, keepdims=True)
+    distances = cdist(unit[:100], unit[100:])
+    cosine = 1 - distances**2 / 2
+    votes = np.zeros((100, 4))
+    for row, near in enumerate(np.argsort(distances)[:, :20]):
+        np.add.at(votes[row], labels[100:][near], np.exp(cosine[row, near] / 0.07))
+    expected = np.mean(votes.argmax(axis=1) == labels[:100])
+    assert knn_accuracy(x[100:], labels[100:], x[:100], labels[:100]) == expected
+    assert expected > 0.9
+
+
 @pytest.mark.parametrize("shape", [(40, 7), (7, 40)])
 def test_effective_rank_is_the_entropy_of_singular_values(shape: tuple[int, int]) -> None:
     x = np.random.default_rng(0).normal(size=shape) + 5

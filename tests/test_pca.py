@@ -3,8 +3,9 @@ import pytest
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 
-from src.clusters.pca import fit_pca, l2_normalized
+from src.clusters.pca import fit_pca
 from src.evaluation.metrics import effective_rank
+from src.evaluation.neighbors import l2_normalized
 from src.runtime.cli import UserError
 
 

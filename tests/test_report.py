@@ -550,6 +550,16 @@ def changed(directory: Path, copy: Path, **changes: Any) -> Path:
     return copy
 
 
+def test_a_table_of_very_many_classes_is_left_out(
+    open_report: OpenReport, drawn: Path, tmp_path: Path
+) -> None:
+    classes = [str(c) for c in range(5_000)]
+    report = open_report(changed(drawn, tmp_path / "many", classes=classes))
+    assert report.page.is_hidden("#crossing")
+    assert report.shown() == 1797
+    assert report.page.locator("#crossing button").count() == 0
+
+
 def test_typed_names_outlive_the_tab(unlabeled: Report, pictures: Path, tmp_path: Path) -> None:
     report, page = unlabeled, unlabeled.page
     count = load_results(pictures).clustering["clusters"]

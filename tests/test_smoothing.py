@@ -17,7 +17,7 @@ from src.clusters.method import Method
 from src.clusters.naming import name_again
 from src.clusters.smoothing import smooth
 from src.evaluation.metrics import hungarian_accuracy
-from src.evaluation.neighbors import lifted, nearest, unit
+from src.evaluation.neighbors import CosineBank, lifted, nearest, unit
 from src.storage import artifacts
 from src.storage.artifacts import Manifest
 from tests.helpers.blobs import blobs, metrics, write
@@ -39,7 +39,7 @@ def test_neighbors_are_those_of_scikit_learn(bank: int, queries: int | None, k: 
     bank_ND = rng.normal(size=(bank, 6))
     asked = bank_ND if queries is None else rng.normal(size=(queries, 6))
     own = torch.arange(bank) if queries is None else None
-    similarity, rows = nearest(unit(bank_ND), unit(asked), k, own)
+    similarity, rows = CosineBank(bank_ND).nearest(asked, k, own)
     k = min(k, bank - (queries is None))
     assert rows.shape == similarity.shape == (len(asked), k)
     if not k:

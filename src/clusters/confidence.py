@@ -46,25 +46,21 @@ def margin(scores_NK: Tensor, scale: float) -> Tensor:
     return 1 - ((second - first) / scale).exp()
 
 
-def fit_scale(
-    scores_NK: Tensor, class_K: np.ndarray, labels_N: np.ndarray | None, start: float
-) -> float:
+def fit_scale(scores_NK: Tensor, class_K: np.ndarray, labels_N: np.ndarray, start: float) -> float:
     """The confidence scale T, fitted to the labels.
 
     Args:
         class_K: the class of every cluster, -1 where it has none.
-        labels_N: the class of every image, -1 where it is unknown; None without labels.
+        labels_N: the class of every image.
         start: T without labels, and the middle of the numbers that are tried.
     """
-    if labels_N is None or len(class_K) == 1:  # the confidence in one cluster is 1 at any scale
+    if len(class_K) == 1:  # the confidence in one cluster is 1 at any scale
         return start
-    rows = _sample(np.flatnonzero(labels_N >= 0))
-    scores = scores_NK[rows]
-    right_N = torch.tensor(class_K[scores.argmax(1)] == labels_N[rows])
+    right_N = torch.tensor(class_K[scores_NK.argmax(1)] == labels_N)
     scales = np.geomspace(start / 1000, start * 1000, 241)  # 6 % apart
     losses = []
     for scale in scales:
-        p = confidence(scores, scale).clamp(1e-6, 1 - 1e-6)
+        p = confidence(scores_NK, scale).clamp(1e-6, 1 - 1e-6)
         losses.append(float(-torch.where(right_N, p, 1 - p).log().mean()))
     return float(scales[int(np.argmin(losses))])
 
@@ -74,15 +70,17 @@ def gaussian_scale(reduced_NP: np.ndarray, centroids_KP: np.ndarray) -> float:
     second nearest: the only direction that decides between the two."""
     if len(centroids_KP) == 1:
         return 1.0
-    rows = _sample(np.arange(len(reduced_NP)))
+    rows = sample(np.arange(len(reduced_NP)))
     reduced, centroids = torch.tensor(reduced_NP[rows]), torch.tensor(centroids_KP)
-    own, second = squared_distances(reduced, centroids).topk(2, largest=False).indices.T
+    parts = reduced.split(max(1, 2**19 // centroids.numel()))  # little memory at a time
+    nearest = [squared_distances(x, centroids).topk(2, largest=False).indices for x in parts]
+    own, second = torch.cat(nearest).T
     line = centroids[second] - centroids[own]  # (N, P)
     length = line.norm(dim=1).clamp_min(1e-12)  # 0 where two centroids coincide
     along = ((reduced - centroids[own]) * line).sum(1) / length
     return max(float(2 * along.square().mean()), 1e-12)
 
 
-def _sample(rows: np.ndarray) -> np.ndarray:
+def sample(rows: np.ndarray) -> np.ndarray:
     """Evenly spaced ones of `rows`, where there are more than 5,000."""
     return rows[np.linspace(0, len(rows) - 1, min(5_000, len(rows))).astype(int)]

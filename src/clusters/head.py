@@ -26,6 +26,7 @@ G groups.
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -35,37 +36,41 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from src.clusters.confidence import certainty, squared_distances
+from src.evaluation.neighbors import ROWS
 from src.storage import artifacts
 from src.storage.artifacts import CertaintyName, Manifest
 
 NEVER = -1e9
 """The score of a cluster without images."""
+ROUNDING = 1e-6
+"""Of a distance, relative to the largest one of a centroid from the mean."""
 
 
 class LinearHead(nn.Module):
     """Principal components to the scores of the clusters."""
 
     weights: Tensor
-    """float32 (K, P)."""
+    """float64 (K, P), of float32 numbers."""
     bias: Tensor
-    """float32 (K,)."""
+    """float64 (K,)."""
 
     def __init__(self, weights_KP: np.ndarray, bias_K: np.ndarray):
         super().__init__()
-        self.register_buffer("weights", torch.tensor(weights_KP))
-        self.register_buffer("bias", torch.tensor(bias_K))
+        self.register_buffer("weights", torch.tensor(weights_KP).double())
+        self.register_buffer("bias", torch.tensor(bias_K).double())
 
     def forward(self, reduced_NP: Tensor) -> Tensor:
-        """float32 (N, K)."""
-        return F.linear(reduced_NP, self.weights, self.bias)
+        """float32 (N, K), so that equal scores are equal however they are computed."""
+        return F.linear(reduced_NP.to(self.weights.dtype), self.weights, self.bias).float()
 
     def assign(self, reduced_NP: np.ndarray) -> np.ndarray:
         """The cluster of every image, int64 (N,)."""
-        return self(torch.tensor(reduced_NP)).argmax(1).numpy()
+        return np.concatenate([self(x_BP).argmax(1).numpy() for x_BP in batches(reduced_NP)])
 
 
 class ClusterHead(nn.Module):
-    """Features to clusters, in float32."""
+    """Features to clusters, in the precision of its buffers: float64, unless converted, so that the
+    scale of the features and the size of a batch do not matter."""
 
     mean: Tensor
     components: Tensor
@@ -87,9 +92,9 @@ class ClusterHead(nn.Module):
         unusual_distance: float = math.inf,
     ):
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean_D))
-        self.register_buffer("components", torch.tensor(components_PD))
-        self.register_buffer("centroids", torch.tensor(centroids_KP))
+        self.register_buffer("mean", torch.tensor(mean_D).double())
+        self.register_buffer("components", torch.tensor(components_PD).double())
+        self.register_buffer("centroids", torch.tensor(centroids_KP).double())
         self.register_buffer("group_of_cluster", torch.arange(len(centroids_KP)))
         self.linear, self.groups, self.group_scale = linear, None, 1.0
         self.l2_normalize = l2_normalize
@@ -112,14 +117,23 @@ class ClusterHead(nn.Module):
             clustering["unusual_distance"],
         )
 
+    @property
+    def batch(self) -> int:
+        """Images at a time: few, so that they and their differences to all centroids stay in the
+        processor's cache."""
+        return max(1, min(ROWS, 2**19 // self.centroids.numel()))
+
     def measure(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The components (B, P), the squared distances (B, K) to the centroids among them, and the
         distance (B,) to the nearest centroid in all dimensions."""
-        x = F.normalize(features_BD, dim=1) if self.l2_normalize else features_BD
+        x = features_BD.to(self.mean.dtype)
+        if self.l2_normalize:
+            x = F.normalize(x, dim=1, eps=torch.finfo(x.dtype).tiny)
         x = x - self.mean
         reduced = x @ self.components.T  # (B, P)
-        squared = squared_distances(reduced, self.centroids)
         outside = (x.square().sum(1) - reduced.square().sum(1)).clamp_min(0)
+        reduced = reduced.float()  # as it is on disk
+        squared = squared_distances(reduced, self.centroids)
         return reduced, squared, (squared.amin(1) + outside).sqrt()
 
     def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -133,7 +147,7 @@ class ClusterHead(nn.Module):
             scores, scale = self.groups(reduced), self.group_scale
             group = scores.argmax(1)
         sure = certainty(self.certainty_name, scores, scale)
-        return cluster, sure, squared.sqrt(), distance > self.unusual_distance, group
+        return cluster, sure, squared.sqrt().float(), distance > self.unusual_distance, group
 
     def probabilities(self, features_BD: Tensor) -> Tensor:
         """Of the clusters, (B, K)."""
@@ -142,19 +156,22 @@ class ClusterHead(nn.Module):
 
     def set_unusual(self, fitted_ND: np.ndarray, usual: float) -> None:
         """Images farther from every cluster than the share `usual` of the fitted ones, float32, are
-        unusual from now on. Those at that distance are not, however rounding differs by batch."""
-        distances = [self.measure(x)[2].numpy() for x in batches(fitted_ND)]
-        self.unusual_distance = float(np.quantile(np.concatenate(distances), usual)) * (1 + 1e-5)
+        unusual from now on. Those at that distance are not, nor is one on a centroid, however
+        rounding differs by batch."""
+        distances = [self.measure(x)[2].numpy() for x in batches(fitted_ND, self.batch)]
+        limit = float(np.quantile(np.concatenate(distances), usual)) * (1 + 1e-5)
+        self.unusual_distance = max(limit, ROUNDING * float(self.centroids.norm(dim=1).max()))
 
 
-def batches(features_ND: np.ndarray) -> Iterator[Tensor]:
-    for start in range(0, len(features_ND), 512):
-        yield torch.tensor(features_ND[start : start + 512])
+def batches(rows_ND: np.ndarray, size: int = 512) -> Iterator[Tensor]:
+    for start in range(0, len(rows_ND), size):
+        yield torch.tensor(rows_ND[start : start + size])
 
 
 def nearest_centroid(centroids_KP: np.ndarray) -> LinearHead:
-    weights_KP = 2 * centroids_KP.astype(np.float32)
-    return LinearHead(weights_KP, -np.square(centroids_KP, dtype=np.float32).sum(1))
+    centroids_KP = centroids_KP.astype(np.float32)
+    squared_K = np.square(centroids_KP, dtype=np.float64).sum(1)
+    return LinearHead(2 * centroids_KP, -squared_K.astype(np.float32))
 
 
 def fit_head(
@@ -175,7 +192,10 @@ def fit_head(
     bias_K[present] = 0
     if len(present) > 1:
         length = np.sqrt(np.square(x_NP, dtype=np.float64).sum(1).mean())
-        with threadpool_limits(1, "blas"):  # NumPy's and SciPy's contend otherwise
+        # One thread: NumPy's and SciPy's contend otherwise. The warning doubts that clusters of one
+        # or two images are classes.
+        with threadpool_limits(1, "blas"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             model = LogisticRegression(max_iter=1000).fit(x_NP / length, clusters, weights_N)
         weights, bias = model.coef_ / length, model.intercept_
         if len(present) == 2:  # scikit-learn keeps only the difference of the two scores

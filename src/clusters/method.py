@@ -88,16 +88,15 @@ class Method:
         model = kmeans(x_NP if smoothed_NP is None else smoothed_NP, count, seed, self.restarts)
         found = np.asarray(model.labels_, np.int64)
         centroids_KP = model.cluster_centers_.astype(np.float32)
-        if smoothed_NP is None:
-            head = nearest_centroid(centroids_KP)
-            clusters = {s: np.asarray(model.predict(x), np.int64) for s, x in reduced.items()}
-        else:
-            head = fit_head(x_NP, found, count)
-            clusters = {split: head.assign(x) for split, x in reduced.items()}
-            members = clusters[self.fit_on] == np.arange(count)[:, None]  # (K, N)
-            sizes = np.maximum(1, members.sum(axis=1, keepdims=True))
-            centroids_KP = (members.astype(np.float32) @ x_NP / sizes).astype(np.float32)
-        agreement = float(np.mean(clusters[self.fit_on] == found))
+        smooth = smoothed_NP is not None
+        head = fit_head(x_NP, found, count) if smooth else nearest_centroid(centroids_KP)
+        clusters = {split: head.assign(x) for split, x in reduced.items()}
+        own = clusters[self.fit_on]
+        if smooth:
+            sums_KP = np.stack([x_NP[own == k].sum(axis=0, dtype=float) for k in range(count)])
+            sizes_K = np.bincount(own, minlength=count).clip(1)
+            centroids_KP = (sums_KP / sizes_K[:, None]).astype(np.float32)
+        agreement = float(np.mean(own == found))
         class_K = self.name(clusters, count)
         inertia = float(model.inertia_ or 0)
         return Clustering(clusters, centroids_KP, head, class_K, inertia, agreement)

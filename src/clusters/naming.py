@@ -19,7 +19,7 @@ from dataset.load_dataset import Dataset, reload_dataset
 from src.clusters.carry_over import read_past, remember
 from src.clusters.confidence import certainty
 from src.clusters.groups import Groups, load_groups
-from src.clusters.head import LinearHead, fit_head
+from src.clusters.head import LinearHead, batches, fit_head
 from src.clusters.names import read_names
 from src.clusters.words import nearest_words, read_words, with_words, words_table
 from src.runtime.cli import UserError, printable
@@ -142,7 +142,7 @@ def write_head(manifest: Manifest, groups: Groups) -> None:
     is_smoothed = "head_agreement" in manifest.metrics()["fit"]
     scale = clustering["confidence_scale"] if is_smoothed else 1.0
     for split, x_NP in reduced.items():
-        scores_NG = linear(torch.tensor(x_NP))
+        scores_NG = torch.cat([linear(x_BP) for x_BP in batches(x_NP)])
         sure_N = certainty(clustering["certainty"], scores_NG, scale).numpy()
         is_other = scores_NG.argmax(1).numpy() != groups.of_images[split]
         sure_N = np.where(groups.moved[split], 1, np.where(is_other, 0, sure_N))

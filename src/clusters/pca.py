@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from src.evaluation.metrics import entropy_rank
+from src.evaluation.neighbors import l2_normalized
 from src.runtime.cli import UserError
+
+CACHED, MANY = 2**18, 2**22
+"""Numbers in memory at a time: as many as fit into the processor's cache, and enough for a fast
+product of all dimensions."""
+LARGEST = 1e15
+"""Of the spread of the rows and its inverse: K-means takes squares in float32."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +36,12 @@ class PCA:
     """Scale every row to length 1 first."""
 
     def transform(self, x_ND: np.ndarray) -> np.ndarray:
-        """float32 (N, P)."""
+        """float32 (N, P), computed in float64 as `ClusterHead` does."""
         reduced_NP = np.empty((len(x_ND), len(self.components_PD)), np.float32)
+        components_DP = self.components_PD.T.astype(np.float64)
+        mean_P = self.mean_D @ components_DP
         for rows, x in _blocks(x_ND, self.l2_normalize):
-            reduced_NP[rows] = (x - self.mean_D) @ self.components_PD.T
+            reduced_NP[rows] = x @ components_DP - mean_P
         return reduced_NP
 
 
@@ -48,16 +57,16 @@ def fit_pca(x_ND: np.ndarray, components: int, l2_normalize: bool) -> PCA:
         The components, largest variance first, each with its largest entry positive.
 
     Raises:
-        UserError: all rows are equal.
+        UserError: all rows are equal, or too large or small to be clustered as they are.
 
     The eigenvectors of the covariance (D, D), or where D > N of the Gram matrix (N, N), which has
     the same eigenvalues: if G u = v u, then X^T u / sqrt(v) is a component.
     """
     count, dim = x_ND.shape
-    mean_D = sum(x.sum(axis=0, dtype=np.float64) for _, x in _blocks(x_ND, l2_normalize)) / count
+    mean_D = sum(x.sum(axis=0) for _, x in _blocks(x_ND, l2_normalize)) / count
     if dim <= count:
         scatter = np.zeros((dim, dim))
-        for _, x in _blocks(x_ND, l2_normalize):
+        for _, x in _blocks(x_ND, l2_normalize, MANY):
             centered = x - mean_D
             scatter += centered.T @ centered
         values, vectors = np.linalg.eigh(scatter)
@@ -70,6 +79,12 @@ def fit_pca(x_ND: np.ndarray, components: int, l2_normalize: bool) -> PCA:
     total = values.sum()
     if total <= 1e-12 * count * (mean_D**2).sum():  # no more than float32 rounding
         raise UserError(f"all {count:,} rows are equal: there is nothing to reduce or to cluster")
+    spread = float(np.sqrt(total / count))
+    if not 1 / LARGEST < spread < LARGEST:
+        raise UserError(
+            f"the rows spread by {spread:.0e}, beyond what float32 can square: scale the features, "
+            "or leave out --no-l2-normalize"
+        )
     rank = int((values > values[-1] * max(count, dim) * np.finfo(float).eps).sum())
     keep = np.arange(len(values))[::-1][: min(components, rank)]
     components_PD = vectors[:, keep].T
@@ -86,15 +101,11 @@ def fit_pca(x_ND: np.ndarray, components: int, l2_normalize: bool) -> PCA:
     )
 
 
-def l2_normalized(x_ND: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1; rows of zeros stay zero."""
-    length = np.linalg.norm(x_ND, axis=1, keepdims=True)
-    return x_ND / np.maximum(length, np.finfo(np.float32).tiny)
-
-
-def _blocks(x_ND: np.ndarray, l2_normalize: bool) -> Iterator[tuple[slice, np.ndarray]]:
-    """Slices of rows, each with those rows in float32."""
-    for start in range(0, len(x_ND), 2048):
-        rows = slice(start, start + 2048)
-        x = np.asarray(x_ND[rows], np.float32)
-        yield rows, l2_normalized(x) if l2_normalize else x
+def _blocks(
+    x_ND: np.ndarray, l2_normalize: bool, numbers: int = CACHED
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Slices of rows, each with those rows in float64."""
+    count = max(1, numbers // x_ND.shape[1])
+    for start in range(0, len(x_ND), count):
+        rows = slice(start, start + count)
+        yield rows, l2_normalized(x_ND[rows]) if l2_normalize else x_ND[rows].astype(np.float64)

@@ -14,8 +14,7 @@ Adaptive Graph Convolution", use it in front of a clustering.
 import numpy as np
 import torch
 
-from src.clusters.pca import l2_normalized
-from src.evaluation.neighbors import nearest, unit
+from src.evaluation.neighbors import l2_normalized, nearest, unit
 
 
 def smooth(x_NP: np.ndarray, hops: int, neighbors: int) -> np.ndarray:
@@ -24,12 +23,13 @@ def smooth(x_NP: np.ndarray, hops: int, neighbors: int) -> np.ndarray:
     Args:
         neighbors: cut to N - 1.
     """
-    rows_NP = l2_normalized(x_NP)
+    rows_NP = l2_normalized(x_NP).astype(np.float32)
     for _ in range(hops):
         unit_NP = unit(rows_NP)
         _, near_Nk = nearest(unit_NP, unit_NP, neighbors, own_M=torch.arange(len(rows_NP)))
         total_NP = np.zeros_like(rows_NP)
         for near_N in near_Nk.numpy().T:  # one by one, for little memory
             total_NP += rows_NP[near_N]
-        rows_NP = l2_normalized(rows_NP + total_NP / max(1, near_Nk.shape[1]))
+        mean_NP = total_NP / max(1, near_Nk.shape[1])
+        rows_NP = l2_normalized(rows_NP + mean_NP).astype(np.float32)
     return rows_NP

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from src.clusters.choose_k import candidates, scan, scan_table
-from src.clusters.confidence import fit_scale, gaussian_scale
+from src.clusters.confidence import fit_scale, gaussian_scale, sample
 from src.clusters.fine import FineClusters, find_fine
 from src.clusters.flags import ClusteringConfig
 from src.clusters.head import ClusterHead, batches
@@ -143,10 +143,14 @@ def calibrated_head(
         certainty_name="confidence" if named_on else "margin",
     )  # fmt: skip
     rows_NP = reduced[named_on or method.fit_on]
-    start = 1.0 if method.hops else gaussian_scale(rows_NP, used.centroids_KP)
-    scores_NK = used.head(torch.tensor(rows_NP))
-    labels = method.labels[named_on] if named_on else None
-    head.confidence_scale = fit_scale(scores_NK, used.class_K, labels, start)
+    head.confidence_scale = 1.0 if method.hops else gaussian_scale(rows_NP, used.centroids_KP)
+    if named_on:
+        labels_N = method.labels[named_on]
+        rows = sample(np.flatnonzero(labels_N >= 0))
+        scores = used.head(torch.tensor(rows_NP[rows]))
+        head.confidence_scale = fit_scale(
+            scores, used.class_K, labels_N[rows], start=head.confidence_scale
+        )
     head.set_unusual(fitted_ND, usual)
     return head
 
@@ -161,10 +165,12 @@ class PerImage(NamedTuple):
 
 
 def per_image(head: ClusterHead, features_ND: np.ndarray, clusters: np.ndarray) -> PerImage:
-    parts = [head(x_BD) for x_BD in batches(features_ND)]
-    _, sure_N, distances_NK, unusual_N, _ = (torch.cat(part) for part in zip(*parts, strict=True))
-    own_N = distances_NK[torch.arange(len(clusters)), torch.tensor(clusters)]
-    return PerImage(sure_N.numpy(), own_N.numpy(), unusual_N.numpy())
+    parts = []
+    both = batches(features_ND, head.batch), batches(clusters, head.batch)
+    for x_BD, own_B in zip(*both, strict=True):
+        _, sure_B, distances_BK, unusual_B, _ = head(x_BD)
+        parts.append((sure_B, distances_BK.gather(1, own_B[:, None])[:, 0], unusual_B))
+    return PerImage(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
 
 def record(

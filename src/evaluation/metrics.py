@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, davies_bouldin_score, normalized_mutual_info_score
 
-from src.evaluation.neighbors import nearest, unit
+from src.evaluation.neighbors import BLOCK, CosineBank
 from src.evaluation.silhouette import silhouette_samples
 from src.storage.scores import ClassScores, InternalScores, LabelScores
 
@@ -70,11 +70,14 @@ def knn_accuracy(
     Discrimination", section 3.4.
     """
     own = torch.arange(len(queries_MD)) if leave_one_out else None
-    similarity, near_Mk = nearest(unit(bank_ND), unit(queries_MD), 20, own)
-    classes_N = torch.as_tensor(bank_labels)
-    ballots = torch.zeros(len(near_Mk), int(classes_N.max()) + 1)
-    ballots.scatter_add_(1, classes_N[near_Mk], (similarity / 0.07).exp())
-    return float((ballots.argmax(dim=1) == torch.as_tensor(labels)).float().mean())
+    similarity, near_Mk = CosineBank(bank_ND).nearest(queries_MD, 20, own)
+    classes_N, right = torch.as_tensor(bank_labels), 0
+    for start in range(0, len(near_Mk), BLOCK):
+        part = slice(start, start + BLOCK)
+        ballots = torch.zeros(len(near_Mk[part]), int(classes_N.max()) + 1)
+        ballots.scatter_add_(1, classes_N[near_Mk[part]], (similarity[part] / 0.07).exp())
+        right += int((ballots.argmax(dim=1) == torch.as_tensor(labels[part])).sum())
+    return right / len(near_Mk)
 
 
 def effective_rank(x_ND: np.ndarray) -> float:

@@ -38,7 +38,8 @@ def silhouette_samples(x_NP: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     each = np.arange(len(own))
     within = sums_KN[own, each] / np.maximum(counts_K[own] - 1, 1)
     sums_KN[own, each] = np.inf
-    nearest = (sums_KN / counts_K[:, None]).min(axis=0)
+    sums_KN /= counts_K[:, None]  # in place: K x N is large for many clusters
+    nearest = sums_KN.min(axis=0)
     widest = np.maximum(within, nearest)
     silhouette = np.divide(nearest - within, widest, out=np.zeros_like(widest), where=widest > 0)
     silhouette[counts_K[own] == 1] = 0

@@ -1,6 +1,7 @@
 """Export the whole pipeline as one ONNX file, to run without PyTorch or this repository, or the"""
 
 import contextlib
+import copy
 import io
 import json
 import warnings
@@ -123,7 +124,8 @@ def to_onnx(predictor: Predictor) -> onnx.ModelProto:
     trained_with = predictor.extraction["checkpoint"]
     assert predictor.backbone is not None
     assert trained_with is not None
-    pipeline = Pipeline(predictor.backbone, predictor.head).eval()
+    head = copy.deepcopy(predictor.head).float()  # many runtimes have no float64
+    pipeline = Pipeline(predictor.backbone, head).eval()
     side = predictor.image_size
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # PyTorch's exporter about PyTorch itself

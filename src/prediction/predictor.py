@@ -163,10 +163,9 @@ class Predictor:
     @torch.inference_mode()
     def predict_features(self, features_BD: np.ndarray) -> Predictions:
         """`predict` from float32 features (B, D) of the network behind the clusters."""
-        x_BD = torch.from_numpy(features_BD)
-        return Predictions(
-            *(out.numpy() for out in (*self.head(x_BD), self.head.probabilities(x_BD)))
-        )
+        parts = torch.from_numpy(features_BD).split(self.head.batch)
+        columns = zip(*((*self.head(x), self.head.probabilities(x)) for x in parts), strict=True)
+        return Predictions(*(torch.cat(column).numpy() for column in columns))
 
     def name_of(self, cluster: int) -> str:
         """The name that the user gave to a cluster, its class, or "cluster 3"."""

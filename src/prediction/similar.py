@@ -3,7 +3,7 @@
 import numpy as np
 
 from dataset.load_dataset import Dataset
-from src.evaluation.neighbors import nearest, unit
+from src.evaluation.neighbors import CosineBank
 from src.storage.artifacts import FEATURES, Manifest
 
 
@@ -16,7 +16,7 @@ class SimilarPictures:
 
     def __init__(self, manifest: Manifest, dataset: Dataset | None):
         splits = manifest.extraction["dataset"]["splits"]
-        self.bank = unit(np.concatenate([manifest.load(FEATURES, split) for split in splits]))
+        self.bank = CosineBank(np.concatenate([manifest.load(FEATURES, s) for s in splits]))
         self.names: list[str] = []
         for split, count in splits.items():
             names = dataset.splits[split].names if dataset else None
@@ -25,7 +25,7 @@ class SimilarPictures:
     def find(self, features_BD: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
         """For each of B new pictures the name and the similarity, from -1 to 1, of its k most
         similar pictures, most similar first, or of all if there are fewer."""
-        similarity, rows = nearest(self.bank, unit(features_BD), k)
+        similarity, rows = self.bank.nearest(features_BD, k)
         return [
             [(self.names[row], value) for value, row in zip(*picture, strict=True)]
             for picture in zip(similarity.tolist(), rows.tolist(), strict=True)

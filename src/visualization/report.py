@@ -56,10 +56,10 @@ def write_report(
     _, near_Nk = nearest(*lifted(results.x_NP[sheets.rows], results.x_NP), NEIGHBORS, own_N)
     arrays = {
         "xy": xy_N2.astype("<f4"),
-        "cluster": results.clusters.astype("<u2"),
-        "fine": results.fine.astype("<u2"),
+        "cluster": results.clusters.astype("<i4"),
+        "fine": results.fine.astype("<i4"),
         "fine-distance": fine_distance(results.x_NP, results.fine).astype("<f4"),
-        "label": results.labels.astype("<i2"),
+        "label": results.labels.astype("<i4"),
         "split": results.splits.astype("u1"),
         "distance": results.distance.astype("<f4"),
         "certainty": results.certainty.astype("<f4"),

@@ -3,7 +3,7 @@
 // textContent only.
 const $ = (selector) => document.querySelector(selector);
 const data = JSON.parse($("#data").textContent);
-const TYPES = { f4: Float32Array, u4: Uint32Array, i4: Int32Array, u2: Uint16Array, i2: Int16Array, u1: Uint8Array };
+const TYPES = { f4: Float32Array, u4: Uint32Array, i4: Int32Array, u2: Uint16Array, u1: Uint8Array };
 
 function bytes(id) {
   const text = atob(document.getElementById(id).textContent);

@@ -92,9 +92,10 @@ function openGallery(g) {
 
 // ---- classes in clusters -------------------------------------------------------------------------
 
+const CELLS = 40000; // more would make the page slow
 function fillCrossing() { // its own filters, cluster and class, do not apply to its numbers
-  $("#crossing").hidden = !hasLabels;
-  if (!hasLabels) return;
+  $("#crossing").hidden = !hasLabels || data.classes.length * groups.size > CELLS;
+  if ($("#crossing").hidden) return;
   const table = data.classes.map(() => ({}));
   for (let i = 0; i < count; i++) if (label[i] >= 0 && passes(i)) table[label[i]][group[i]] = (table[label[i]][group[i]] ?? 0) + 1;
   const classOf = (g) => (branchCount ? undefined : data.classOfCluster[g]) ?? data.classes.indexOf(calledOfGroup(g));
