@@ -392,7 +392,7 @@ def test_features_and_clusters(run: Path, rounds: int, monkeypatch: pytest.Monke
 
 
 @ROUNDS
-def test_checkpoints(run: Path, rounds: int) -> None:
+def test_checkpoints(run: Path, rounds: int, tmp_path: Path) -> None:
     """A damaged one is passed over. Other weights under sound checksums are not noticed."""
 
     def extracted(directory: Path) -> bytes:
@@ -408,8 +408,8 @@ def test_checkpoints(run: Path, rounds: int) -> None:
     assert len(files) == 3
     expected: dict[Any, list[bytes]] = {extracted: [], resumed: []}
     for file in files[1:]:
-        directory = run / "alone" / file.stem
-        directory.mkdir(parents=True)
+        directory = tmp_path / file.stem
+        directory.mkdir()
         shutil.copy(file, directory)
         for read, answers in expected.items():
             answers.append(read(directory))
