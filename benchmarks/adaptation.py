@@ -5,7 +5,7 @@
 
 Runs src/train.py on each folder once a seed, in a temporary directory, and scores epoch 0 and the
 last epoch: k-NN (leave one out), Hungarian accuracy of K-means and of smoothed clusters, and the
-latter's NMI, mean of three seeds of K-means. Labels are only used for scoring.
+latter's NMI, mean of ten seeds of K-means. Labels are only used for scoring.
 """
 
 import shlex
@@ -72,7 +72,7 @@ def scores(file: Path, pictures: Path, cache: Path) -> list[float]:
     _, reduced = method.reduce({name: features})
     smoothed = method.smooth(reduced, count)
     rows = []
-    for seed in range(3):
+    for seed in range(10):
         found = method.clusterings(reduced, smoothed, count, seed)
         plain, used = found["kmeans"].clusters[name], found["smoothed"].clusters[name]
         rows.append(
