@@ -40,7 +40,9 @@ run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten d
 	@$(PY) src/clustering.py --baselines $(NAMED)
 	@$(PY) src/inference.py $(NAMED)
 	@$(PY) visualize_features.py $(NAMED)
-	@echo "next: source .venv/bin/activate, then $(strip python src/inference.py $(NAMED) photo.jpg)"
+	@echo "1. Open features$(if $(NAME),/$(NAME))/report.html in a browser."
+	@echo "2. Name the groups there and download names.json into features$(if $(NAME),/$(NAME)), then: $(strip $(PY) src/clustering.py --names $(if $(NAME),--name $(NAME)))"
+	@echo "3. Predict a new picture: $(strip $(PY) src/inference.py $(if $(NAME),--name $(NAME)) photo.jpg)"
 
 test: $(VENV)/installed-dev  ## the tests (CPU, no network, a few minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2
@@ -63,8 +65,8 @@ bench: $(VENV)/installed-dev  ## side-by-side speed measurements
 	$(PY) benchmarks/extract_throughput.py
 	$(PY) benchmarks/clustering_scale.py
 
-pictures: $(VENV)/installed-dev  ## the README's pictures, from the last run (needs Chromium)
-	$(PY) docs/make_pictures.py --feature-dir features$(if $(NAME),/$(NAME))
+pictures: $(VENV)/installed-dev  ## the pictures in docs/, from photographs in DATA=FOLDER/CLASS/ (needs Chromium)
+	$(PY) docs/make_pictures.py $(if $(DATA),--data-dir $(call quote,$(FOLDER)),--feature-dir features$(if $(NAME),/$(NAME)))
 
 sync: $(VENV)/installed  ## upload offline Weights & Biases runs
 	$(PY) src/sync_wandb.py
