@@ -1,6 +1,6 @@
 """Make the pictures of the README and docs/ from photographs: a page, its screenshot, two figures.
 
-    make pictures DATA=FOLDER        # FOLDER/CLASS/… or FOLDER/train/CLASS/…
+    make pictures DATA=FOLDER CREDIT='Photographs: …'    # FOLDER/CLASS/… or FOLDER/train/CLASS/…
     python docs/make_pictures.py --feature-dir features/pictures    # from a finished run
 
 The first takes --count photographs without their classes, as a person has them, runs all stages on
@@ -9,7 +9,7 @@ groups of one class are merged. No photographs are part of this repository; thos
 clothing-dataset-small (github.com/alexeygrigorev/clothing-dataset-small, CC0).
 
 Writes docs/example_report.html (the page with smaller thumbnails, without links to the originals),
-docs/report.png, docs/map.png and docs/clusters.png. Needs Chromium and requirements-dev.txt.
+docs/report.png, docs/map.png and docs/clusters.jpg. Needs Chromium and requirements-dev.txt.
 """
 
 import base64
@@ -35,7 +35,8 @@ from src.storage import artifacts
 from src.storage.artifacts import ASSIGNMENTS, FINE, Manifest
 from src.storage.files import write_json
 
-FIGURES = ("map", "clusters")
+FIGURES = {"map": "map.png", "clusters": "clusters.jpg"}
+"""The picture in docs/ of each figure."""
 WIDTH, HEIGHT = 1400, 900
 """Size of the screenshot in pixels."""
 MAX_BYTES = 250_000
@@ -60,6 +61,7 @@ READY = (
     "? done() : setTimeout(f, 50); f(); })"
 )
 """Waits until the map is drawn with its pictures."""
+DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ def main(config: PicturesConfig) -> None:
     program = shutil.which(config.chromium)
     if program is None:
         raise UserError(f"{config.chromium} was not found: name a browser with --chromium")
-    for name in FIGURES:
-        picture = features / artifacts.FIGURES / f"{name}.png"
-        write(existing(picture), config.output_dir / f"{name}.png")
+    for figure, name in FIGURES.items():
+        picture = features / artifacts.FIGURES / f"{figure}.png"
+        write(existing(picture), config.output_dir / name)
     write(screenshot(report, program), config.output_dir / "report.png")
 
 
@@ -137,8 +139,8 @@ def copy_photographs(source: Path, target: Path, count: int) -> dict[str, str]:
 
 
 def write_names(directory: Path, class_of: dict[str, str]) -> None:
-    """Write names.json: the class of most pictures for each cluster, and for a fine cluster with
-    at least two thirds of another class."""
+    """Write names.json: each cluster is called by the class of most of its pictures, and each fine
+    cluster by a class that has two thirds of them."""
     manifest = Manifest(directory)
     (split,) = manifest.extraction["dataset"]["splits"]
     classes = np.array([class_of[name] for name in sorted(class_of)])  # the order of a folder
@@ -170,6 +172,8 @@ def screenshot(report: Path, program: str) -> io.BytesIO:
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.goto(report.resolve().as_uri())
         page.evaluate(READY)
+        page.press("#map", "Enter")  # selects the image nearest the middle
+        page.evaluate(DRAWN)
         content = page.screenshot()
         browser.close()
     return io.BytesIO(content)
@@ -212,14 +216,17 @@ def existing(file: Path) -> Path:
 
 
 def write(picture: Path | io.BytesIO, file: Path) -> None:
-    """Write a copy in 256 colors, as wide as `MAX_BYTES` allows."""
+    """Write a copy, in 256 colors if it is a PNG, as wide as `MAX_BYTES` allows."""
     image = Image.open(picture).convert("RGB")
     content = io.BytesIO()
     for width in range(WIDTH, 0, -100):
         small = image.copy()
         small.thumbnail((width, 10 * width), Image.Resampling.LANCZOS)
         content = io.BytesIO()
-        small.quantize(256, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+        if file.suffix == ".jpg":
+            small.save(content, "JPEG", quality=85)
+        else:
+            small.quantize(256, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
         if content.tell() < MAX_BYTES:
             break
     with artifacts.replacing(file) as temporary:
