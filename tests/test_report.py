@@ -167,7 +167,6 @@ def test_the_photographs_of_the_example_are_named_by_the_class_of_most(tmp_path:
     is_one = np.array([class_of[name] == "class 1" for name in results.file_names])
     for k, name in results.given.names.items():
         share = is_one[results.clusters == int(k)].mean()
-        assert 0 < share < 1
         assert (share > 0.5) == (name == "class 1") or share == 0.5
     for k, name in results.given.fine.items():
         share = is_one[results.fine == int(k)].mean()
