@@ -5,6 +5,7 @@ FLAGS ?=
 # From the command line only: the environment may contain variables of these names.
 DATA :=
 WEIGHTS :=
+CREDIT :=
 NAME := $(filter-out digits,$(DATASET))
 
 VENV := .venv
@@ -32,6 +33,7 @@ help:  ## list the targets
 	@echo "make run DATA=~/pictures        the same stages on your own pictures (NAME=... names the results)"
 	@echo "make run DATA=... WEIGHTS=dino  start from weights learned without labels (or none, imagenet)"
 	@echo "make run DATASET=stl10          the same stages on STL-10 (downloads 2.6 GB)"
+	@echo "make pictures DATA=FOLDER       the same on 600 photographs of FOLDER/CLASS/ (CREDIT='whose they are')"
 	@echo "make run FLAGS='--epochs 4'     more flags for src/train.py"
 
 run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten digits, minutes)
@@ -40,7 +42,9 @@ run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten d
 	@$(PY) src/clustering.py --baselines $(NAMED)
 	@$(PY) src/inference.py $(NAMED)
 	@$(PY) visualize_features.py $(NAMED)
-	@echo "next: source .venv/bin/activate, then $(strip python src/inference.py $(NAMED) photo.jpg)"
+	@echo "1. Open features$(if $(NAME),/$(NAME))/report.html in a browser."
+	@echo "2. Name the groups there and download names.json into features$(if $(NAME),/$(NAME)), then: $(strip $(PY) src/clustering.py --names $(if $(NAME),--name $(NAME)))"
+	@echo "3. Predict a new picture: $(strip $(PY) src/inference.py $(if $(NAME),--name $(NAME)) photo.jpg)"
 
 test: $(VENV)/installed-dev  ## the tests (CPU, no network, a few minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2
@@ -63,8 +67,8 @@ bench: $(VENV)/installed-dev  ## side-by-side speed measurements
 	$(PY) benchmarks/extract_throughput.py
 	$(PY) benchmarks/clustering_scale.py
 
-pictures: $(VENV)/installed-dev  ## the README's pictures, from the last run (needs Chromium)
-	$(PY) docs/make_pictures.py --feature-dir features$(if $(NAME),/$(NAME))
+pictures: $(VENV)/installed-dev  ## the pictures in docs/, from photographs in DATA=FOLDER/CLASS/ (needs Chromium)
+	$(PY) docs/make_pictures.py $(if $(DATA),--data-dir $(call quote,$(FOLDER)),--feature-dir features$(if $(NAME),/$(NAME))) $(if $(CREDIT),--credit $(call quote,$(CREDIT)))
 
 sync: $(VENV)/installed  ## upload offline Weights & Biases runs
 	$(PY) src/sync_wandb.py

@@ -310,7 +310,8 @@ def test_backbone_that_cannot_be_exported(
 ) -> None:
     with pytest.raises(UserError, match=r"must end in \.safetensors or \.pt"):
         main(ExportConfig(backbone=tmp_path / "backbone.onnx"))
-    with pytest.raises(UserError, match=r"run python src/train\.py first"):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"run python src/train\.py .*FOLDER first"):
         main(ExportConfig(backbone=tmp_path / "backbone.pt", checkpoint_dir=tmp_path))
     monkeypatch.setitem(ARCHITECTURES, "slim", ARCHITECTURES["resnet18"]._replace(stem=(3, 1, 1)))
     write_checkpoint(tmp_path / "simclr_epoch_0003.pt", "digits", Path(), "slim")

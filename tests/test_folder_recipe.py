@@ -244,6 +244,7 @@ def test_advice_repeats_the_name(script: Script, tmp_path: Path) -> None:
 
     few = ("--name", "few")
     train, extract = (f"python src/{s}.py --name few" for s in ("train", "feature_extraction"))
+    train += " --dataset folder --data-dir FOLDER"
     assert advice("src/feature_extraction.py", *few) == f"{train} first"
     assert advice("src/clustering.py", *few) == f"{train}, then {extract}"
     pixel_run(tmp_path / "features/few", "digits", Path())
@@ -352,4 +353,8 @@ def test_make_run_takes_any_folder(tmp_path: Path, folder_name: str, name: str) 
         assert run.returncode == 0, run.stderr
         train = f"src/train.py --dataset folder --data-dir '{folder}' --name '{name}'"
         assert train in run.stdout
-        assert run.stdout.count(f"--name '{name}'") == 6
+        assert run.stdout.count(f"--name '{name}'") == 5
+        *_, page, names, picture = run.stdout.splitlines()
+        assert f"1. Open features/{name}/report.html" in page
+        assert f".venv/bin/python src/clustering.py --names --name {name}" in names
+        assert f".venv/bin/python src/inference.py --name {name} photo.jpg" in picture

@@ -160,7 +160,7 @@ def test_stl10_without_a_test_split(small_script: Script, tmp_path: Path, stl10_
         (("src/train.py", "--epocs", 3), "--epocs"),
         (("src/train.py", "--epochs", "many"), "--epochs"),
         (("src/feature_extraction.py",), "python src/train.py"),
-        *(((later,), "src/train.py, then python src/feature_extraction.py") for later in LATER),
+        *(((later,), "FOLDER, then python src/feature_extraction.py") for later in LATER),
         (("src/clustering.py", "--clusters", 0), "--clusters"),
     ],
 )

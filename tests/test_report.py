@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from docs.make_pictures import READY
+from dataset.load_dataset import load_dataset
+from docs import make_pictures
+from docs.make_pictures import READY, copy_photographs, write_names
 from src.storage import artifacts
 from src.visualization import thumbnails
 from src.visualization.duplicates import Copies
@@ -100,8 +102,8 @@ def test_readme_pictures(script: Script, drawn: Path, program: str, tmp_path: Pa
     flags = ("--output-dir", tmp_path, "--chromium", program)
     run = script("docs/make_pictures.py", "--feature-dir", drawn, *flags)
     assert run.returncode == 0, run.stderr
-    for name in ("map", "clusters", "report"):
-        picture = tmp_path / f"{name}.png"
+    for name in ("map.png", "clusters.jpg", "report.png"):
+        picture = tmp_path / name
         assert picture.stat().st_size < 250_000
         pixels = np.asarray(Image.open(picture).convert("HSV"))
         assert pixels[..., 2].std() > 10
@@ -119,12 +121,56 @@ def test_the_example_is_the_page_with_smaller_pictures(
     run = script("docs/make_pictures.py", *flags)
     assert run.returncode == 0, run.stderr
     example = tmp_path / "example_report.html"
-    assert example.stat().st_size < 500_000
+    assert example.stat().st_size < 1_000_000
     pages = [file.read_text(encoding="utf-8") for file in (drawn / "report.html", example)]
     sheet = re.compile(r'(?<=id="sheet-0" data-type="">)[^<]+')
     assert len({sheet.sub("", page) for page in pages}) == 1
     sizes = [Image.open(io.BytesIO(base64.b64decode(sheet.findall(p)[0]))).size for p in pages]
     assert sizes[0] == sizes[1]
+
+
+def test_the_example_has_smaller_thumbnails_if_it_must(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (drawn / "report.html").read_text(encoding="utf-8")
+    monkeypatch.setattr(make_pictures, "MAX_EXAMPLE_BYTES", len(page) - 60_000)
+    monkeypatch.setattr(make_pictures, "SMALLER", [(32, 60), (16, 60)])
+    make_pictures.write_example(drawn / "report.html", tmp_path / "e.html", "by A & B")
+    example = (tmp_path / "e.html").read_text(encoding="utf-8")
+    assert len(example) < len(page) - 60_000
+    assert '"tile": 16' in example
+    assert "by A &amp; B" in example
+    widths = [
+        Image.open(io.BytesIO(base64.b64decode(make_pictures.SHEET.findall(text)[0][1]))).width
+        for text in (page, example)
+    ]
+    assert widths[1] * 2 == widths[0]
+
+
+def test_the_photographs_of_the_example_are_named_by_the_class_of_most(tmp_path: Path) -> None:
+    """The classes of a folder are seen by nothing else."""
+    source, photos = tmp_path / "source", tmp_path / "photos"
+    split = load_dataset("digits", Path()).splits["train"]
+    assert split.labels is not None
+    for i in range(200):
+        folder = source / "train" / f"class {split.labels[i] % 2}"
+        save_picture(split.images[i], folder / f"{i:03d}.png")
+    class_of = copy_photographs(source, photos, 150)
+    assert copy_photographs(source, photos, 150) == class_of
+    assert sorted(f.name for f in photos.iterdir()) == sorted(class_of)
+    assert len(class_of) == 150
+    pixel_run(tmp_path / "features", "folder", photos, clusters="4")
+    write_names(tmp_path / "features", class_of)
+    results = load_results(tmp_path / "features")
+    assert set(results.group_names) == {"class 0", "class 1"}
+    assert results.file_names
+    is_one = np.array([class_of[name] == "class 1" for name in results.file_names])
+    for k, name in results.given.names.items():
+        share = is_one[results.clusters == int(k)].mean()
+        assert (share > 0.5) == (name == "class 1") or share == 0.5
+    for k, name in results.given.fine.items():
+        share = is_one[results.fine == int(k)].mean()
+        assert (share if name == "class 1" else 1 - share) >= 2 / 3
 
 
 def test_it_shows_every_point(report: Report) -> None:

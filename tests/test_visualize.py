@@ -264,11 +264,58 @@ def test_the_training_curves_fill_the_figure_and_no_title_is_cut_off(panels: int
     assert right_edges[0] == pytest.approx(right_edges[1], abs=1)
 
 
+SCAN: Any = {
+    "clusters": [2, 3, 4], "silhouette": [0.1, 0.3, 0.2], "davies_bouldin": [2.0, 1.5, 1.8],
+    "stability": [0.5, 0.9, 0.4], "picked": 3,
+}  # fmt: skip
+
+
+def test_every_figure_has_titles_and_nothing_is_cut_off_or_crossed() -> None:
+    steps = [
+        {"kind": "epoch", "epoch": e, "loss": 3 - e / 9, "gradient_norm": 6.0 / e,
+         "learning_rate": 8e-5 / e, "activation_rms": 1 + e / 9, "projection_std": 0.08,
+         "projection_rank": 100 - e, "knn_accuracy": 0.5, "kmeans_accuracy": 0.4}
+        for e in range(1, 8)
+    ]  # fmt: skip
+    ratio, scores = 0.04 * 0.97 ** np.arange(100), np.linspace(-0.1, 0.4, 60)
+    groups, names = np.arange(60) % 3, ["0 → dress", "1 → t-shirt", "2"]
+    with figures.styled():
+        drawn = {
+            "training": figures.training_curves([steps[0] | {"kind": "step"}, *steps]),
+            "pca": figures.pca_variance(ratio / ratio.sum()),
+            "silhouette": figures.silhouette_profile(scores, groups, names, colors(3)),
+            "sizes": figures.cluster_sizes({"train": np.array([9, 40, 3])}, names),
+            "scan": figures.cluster_scan(SCAN),
+            "confusion": figures.confusion_matrix(np.eye(3), names, "train: accuracy 79.3%"),
+        }
+        for figure in drawn.values():
+            figure.draw_without_rendering()
+    for name, figure in drawn.items():
+        for ax in figure.axes:
+            assert ax.get_title(loc="left"), name
+            texts: list[Any] = [ax._left_title, *ax.texts]  # type: ignore[attr-defined]
+            for axis in (ax.xaxis, ax.yaxis):
+                low, high = sorted(axis.get_view_interval())
+                texts += [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
+            boxes = [text.get_window_extent() for text in texts if text.get_text()]
+            if legend := ax.get_legend():
+                boxes.append(legend.get_window_extent())
+                assert boxes[-1].y0 >= ax.get_window_extent().y1, name
+            for box in boxes:
+                assert min(box.x0, box.y0) >= -1, name
+                assert box.x1 <= figure.bbox.x1 + 1, name
+                assert box.y1 <= figure.bbox.y1 + 1, name
+            for line in ax.lines:
+                crossed = [b for b in boxes if line.get_path().transformed(line.get_transform())
+                           .intersects_bbox(b, filled=False)]  # fmt: skip
+                assert not crossed, name
+
+
 def test_the_confusion_matrix_shows_percent_of_the_class() -> None:
     counts = np.array([[3, 1, 0], [0, 0, 0]])
     with figures.styled():
         ax = figures.confusion_matrix(counts, ["$x^{", "b"], "t").axes[0]
-    cells = {text.get_position(): text.get_text() for text in ax.texts}
+    cells = {text.get_position(): text.get_text() for text in ax.texts[1:]}
     assert cells == {(0, 0): "75", (1, 0): "25"}
     assert [label.get_text() for label in ax.get_xticklabels()] == ["$x^{", "b", "no class"]
 
@@ -286,7 +333,7 @@ def test_the_confusion_matrix_has_the_classes_that_occur(
     classes = ["class 7", "class 9", "class 20000"]
     assert [label.get_text() for label in ax.get_yticklabels()] == classes
     assert [label.get_text() for label in ax.get_xticklabels()] == [*classes, "no class"]
-    cells = {text.get_position(): text.get_text() for text in ax.texts}
+    cells = {text.get_position(): text.get_text() for text in ax.texts[1:]}
     assert cells == {(0, 0): "25", (2, 0): "75", (3, 1): "100"}
     monkeypatch.setattr(figures, "CONFUSED", 2)
     assert visualization.confusion(results, "test", scores) is None

@@ -16,12 +16,12 @@ from src.models.preprocessing import preprocess
 from src.models.simclr import SimCLR
 from src.runtime import distributed
 from src.runtime.cli import UserError
-from src.runtime.commands import command
 from src.runtime.device import autocast
 from src.runtime.prefetch import prefetch
 from src.storage import checkpoint
-from src.storage.artifacts import TRAINING, Tracking
+from src.storage.artifacts import Tracking
 from src.storage.checkpoint import BadCheckpoint, Flags, TrainedOn
+from src.storage.experiments import no_results
 
 
 @torch.inference_mode()
@@ -123,7 +123,7 @@ class TrainedBackbone:
             return cls._restored(file, checkpoint.load(file, recorded), device)
         use = partial(cls._restored, device=device)
         if (newest := checkpoint.Newest(directory).use(use)) is None:
-            raise UserError(f"no checkpoint in {directory}: run {command(TRAINING)} first")
+            raise UserError(no_results(directory, "--checkpoint-dir"))
         return newest
 
     @classmethod

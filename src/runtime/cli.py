@@ -64,7 +64,7 @@ def run_script(main: Callable[[Config], int | None], config: type[Config]) -> No
     prog, description = Path(sys.argv[0]).name, sys.modules["__main__"].__doc__ or ""
     with _errors_in_one_line():
         flags = parse(config, sys.argv[1:], prog, description)
-        commands.run_with(flags)
+        commands.run_with(flags, sys.argv)
         sys.exit(main(flags) or 0)
 
 

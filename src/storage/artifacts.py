@@ -25,6 +25,7 @@ from typing_extensions import TypedDict
 from src.runtime.cli import RunError, UserError
 from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
+from src.storage.experiments import no_results
 from src.storage.files import (
     LOCK,
     digest,
@@ -47,7 +48,6 @@ from src.storage.scores import VERSION, Scores
 CertaintyName = Literal["confidence", "margin"]
 SPLITS = ("unlabeled", "train", "test")
 
-TRAINING = "src/train.py"
 EXTRACTION = "src/feature_extraction.py"
 IMPORT = "src/import_features.py"
 """Writes the same files as `EXTRACTION`, in its place."""
@@ -256,7 +256,10 @@ class Manifest:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._parts = read_json(directory / MANIFEST, _first_stages())
+        file = directory / MANIFEST
+        if not os.path.lexists(file):
+            raise UserError(no_results(directory, "--feature-dir"))
+        self._parts = read_json(file, f"run {command(EXTRACTION)} again")
 
     @cached_property
     def extraction(self) -> ExtractionRecord:
@@ -433,7 +436,7 @@ def only_writer(directory: Path) -> Iterator[None]:
         UserError: another process is in such a block, or `directory` does not exist.
     """
     if not directory.is_dir():
-        raise UserError(f"there is no {directory}: {_first_stages()}")
+        raise UserError(no_results(directory, "--feature-dir"))
     with locked(
         directory / LOCK,
         f"another stage is writing in {directory}: wait for it, or choose another --feature-dir",
@@ -465,10 +468,6 @@ def _names() -> list[str]:
     once = [a.file for a in OF_CLUSTERS]
     arrays = [a.file.format(split=split) for a in OF_SPLITS for split in SPLITS]
     return [*once, *arrays, METRICS, FIGURES, REPORT, IMAGES, MODEL]
-
-
-def _first_stages() -> str:
-    return f"run {command(TRAINING)}, then {command(EXTRACTION)}"
 
 
 def _part_digest(part: Any) -> str:

@@ -23,9 +23,8 @@ from torch import nn
 from typing_extensions import NotRequired, TypedDict
 
 from src.runtime.cli import RunError, UserError, reason_of
-from src.runtime.commands import command
 from src.runtime.flag_choices import DatasetName
-from src.storage.artifacts import TRAINING, Tracking
+from src.storage.artifacts import Tracking
 from src.storage.files import (
     LOCK,
     digest,
@@ -164,7 +163,8 @@ def load(file: Path, recorded: str | None = None) -> dict[str, Any]:
     except PermissionError:
         raise
     except FileNotFoundError:
-        raise BadCheckpoint(f"{file} is missing: run {command(TRAINING)} first") from None
+        there = ", ".join(other.name for other in listed(file.parent)) or "no checkpoint"
+        raise BadCheckpoint(f"{file} is missing: {file.parent} holds {there}") from None
     except OSError as error:
         raise BadCheckpoint(f"{file} cannot be read ({error.strerror})") from None
     found = digest(io.BytesIO(content))
@@ -249,7 +249,7 @@ class Newest:
         if self._count:
             raise UserError(
                 f"none of the {self._count} checkpoints in {self._directory} can be used: put an "
-                f"intact one there, or start over with {command(TRAINING, '--fresh')}"
+                "intact one there, or start over: the command that trained them, with --fresh"
             )
         return None
 

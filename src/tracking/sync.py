@@ -20,11 +20,14 @@ class SyncConfig:
 
 
 def run(config: SyncConfig) -> int:
-    logs = config.wandb_dir.glob("**/offline-run-*/run-*.wandb")
+    logs = list(config.wandb_dir.glob("**/offline-run-*/run-*.wandb"))
     runs = config.runs or [log.parent for log in logs if not Path(f"{log}.synced").exists()]
     for run in runs:
         if not any(run.glob("run-*.wandb")):
-            raise UserError(f"{run} is not a run directory: it holds no run-*.wandb")
+            raise UserError(
+                f"{run} is not a run directory: it holds no run-*.wandb; without a directory, all "
+                f"offline runs are uploaded, of which {config.wandb_dir} holds {len(logs)}"
+            )
     if not runs:
         print(f"nothing to sync in {config.wandb_dir}")
         return 0

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from src.runtime.cli import printable
 from src.storage.scores import ScanScores
@@ -73,29 +73,34 @@ def styled() -> AbstractContextManager[None]:
 def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss, learning rate, accuracy and health by epoch, from the records of `metrics.jsonl`."""
     panels = [
-        ("Loss", "NT-Xent loss", {"loss": "each step", "epoch loss": "epoch mean"}),
-        ("Learning rate", "learning rate", {"learning_rate": ""}),
-        ("Accuracy", "accuracy", {"knn_accuracy": "k-NN", "kmeans_accuracy": "K-means"}),
-        ("Gradient, activation", "norm or RMS",
-         {"gradient_norm": "gradient norm", "activation_rms": "activation RMS"}),
-        ("Projection spread", "standard deviation", {"projection_std": ""}),
-        ("Projection rank", "effective rank", {"projection_rank": ""}),
+        ("Loss", "lower is better", "NT-Xent loss",
+         {"loss": "each step", "epoch loss": "epoch mean"}),
+        ("Learning rate", "set by the schedule", "learning rate", {"learning_rate": ""}),
+        ("Accuracy", "higher is better", "accuracy",
+         {"knn_accuracy": "k-NN", "kmeans_accuracy": "K-means"}),
+        ("Gradient, activation", "a steep rise is bad", "norm or RMS",
+         {"gradient_norm": "gradient", "activation_rms": "activation"}),
+        ("Projection spread", "near 0 means collapse", "standard deviation",
+         {"projection_std": ""}),
+        ("Projection rank", "a few mean collapse", "effective rank",
+         {"projection_rank": ""}),
     ]  # fmt: skip
     panels = [
-        (title, unit, lines)
-        for title, unit, labels in panels
+        (title, hint, unit, lines)
+        for title, hint, unit, labels in panels
         if (lines := {label: xy for name, label in labels.items() if (xy := curve(records, name))})
     ]
     last_epoch = max(record["epoch"] for record in records)
     rows = max(1, -(-len(panels) // 3))
-    figure = Figure(figsize=(WIDTH, 2.2 * rows))
+    figure = Figure(figsize=(WIDTH, 2.5 * rows))
     grid = figure.add_gridspec(rows, 6)
-    for number, (title, unit, lines) in enumerate(panels):
+    for number, (title, hint, unit, lines) in enumerate(panels):
         row, column = divmod(number, 3)
         span = 6 // min(3, len(panels) - 3 * row)  # fewer panels in the last row are wider
         ax = figure.add_subplot(grid[row, column * span : (column + 1) * span])
         _draw_lines(ax, lines)
-        ax.set(title=title, xlabel="epoch", ylabel=unit, xlim=(0, last_epoch * 1.02))
+        _set_title(ax, title, hint, lines=2)
+        ax.set(xlabel="epoch", ylabel=unit, xlim=(0, last_epoch * 1.04))
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.yaxis.set_major_formatter(_percent if title == "Accuracy" else "{x:g}")
     return figure
@@ -121,8 +126,23 @@ def _draw_lines(ax: Axes, lines: dict[str, list[tuple[float, float]]]) -> None:
             alpha=0.4 if faint else 1, linewidth=1 if faint else None,
             marker="o" if len(points) < 40 and not faint else "", markersize=2.5,
         )  # fmt: skip
-    if len(lines) > 1:
-        ax.legend()
+    if len(lines) > 1:  # above the axes, where no line passes
+        legend = ax.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, borderpad=0.1,
+            handlelength=1.2, columnspacing=1, handletextpad=0.5,
+        )  # fmt: skip
+        legend.set_in_layout(False)  # all axes stay equally wide
+
+
+def _set_title(ax: Axes, title: str, hint: str, lines: int = 1) -> None:
+    """A title with room for `lines` between it and the axes: `hint` on the first, which says which
+    way is good, and a legend on the second."""
+    line = 12  # points
+    ax.set_title(title, pad=4 + line * lines)
+    ax.annotate(
+        hint, (0, 1), (0, 4 + line * (lines - 1)), xycoords="axes fraction",
+        textcoords="offset points", fontsize=8, color="#55595f",
+    )  # fmt: skip
 
 
 def pca_variance(ratio_P: np.ndarray) -> Figure:
@@ -131,19 +151,17 @@ def pca_variance(ratio_P: np.ndarray) -> Figure:
     left, right = figure.subplots(1, 2)
     component = np.arange(1, len(ratio_P) + 1)
     left.plot(component, ratio_P, color=BLUE, marker="o", markersize=2)
-    left.set(title="Each component", yscale="log")
-    left.yaxis.set_minor_formatter("")
+    left.set(title="Variance of each component", yscale="log")
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.yaxis.set_minor_locator(NullLocator())
     total = np.cumsum(ratio_P)
     right.fill_between(component, total, color=BLUE, alpha=0.15, linewidth=0)
     right.plot(component, total, color=BLUE)
-    right.annotate(
-        f"{total[-1]:.1%} with {len(total)}", (component[-1], total[-1]),
-        (-4, -14), textcoords="offset points", ha="right",
-    )  # fmt: skip
-    right.set(title="Cumulative", ylim=(0, 1.02))
+    right.set(title=f"{len(total)} components keep {total[-1]:.1%}", ylim=(0, 1.02))
     for ax in (left, right):
         ax.set(xlabel="principal component", ylabel="explained variance")
         ax.set_xlim(min(1, len(total) - 1), len(total) + 0.5)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.yaxis.set_major_formatter(_percent)
     return figure
 
@@ -169,7 +187,8 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     ax.set_xticks(range(len(columns)), columns, **(slanted if max(map(len, columns)) > 3 else {}))
     ax.set_yticks(range(len(class_names)), columns[: len(class_names)])
     ax.tick_params(length=0)
-    ax.set(xlabel="class of the cluster", ylabel="class of the image", title=title)
+    ax.set(xlabel="class of the cluster", ylabel="class of the image")
+    _set_title(ax, title, "percent of each class")
     if len(class_names) <= 25:
         for row, column in np.ndindex(*share.shape):
             if counts[row, column]:
@@ -192,10 +211,8 @@ def silhouette_profile(
         ticks.append(start + len(own) / 2)
         start += len(own) + gap
     ax.axvline(scores.mean(), color="black", linestyle=(0, (4, 3)), linewidth=1)
-    ax.annotate(
-        f"mean {scores.mean():.3f}", (float(scores.mean()), 1), (4, 4),
-        xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
-    )  # fmt: skip
+    mean = f"higher is better; dashed: mean {scores.mean():.3f}"
+    _set_title(ax, "Silhouette of each image", mean)
     ax.set_yticks(ticks, shortened(names))
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")
@@ -219,6 +236,7 @@ def cluster_sizes(sizes: dict[str, np.ndarray], cluster_names: Sequence[str]) ->
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set(xlabel="images", ylabel="cluster", ylim=(len(cluster_names) - 0.4, -0.6))
     ax.margins(x=0.1)
+    ax.set_title("Images in each cluster")
     if len(sizes) > 1:
         figure.legend(loc="outside upper right", ncols=len(sizes))
     return figure
@@ -254,17 +272,18 @@ def cluster_pictures(
 def cluster_scan(scan: ScanScores) -> Figure:
     """The scores of a scan over the number of clusters, and the number that it picked."""
     panels = [
-        ("Separation", "silhouette of clustered rows", scan["silhouette"]),
-        ("Davies-Bouldin index", "of clustered rows, lower is better", scan["davies_bouldin"]),
-        ("Stability", "adjusted Rand index of halves", scan["stability"]),
+        ("Separation", "higher", "silhouette of clustered rows", scan["silhouette"]),
+        ("Davies-Bouldin index", "lower", "of clustered rows", scan["davies_bouldin"]),
+        ("Stability", "higher", "adjusted Rand index of halves", scan["stability"]),
     ]
-    panels = [panel for panel in panels if any(value is not None for value in panel[2])]
-    figure = Figure(figsize=(WIDTH, 2.4))
+    panels = [panel for panel in panels if any(value is not None for value in panel[3])]
+    figure = Figure(figsize=(WIDTH, 2.5))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (title, unit, values) in zip(axes, panels, strict=True):
+    for ax, (title, better, unit, values) in zip(axes, panels, strict=True):
         ax.axvline(scan["picked"], color=ORANGE, linestyle=(0, (4, 3)), linewidth=1.2)
         # None becomes NaN, a gap in the line.
         ax.plot(scan["clusters"], np.array(values, float), color=BLUE, marker="o", markersize=3)
-        ax.set(title=title, ylabel=unit, xlabel=f"clusters (picked: {scan['picked']})")
+        _set_title(ax, title, f"{better} is better")
+        ax.set(ylabel=unit, xlabel=f"clusters (picked: {scan['picked']})")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure

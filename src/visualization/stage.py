@@ -139,7 +139,7 @@ def confusion(results: Results, split: str, scores: SplitScores) -> Figure | Non
     columns[~has_class] = len(classes)
     counts = np.zeros((len(classes), len(classes) + (not has_class.all())), int)
     counts[rows, columns] = images
-    title = f"{split}, % of each class (accuracy {scores['hungarian_accuracy']:.1%})"
+    title = f"{split}: accuracy {scores['hungarian_accuracy']:.1%}"
     return figures.confusion_matrix(counts, [results.class_names[c] for c in classes], title)
 
 
