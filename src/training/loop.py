@@ -15,7 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from src.models.simclr import SimCLR, nt_xent
 from src.runtime import distributed
 from src.runtime.cli import progress
-from src.runtime.device import autocast, gpu_utilization
+from src.runtime.device import autocast, explaining_memory, gpu_utilization
 from src.runtime.output import unbreakable_output
 from src.runtime.prefetch import prefetch
 from src.storage import checkpoint
@@ -233,12 +233,20 @@ def train_as_main(state: TrainState, setup: Setup, plan: Plan, stop: StopSignal)
     return code
 
 
+def memory_advice(config: TrainConfig) -> str:
+    half = max(2, config.batch_size // 2)
+    return (
+        f"start over with --fresh --batch-size {half} --accumulate {2 * config.accumulate} (in a "
+        "ResNet-50, 256 images of 96 px take 4.3 GiB in bf16, 8.1 GiB in fp32)"
+    )
+
+
 def run(config: TrainConfig) -> int:
     """Train; returns the exit code."""
     with unbreakable_output(), distributed.process_group():
         if not distributed.is_main():
             setup = prepare(config)
-            with StopSignal() as stop:
+            with StopSignal() as stop, explaining_memory(memory_advice(setup.config)):
                 state = restore_or_initialize(setup, None)
                 plan = compile_plan(setup, state.step)
                 return train(state, setup, plan, lambda record: None, stop)
@@ -246,7 +254,7 @@ def run(config: TrainConfig) -> int:
             fresh = config.fresh and not distributed.restarts()
             newest = None if fresh else Newest(config.checkpoint_dir)
             setup = prepare(config, newest)
-            with StopSignal() as stop:
+            with StopSignal() as stop, explaining_memory(memory_advice(setup.config)):
                 if fresh and (aside := checkpoint.set_aside(config.checkpoint_dir)):
                     print(f"the files of the earlier run are now in {aside}")
                 state = restore_or_initialize(setup, newest)
