@@ -35,10 +35,14 @@ class OneDevice(TorchDispatchMode):
     CPU, as the GPU takes them as arguments."""
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None):
+        self.check(operation, args, kwargs)
         result = operation(*args, **(kwargs or {}))
-        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
-        assert len({t.device for t in tensors if t.ndim}) <= 1, f"{operation}: {tensors}"
+        self.check(operation, args, kwargs, result)
         return result
+
+    def check(self, operation: Any, *values: Any) -> None:
+        tensors = [t for t in tree_leaves(values) if isinstance(t, Tensor)]
+        assert len({t.device for t in tensors if t.ndim}) <= 1, f"{operation}: {tensors}"
 
 
 @pytest.fixture(autouse=True)

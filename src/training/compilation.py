@@ -87,13 +87,13 @@ def network_for(
         "without) ...",
         flush=True,
     )
-    started, problem = time.monotonic(), None
-    compiled = torch.compile(network, dynamic=False)
+    started, compiled, problem = time.monotonic(), None, None
     try:
         with _unchanged(model), stop.at_once(), warnings.catch_warnings():
             # fp32 is without TF32 on purpose, see `select_device`.
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
             try:
+                compiled = torch.compile(network, dynamic=False)
                 rehearse(compiled)
             except torch.OutOfMemoryError:
                 raise

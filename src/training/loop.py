@@ -145,12 +145,11 @@ def train(
         epoch, into_epoch = divmod(state.step, per_epoch)
         position = {"step": state.step, "learning_rate": rate, "progress": state.step / steps}
         if state.step % config.log_every == 0:
-            state.totals.check()
-            measured = {"loss": loss.item(), "gpu_utilization": gpu_utilization(setup.device)}
+            value = state.totals.check(loss)
+            measured = {"loss": value, "gpu_utilization": gpu_utilization(setup.device)}
             log({"kind": "step", "epoch": state.step / per_epoch, **position, **measured})
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+            bar.set_postfix(loss=f"{value:.3f}")
         if into_epoch == 0:
-            state.totals.check()
             means = state.totals.means()
             if observe:
                 seconds, done = clock.now() - epoch_started, state.step - first_step
