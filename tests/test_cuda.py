@@ -37,6 +37,7 @@ def weights(config: TrainConfig) -> dict[str, torch.Tensor]:
     return checkpoint.load(config.checkpoint_dir / checkpoint.file_name(2))["model"]
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("placement", ["device", "stream"])
 def test_a_step_never_waits_for_the_device(
