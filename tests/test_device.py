@@ -2,14 +2,25 @@
 
 import shutil
 import sysconfig
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from src.runtime import device
-from src.runtime.cli import UserError
-from src.runtime.device import can_compile, gpu_utilization, select_device, select_precision
+from src.runtime.cli import RunError, UserError
+from src.runtime.device import (
+    can_compile,
+    explaining_memory,
+    gpu_utilization,
+    is_fast,
+    select_device,
+    select_precision,
+)
+from src.training.flags import TrainConfig
+from src.training.loop import memory_advice
 
 
 def test_what_torch_compile_lacks_is_named(
@@ -46,6 +57,87 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="more processes here than there are GPUs: 1"):
         select_device("auto")
     assert select_device("cpu").type == "cpu"
+
+
+def test_a_driver_that_is_too_old_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def is_available() -> bool:
+        warnings.warn(
+            "CUDA initialization: The NVIDIA driver on your system is too old (found version "
+            "12040). Please update your GPU driver by downloading ... (Triggered internally)",
+            stacklevel=1,
+        )
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    reason = (
+        "its driver supports CUDA 12.4 at most, and this PyTorch needs CUDA 13.0: update the "
+        "driver, or install a PyTorch built for another CUDA version"
+    )
+    with pytest.raises(UserError, match=f"--device cuda: {reason}"):
+        select_device("cuda")
+    assert select_device("auto").type != "cuda"
+    assert f"warning: a GPU is not used: {reason}" in capsys.readouterr().err
+    assert select_device("cpu").type == "cpu"
+    assert not capsys.readouterr().err
+
+
+@pytest.fixture
+def old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose first kernel PyTorch has no code for."""
+
+    def no_kernel(*_: object, device: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    values: dict[str, Any] = {
+        "is_available": True, "device_count": 1, "set_device": None,
+        "get_device_capability": (7, 0), "get_device_name": "Tesla V100",
+        "get_arch_list": ["sm_75", "sm_80"],
+    }  # fmt: skip
+    for name, value in values.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch, "zeros", no_kernel)
+
+
+@pytest.mark.usefixtures("old_gpu")
+def test_a_gpu_that_is_too_old_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = (
+        r"this PyTorch has no code for a Tesla V100 \(compute capability 7.0\), only for sm_75 "
+        "sm_80: install a PyTorch built for another CUDA version"
+    )
+    with pytest.raises(UserError, match=reason):
+        select_device("cuda")
+    assert select_device("auto").type != "cuda"
+    assert "warning: a GPU is not used: this PyTorch has no code" in capsys.readouterr().err
+
+
+def test_a_full_gpu_is_told_with_its_size_and_a_remedy() -> None:
+    message = (
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 15.77 GiB "
+        "of which 12.00 MiB is free."
+    )
+    line = "the GPU's memory of 15.77 GiB is full: take less"
+    with pytest.raises(RunError, match=line), explaining_memory("take less"):
+        raise torch.OutOfMemoryError(message)
+    config = TrainConfig(batch_size=64, accumulate=2)
+    assert "--fresh --batch-size 32 --accumulate 4 (" in memory_advice(config)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "expected"),
+    [
+        (torch.float16, "cuda", True), (torch.bfloat16, "cuda", False),  # before Ampere
+        (torch.float16, "cpu", False), (torch.bfloat16, "cpu", False), (torch.float32, "cpu", True),
+    ],
+)  # fmt: skip
+def test_precisions_that_the_hardware_emulates(
+    dtype: torch.dtype, device: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert is_fast(dtype, torch.device(device)) == expected
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,7 @@ def test_the_minutes_are_estimated_once_from_the_first_steps(
     clock = iter([100.0, 107.0] * 2)
     monkeypatch.setattr(forecast.time, "monotonic", lambda: next(clock))
     for steps, expected in ((130, ["about 2 minutes of training to go"]), (100, [])):
-        timer = forecast.StepTimer(first=5, steps=steps)
+        timer = forecast.StepTimer(5, steps, forecast.Clock())
         lines = [timer.estimate(step, torch.zeros(())) for step in range(6, 100)]
         assert [line for line in lines if line] == expected
 
@@ -324,7 +324,7 @@ def test_a_full_disk_is_told_before_training(
     state = random_state(setup := prepare(config))
 
     def announce(**flags: int) -> None:
-        forecast.announce(replace(setup, config=replace(config, **flags)), state)
+        forecast.announce(replace(setup, config=replace(config, **flags)), state, {})
 
     announce()
     warning = f"6 of 138 MB, in all 828 MB in {tmp_path}, where 0.5 GB are free: make room"

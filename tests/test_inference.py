@@ -26,13 +26,16 @@ from src.prediction.output import LikelyCluster, Montage, Row, SortedPictures, f
 from src.prediction.picture_stream import find
 from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError
+from src.runtime.device import select_precision
 from src.storage import artifacts
-from src.storage.artifacts import CLUSTERING, Manifest
+from src.storage.artifacts import CLUSTERING, EXTRACTION, Manifest
 from tests.helpers.counted_reads import count_reads
 from tests.helpers.digits import digits, save_picture, write_digits
 from tests.helpers.finished_run import FinishedRun, rows_of
 from tests.helpers.pixel_run import load_arrays, pixel_run
 from tests.helpers.processes import Script, assert_refused
+
+CPU = torch.device("cpu")
 
 Infer = Callable[..., int]
 
@@ -73,6 +76,20 @@ def test_images_written_as_png_get_the_clusters_of_the_clustering(
         assert [row[column] for row in rows_of(output)] == np.concatenate(expected).tolist()
     assert expected[0].sum() == 15  # a hundredth of 1,438
     assert len({row["cluster"] for row in rows_of(output)}) == 10
+
+
+def test_a_precision_that_this_processor_emulates_is_replaced(
+    digits_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Features of a GPU in fp16, pictures on a CPU."""
+    shutil.copytree(digits_run.features, features := tmp_path / "features")
+    manifest = json.loads((features / "manifest.json").read_text())
+    manifest[EXTRACTION]["precision"] = "float16"
+    (features / "manifest.json").write_text(json.dumps(manifest))
+    for precision, expected in (("auto", select_precision("auto", CPU)), ("fp16", torch.float16)):
+        assert Predictor.load(features, device="cpu", precision=precision).dtype == expected
+        note = "the features were extracted in fp16, which is slow on this device: predicting in "
+        assert (note in capsys.readouterr().err) == (precision == "auto")
 
 
 def test_head_is_l2_then_pca_then_linear(predictor: Predictor, features: Path) -> None:

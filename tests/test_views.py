@@ -68,6 +68,16 @@ def test_every_view_has_parameters_of_its_own_and_only_the_generator_decides() -
         assert len(tensor.unique(dim=0)) > 1
 
 
+@pytest.mark.parametrize("settings", [ViewSettings(), ViewSettings(rotation=10, blur=0.5)])
+def test_some_rows_are_those_of_the_whole_batch(settings: ViewSettings) -> None:
+    """To the bit: every process of torchrun computes its own."""
+    whole = draw(settings, 60, SIDE, rng(7))
+    for rows in (torch.arange(3, 6), torch.tensor([59, 0, 17])):
+        own = draw(settings, 60, SIDE, rng(7), rows)
+        for tensor, expected in zip(own, whole, strict=True):
+            assert torch.equal(tensor, expected[rows] if len(expected) else expected)
+
+
 def test_two_views_of_the_same_pictures_in_every_call(images: Tensor) -> None:
     def pairs(settings: ViewSettings, count: int) -> tuple[Tensor, Tensor]:
         """The first and the second views, (n, 3, S, S) each."""

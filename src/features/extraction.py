@@ -15,7 +15,7 @@ from src.models.encoder import TrainedBackbone, encode, encode_into
 from src.models.preprocessing import pixels, raw_pixels
 from src.runtime import distributed
 from src.runtime.cli import UserError, progress
-from src.runtime.device import select_device, select_precision
+from src.runtime.device import explaining_memory, select_device, select_precision
 from src.storage import artifacts, checkpoint
 from src.storage.artifacts import EXTRACTION, FEATURES, LABELS, UNTRAINED_FEATURES, Artifact, Stage
 from src.storage.files import json_digest
@@ -27,7 +27,8 @@ from src.training.flags import ViewSettings
 def run(config: ExtractionConfig) -> None:
     if config.batch_size < 1:
         raise UserError("--batch-size must be above 0")
-    with distributed.process_group():
+    advice = f"lower --batch-size (now {config.batch_size})"
+    with distributed.process_group(), explaining_memory(advice):
         extract_all(config)
 
 

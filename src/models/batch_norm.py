@@ -36,7 +36,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.synced and distributed.size() > 1):
             return super().forward(x)
-        assert self.momentum is not None  # None only while calibrating, which is not synced
+        assert self.momentum is not None
         count = distributed.size() * x.numel() // x.shape[1]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = distributed.total(wide.sum((0, 2, 3))) / count
@@ -106,11 +106,12 @@ def calibrate_batch_norm(backbone: nn.Module, batches: Iterable[Tensor]) -> None
     momenta = [(bn, bn.momentum) for bn in batch_norms(backbone)]
     for bn, _ in momenta:
         bn.reset_running_stats()
-        bn.momentum = None  # cumulative average instead of an exponential one
         bn.training = True  # frozen ones as well
         if isinstance(bn, SyncedBatchNorm2d):
             bn.synced = False  # every process sees the same batches
-    for x_BCHW in batches:
+    for count, x_BCHW in enumerate(batches, start=1):
+        for bn, _ in momenta:
+            bn.momentum = 1 / count  # a mean over all; None would too, but waits for the device
         backbone(x_BCHW)
     for bn, momentum in momenta:
         bn.momentum = momentum

@@ -43,8 +43,8 @@ def encode_into(
 ) -> Iterator[int]:
     """Fill `features_ND` with the features of uint8 images; yields the size of each part done.
 
-    A thread reads the next batch while the network works on this one. Neither the images nor the
-    features need to fit in memory.
+    A thread reads the next batch while the network works on this one, and a GPU works on while the
+    features of the last one are written. Neither the images nor the features need to fit in memory.
 
     Args:
         features_ND: None in every process except the main one.
@@ -62,17 +62,33 @@ def encode_into(
         batch = torch.from_numpy(np.ascontiguousarray(images_NCSS[i : i + batch_size]))
         return batch.pin_memory() if device.type == "cuda" else batch
 
-    starts = range(0, total, batch_size * processes)
-    for start, batch in zip(starts, prefetch(read, starts), strict=True):
-        features = torch.zeros(batch_size, backbone.feature_dim)
+    def compute(batch: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """The features, complete once the GPU, if there is one, has reached the event."""
+        on_gpu = device.type == "cuda"
+        features = torch.zeros(batch_size, backbone.feature_dim, pin_memory=on_gpu)
         if len(batch):  # this process may have none in the last round
             images = batch.to(device, non_blocking=True)
-            features[: len(batch)] = encode(backbone, images, dtype)
+            features[: len(batch)].copy_(encode(backbone, images, dtype), non_blocking=True)
+        return features, torch.cuda.current_stream().record_event() if on_gpu else None
+
+    def write(start: int, features: Tensor, done: torch.cuda.Event | None) -> int:
+        if done:
+            done.synchronize()
         stop = min(total, start + batch_size * processes)
         parts = distributed.to_main(features) if shared else [features]
         if parts is not None and features_ND is not None:
             features_ND[start:stop] = torch.cat(parts)[: stop - start].numpy()
-        yield stop - start
+        return stop - start
+
+    starts = range(0, total, batch_size * processes)
+    computed = None
+    for start, batch in zip(starts, prefetch(read, starts), strict=True):
+        following = (start, *compute(batch))
+        if computed:  # written while the GPU works on the following batch
+            yield write(*computed)
+        computed = following
+    if computed:
+        yield write(*computed)
     backbone.train(was_training)
 
 

@@ -56,8 +56,8 @@ class InferenceConfig:
     device: DeviceName = "auto"
     """Device to compute on."""
     precision: PrecisionName = "auto"
-    """Precision of the network; auto is that of the extraction. Another one moves a few pictures to
-    other clusters."""
+    """Precision of the network; auto is that of the extraction, unless it is slow on this device.
+    Another one moves a few pictures to other clusters."""
     batch_size: int = 64
     """Pictures per batch."""
     wandb: WandbMode | None = None

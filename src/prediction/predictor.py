@@ -22,7 +22,7 @@ from src.models.backbone import Backbone
 from src.models.encoder import TrainedBackbone, encode
 from src.runtime.cli import UserError, printable
 from src.runtime.commands import command
-from src.runtime.device import select_device, select_precision
+from src.runtime.device import PRECISIONS, is_fast, select_device, select_precision
 from src.runtime.flag_choices import DeviceName, PrecisionName
 from src.storage.artifacts import (
     CLUSTER_TO_CLASS,
@@ -93,7 +93,8 @@ class Predictor:
 
         Args:
             checkpoint_file: that checkpoint, if it was moved since the extraction.
-            precision: of the network; `auto` is that of the extraction.
+            precision: of the network; `auto` is that of the extraction, unless it is slow on this
+                device, which a note says.
             features_only: load no network; `predict_features` is all that works then.
 
         Raises:
@@ -106,15 +107,25 @@ class Predictor:
         if not features_only:
             trained = _load_backbone(directory, checkpoint_file, extraction["checkpoint"], chosen)
         given = load_names(manifest, notes := [])
+        dtype, recorded = (
+            select_precision(precision, chosen),
+            getattr(torch, extraction["precision"]),
+        )
+        if precision == "auto" and is_fast(recorded, chosen):
+            dtype = recorded
+        elif precision == "auto" and trained:
+            notes.append(
+                f"the features were extracted in {PRECISIONS[recorded]}, which is slow on this "
+                f"device: predicting in {PRECISIONS[dtype]}. A few pictures may get another "
+                f"cluster; --precision {PRECISIONS[recorded]} is exact"
+            )
         head, group_names = load_head(manifest, given, notes)
         for note in notes:
             print(f"note: {printable(note)}", file=sys.stderr)
         return cls(
             trained and trained.backbone,
             head,
-            getattr(torch, extraction["precision"])
-            if precision == "auto"
-            else select_precision(precision, chosen),
+            dtype,
             trained.dataset["image_size"] if trained else 0,
             tuple(extraction["dataset"]["class_names"]),
             np.array(manifest.load(CLUSTER_TO_CLASS)),

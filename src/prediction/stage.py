@@ -34,6 +34,7 @@ from src.prediction.picture_stream import find
 from src.prediction.predictor import Predictor
 from src.prediction.similar import SimilarPictures
 from src.runtime.cli import UserError, printable, progress
+from src.runtime.device import explaining_memory
 from src.storage import artifacts
 from src.storage.artifacts import CertaintyName, DatasetRecord
 from src.storage.files import refuse_to_replace
@@ -101,7 +102,8 @@ def run(config: InferenceConfig) -> int:
     montage, counts = Montage(config.montage_size), Counts()
     started = time.monotonic()
     pictures, output = _pictures(config, predictor), _output(config, predictor.certainty_name)
-    with contextlib.closing(pictures), output as write, progress(unit="picture") as bar:
+    advice = explaining_memory(f"lower --batch-size (now {config.batch_size})")
+    with advice, contextlib.closing(pictures), output as write, progress(unit="picture") as bar:
         for row, content in _predicted(pictures, predictor, config, similar):
             write(row)
             bar.update()

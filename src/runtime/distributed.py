@@ -7,6 +7,7 @@ a GPU and gloo carries tensors in memory.
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -147,6 +148,8 @@ def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     # SyncedBatchNorm2d computes the same statistics in every process: no need to send them.
     index = [device.index] if device.type == "cuda" else None
+    # Of 1x1 filters: of two strides for the same order in memory, DDP expects the other one.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, device_ids=index, broadcast_buffers=False)
 
 

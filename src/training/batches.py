@@ -122,12 +122,12 @@ class TrainingBatches:
         return [self._batch(batch, rng) for batch in indices[i * count : (i + 1) * count]]
 
     def _batch(self, indices: Tensor, rng: torch.Generator) -> Batch:
-        """Views are drawn for the whole batch, of which this process then takes its part."""
-        parameters = draw(self.config.views, 2 * len(indices), self.store.side, rng)
+        """Random numbers are drawn for the whole batch, of which this process takes its part."""
+        views, rows = 2 * len(indices), slice(None)
         if distributed.size() > 1:
-            rows = distributed.own_rows(2 * len(indices))
-            parameters = ViewParameters(*(p[rows] if len(p) else p for p in parameters))
+            rows = distributed.own_rows(views)
             indices = indices[distributed.own_part(len(indices))]
+        parameters = draw(self.config.views, views, self.store.side, rng, rows)
         return Batch(self.store.gather(indices), _to_device(parameters, self.store.device))
 
 

@@ -124,8 +124,9 @@ class TrainConfig:
     """Mixed precision; auto is bf16 if supported by the hardware, otherwise fp16 on CUDA and fp32
     elsewhere."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto is on for CUDA. PyTorch caches compiled code for the next run, in the
-    system's temporary folder or in $TORCHINDUCTOR_CACHE_DIR."""
+    """torch.compile; auto is on for CUDA where 2,000 steps or more follow, counted apart before
+    and after batch norm is frozen. PyTorch caches compiled code for the next run, in the system's
+    temporary folder or in $TORCHINDUCTOR_CACHE_DIR."""
     images: Placement = "auto"
     """Keep the images on the device or stream them; auto depends on its free memory."""
     deterministic: bool = False

@@ -3,9 +3,12 @@
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 
+from src.training import compilation
 from src.training.setup import Setup
 from src.training.state import TrainState
 
@@ -13,8 +16,9 @@ FEW_IMAGES, FEW_STEPS = 1_000, 1_000
 """Below either, a note points to features that were learned elsewhere."""
 
 
-def announce(setup: Setup, state: TrainState) -> None:
-    """Print how many images and steps are to come, and what the checkpoints take on disk."""
+def announce(setup: Setup, state: TrainState, plan: compilation.Plan) -> None:
+    """Print how many images and steps are to come, whether they are compiled, and what the
+    checkpoints take on disk."""
     config, per_epoch = setup.config, setup.batches.per_epoch
     images, left = len(setup.batches.store), setup.steps - state.step
     if left <= 0:
@@ -22,6 +26,7 @@ def announce(setup: Setup, state: TrainState) -> None:
     print(
         f"{images:,} images of {setup.dataset.image_size} px, {config.images_per_step} a step; "
         f"epochs: {config.epochs}, steps in each: {per_epoch:,}, steps to go: {left:,}"
+        + compilation.described(plan, setup)
     )
     epochs = range(state.step // per_epoch + 1, config.epochs + 1)
     files = sum(e % config.checkpoint_every == 0 or e == config.epochs for e in epochs)
@@ -46,6 +51,22 @@ def announce(setup: Setup, state: TrainState) -> None:
         )
 
 
+class Clock:
+    """Seconds, apart from those in `paused`: compiling says nothing about the steps to come."""
+
+    def __init__(self) -> None:
+        self._paused = 0.0
+
+    def now(self) -> float:
+        return time.monotonic() - self._paused
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        started = self.now()
+        yield
+        self._paused += self.now() - started
+
+
 class StepTimer:
     """Estimates the length of a run from its first steps.
 
@@ -56,8 +77,8 @@ class StepTimer:
     FROM, TO = 3, 10
     """The steps that are timed: the very first ones take longer."""
 
-    def __init__(self, first: int, steps: int):
-        self.first, self.steps = first, steps
+    def __init__(self, first: int, steps: int, clock: Clock):
+        self.first, self.steps, self.clock = first, steps, clock
         self.started = 0.0
 
     def estimate(self, step: int, loss: Tensor) -> str | None:
@@ -67,8 +88,8 @@ class StepTimer:
             return None
         loss.item()  # waits for the device
         if done == self.FROM:
-            self.started = time.monotonic()
+            self.started = self.clock.now()
             return None
-        a_step = (time.monotonic() - self.started) / (self.TO - self.FROM)
+        a_step = (self.clock.now() - self.started) / (self.TO - self.FROM)
         minutes = a_step * (self.steps - step) / 60
         return f"about {minutes:,.0f} minutes of training to go" if minutes >= 1.5 else None

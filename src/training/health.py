@@ -123,20 +123,32 @@ class Totals:
         self.values[:4] += torch.stack([value.to(loss.dtype) for value in new])
         self.values[4] = torch.where(good, zero, self.values[4] + 1)  # skipped in a row
 
-    def check(self) -> None:
-        if self.values[4].item() >= self.STREAK_LIMIT:
-            raise RunError(
-                f"{self.STREAK_LIMIT} steps in a row had a loss or gradient that is not finite; "
-                f"{DIVERGED}"
-            )
+    def check(self, loss: Tensor) -> float:
+        """`loss` as a number, read from the device together with the number of skipped steps.
+
+        Raises:
+            RunError: so many steps in a row were skipped that training has diverged; so does
+                `means`.
+        """
+        value, in_a_row = torch.stack([loss, self.values[4]]).tolist()
+        self._stop_after(in_a_row)
+        return value
 
     def means(self) -> dict[str, float | None]:
-        loss, norm, good, skipped, _ = self.values.tolist()
+        loss, norm, good, skipped, in_a_row = self.values.tolist()
+        self._stop_after(in_a_row)
         return {
             "loss": loss / good if good else None,
             "gradient_norm": norm / good if good else None,
             "skipped_steps": int(skipped),
         }
+
+    def _stop_after(self, in_a_row: float) -> None:
+        if in_a_row >= self.STREAK_LIMIT:
+            raise RunError(
+                f"{self.STREAK_LIMIT} steps in a row had a loss or gradient that is not finite; "
+                f"{DIVERGED}"
+            )
 
 
 def collapse(record: dict[str, Any], batch_size: int, projection_dim: int) -> str | None:

@@ -5,6 +5,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from src.models.simclr import SimCLR, nt_xent
 from src.runtime import distributed
 from src.runtime.cli import progress
-from src.runtime.device import autocast, can_compile, gpu_utilization
+from src.runtime.device import autocast, explaining_memory, gpu_utilization
 from src.runtime.output import unbreakable_output
 from src.runtime.prefetch import prefetch
 from src.storage import checkpoint
@@ -24,6 +25,7 @@ from src.storage.provenance import git_commit
 from src.tracking.tracker import PREFIXES, Tracker
 from src.training import forecast, health
 from src.training.batches import Batch
+from src.training.compilation import Plan, compile_plan, network_for
 from src.training.flags import TrainConfig, flag_values
 from src.training.setup import Setup, prepare
 from src.training.state import (
@@ -58,6 +60,19 @@ def loss_of(model: SimCLR, batch: Batch, config: TrainConfig, dtype: torch.dtype
     return nt_xent(projections_2Bd, config.temperature)
 
 
+def add_gradients(
+    model: SimCLR, scaler: GradScaler, batches: list[Batch], config: TrainConfig, dtype: torch.dtype
+) -> Tensor:
+    """Add the gradients of a step to the model's; returns its loss, in this process alone."""
+    losses = []
+    for batch in batches:
+        with distributed.sync_gradients(model, now=batch is batches[-1]):
+            loss = loss_of(model, batch, config, dtype) / len(batches)
+            scaler.scale(loss).backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
+
+
 def train_step(
     model: SimCLR,
     optimizer: torch.optim.Optimizer,
@@ -67,39 +82,51 @@ def train_step(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """One optimizer step; returns loss and gradient norm as tensors on the device."""
-    losses = []
-    for batch in batches:
-        with distributed.sync_gradients(model, now=batch is batches[-1]):
-            loss = loss_of(model, batch, config, dtype) / len(batches)
-            scaler.scale(loss).backward()
-        losses.append(loss.detach())
+    loss = add_gradients(model, scaler, batches, config, dtype)
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
     scaler.step(optimizer)
     scaler.update(None if dtype == torch.float16 else 1.0)
     optimizer.zero_grad()
-    return distributed.mean(torch.stack(losses).sum()), norm
+    return distributed.mean(loss), norm
 
 
 def train(
-    state: TrainState, setup: Setup, log: Callable[[dict[str, Any]], None], stop: StopSignal
+    state: TrainState,
+    setup: Setup,
+    plan: Plan,
+    log: Callable[[dict[str, Any]], None],
+    stop: StopSignal,
 ) -> int:
     """Train until the last epoch ends or a signal arrives; returns the exit code."""
     config, per_epoch, steps = setup.config, setup.batches.per_epoch, setup.steps
     peak = config.learning_rate * math.sqrt(config.images_per_step / 256)
-    on_cuda = setup.device.type == "cuda"
-    network: Any = distributed.wrap_ddp(state.model, setup.device)
-    if config.compile == "on" or (config.compile == "auto" and on_cuda and can_compile()):
-        network = torch.compile(network, dynamic=False)
+    network: Any = None
     observe = None
     if distributed.is_main():
         observe = health.make_observer(setup.batches.store, setup.dataset, config, setup.dtype)
     bar = progress(total=steps, initial=state.step, desc="training", unit="step")
-    epoch_started = printed = time.monotonic()
-    first_step = state.step
-    timer = forecast.StepTimer(state.step, steps)
+    clock, printed = forecast.Clock(), time.monotonic()
+    epoch_started, first_step = clock.now(), state.step
+    timer = forecast.StepTimer(state.step, steps, clock)
+
+    def stopped() -> int:
+        file = save_checkpoint(state, setup)
+        bar.close()
+        print(f"stopped: progress saved to {file}; run the same command to resume")
+        return stop.exit_code
 
     for batches in prefetch(setup.batches.load, range(state.step, steps)):
+        if state.step in plan:
+            rehearse = partial(
+                add_gradients, scaler=state.scaler, batches=batches, config=config,
+                dtype=setup.dtype,
+            )  # fmt: skip
+            network = None  # only one at a time may listen to the gradients
+            with clock.paused(), bar.external_write_mode():
+                network = network_for(state.model, setup.device, plan[state.step], rehearse, stop)
+            if network is None:
+                return stopped()
         rate = learning_rate(state.step, steps, setup.warmup_steps, peak)
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -118,15 +145,14 @@ def train(
         epoch, into_epoch = divmod(state.step, per_epoch)
         position = {"step": state.step, "learning_rate": rate, "progress": state.step / steps}
         if state.step % config.log_every == 0:
-            state.totals.check()
-            measured = {"loss": loss.item(), "gpu_utilization": gpu_utilization(setup.device)}
+            value = state.totals.check(loss)
+            measured = {"loss": value, "gpu_utilization": gpu_utilization(setup.device)}
             log({"kind": "step", "epoch": state.step / per_epoch, **position, **measured})
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+            bar.set_postfix(loss=f"{value:.3f}")
         if into_epoch == 0:
-            state.totals.check()
             means = state.totals.means()
             if observe:
-                seconds, done = time.monotonic() - epoch_started, state.step - first_step
+                seconds, done = clock.now() - epoch_started, state.step - first_step
                 speed = {
                     "images_per_second": config.images_per_step * done / seconds,
                     "seconds_left": seconds * (steps - state.step) / done,
@@ -143,15 +169,13 @@ def train(
                     warn_of_collapse(record, config, state.model.projection_dim)
             state.loss = means["loss"]
             state.totals.reset()
-            epoch_started, first_step = time.monotonic(), state.step
+            epoch_started, first_step = clock.now(), state.step
         stopping = distributed.any_process(stop.received is not None)
         is_due = into_epoch == 0 and (epoch % config.checkpoint_every == 0 or state.step == steps)
-        if stopping or is_due:
-            file = save_checkpoint(state, setup)
         if stopping:
-            bar.close()
-            print(f"stopped: progress saved to {file}; run the same command to resume")
-            return stop.exit_code
+            return stopped()
+        if is_due:
+            save_checkpoint(state, setup)
     bar.close()
     return 0
 
@@ -177,7 +201,7 @@ def warn_of_collapse(record: dict[str, Any], config: TrainConfig, projection_dim
             print(f"warning: {warning}", file=sys.stderr)
 
 
-def train_as_main(state: TrainState, setup: Setup, stop: StopSignal) -> int:
+def train_as_main(state: TrainState, setup: Setup, plan: Plan, stop: StopSignal) -> int:
     """Train in the process that writes: the only one, or the first under torchrun."""
     config, directory = setup.config, setup.config.checkpoint_dir
     is_new = not state.tracking
@@ -192,7 +216,7 @@ def train_as_main(state: TrainState, setup: Setup, stop: StopSignal) -> int:
         ) as tracker,
     ):  # fmt: skip
         state.tracking = {"group": group, "run_id": tracker.run_id}
-        forecast.announce(setup, state)
+        forecast.announce(setup, state, plan)
         if is_new:  # epoch 0, before training; fails now if nothing can be written
             save_checkpoint(state, setup)
 
@@ -200,7 +224,7 @@ def train_as_main(state: TrainState, setup: Setup, stop: StopSignal) -> int:
             metrics.write(record)
             tracker.log(record, PREFIXES[record["kind"]])
 
-        code = train(state, setup, log, stop)
+        code = train(state, setup, plan, log, stop)
         tracker.finish(code)
     if code == 0:
         done = f"trained for {config.epochs} epochs" if config.epochs else "nothing was trained"
@@ -208,19 +232,29 @@ def train_as_main(state: TrainState, setup: Setup, stop: StopSignal) -> int:
     return code
 
 
+def memory_advice(config: TrainConfig) -> str:
+    half = max(2, config.batch_size // 2)
+    return (
+        f"start over with --fresh --batch-size {half} --accumulate {2 * config.accumulate} (in a "
+        "ResNet-50, 256 images of 96 px take 4.3 GiB in bf16, 8.1 GiB in fp32)"
+    )
+
+
 def run(config: TrainConfig) -> int:
     """Train; returns the exit code."""
     with unbreakable_output(), distributed.process_group():
         if not distributed.is_main():
             setup = prepare(config)
-            with StopSignal() as stop:
+            with StopSignal() as stop, explaining_memory(memory_advice(setup.config)):
                 state = restore_or_initialize(setup, None)
-                return train(state, setup, lambda record: None, stop)
+                plan = compile_plan(setup, state.step)
+                return train(state, setup, plan, lambda record: None, stop)
         with checkpoint.training_in(config.checkpoint_dir):
             fresh = config.fresh and not distributed.restarts()
             newest = None if fresh else Newest(config.checkpoint_dir)
             setup = prepare(config, newest)
-            with StopSignal() as stop:
+            with StopSignal() as stop, explaining_memory(memory_advice(setup.config)):
                 if fresh and (aside := checkpoint.set_aside(config.checkpoint_dir)):
                     print(f"the files of the earlier run are now in {aside}")
-                return train_as_main(restore_or_initialize(setup, newest), setup, stop)
+                state = restore_or_initialize(setup, newest)
+                return train_as_main(state, setup, compile_plan(setup, state.step), stop)

@@ -13,7 +13,7 @@ from dataset.stl10 import stl10_folder, stl10_splits
 from dataset.stl10_archive import get_stl10
 from src.runtime import distributed
 from src.runtime.cli import UserError, printable
-from src.runtime.device import DTYPES, select_device, select_precision
+from src.runtime.device import PRECISIONS, select_device, select_precision
 from src.storage.checkpoint import Newest
 from src.training.batches import ImageStore, TrainingBatches
 from src.training.flags import TrainConfig, check
@@ -51,8 +51,7 @@ def prepare(config: TrainConfig, newest: Newest | None = None) -> Setup:
     device = select_device(config.device)
     dtype = select_precision(config.precision, device)
     # Recorded as what `auto` stands for here: resuming elsewhere must not change the precision.
-    names = {value: name for name, value in DTYPES.items()}
-    config = dataclasses.replace(config, precision=names[dtype])
+    config = dataclasses.replace(config, precision=PRECISIONS[dtype])
     batch_size_given = config.batch_size is not None
     config = resolve(config, device.type != "cpu", newest)
     check(config)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.utils._pytree import tree_map_only
 
 from src.models.backbone import State, average
 from src.models.batch_norm import calibrate_batch_norm
@@ -219,9 +220,16 @@ def save_checkpoint(state: TrainState, setup: Setup) -> Path:
         "versions": versions(),
         "commit": git_commit(),
     }
-    checkpoint.save(file, content)
+    checkpoint.save(file, in_memory(content) if setup.device.type == "cuda" else content)
     checkpoint.prune(file.parent, file, setup.config.keep)
     return file
+
+
+def in_memory(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` with its tensors copied from the GPU, which is waited for once."""
+    copied = tree_map_only(Tensor, lambda x: x.detach().to("cpu", non_blocking=True), content)
+    torch.cuda.synchronize()
+    return copied
 
 
 def make_optimizer(

@@ -15,6 +15,7 @@ differences, each measured in `tests/test_views.py`:
 - Hue is a rotation of the color around the gray axis of the RGB cube, which is a matrix, not HSV.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -45,17 +46,35 @@ class ViewParameters(NamedTuple):
     shift and zoom."""
 
 
-def draw(settings: ViewSettings, views: int, side: int, rng: torch.Generator) -> ViewParameters:
-    """Random parameters for `views` views of images with `side` pixels a side, on the CPU."""
+Random = Callable[..., Tensor]
+"""Uniform numbers from 0 to 1, (N, ...) for the shape (...)."""
+
+
+def draw(
+    settings: ViewSettings,
+    views: int,
+    side: int,
+    rng: torch.Generator,
+    rows: Tensor | slice = slice(None),
+) -> ViewParameters:
+    """Random parameters for `views` views of images with `side` pixels a side, on the CPU.
+
+    Args:
+        rows: the views to compute them for; random numbers are always drawn for all.
+    """
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(views, *shape, generator=rng)[rows]
+
     view_side = min(settings.view_size or side, side)
-    pixel, mean = _draw_color(settings, views, rng)
+    pixel, mean = _draw_color(settings, random)
     return ViewParameters(
-        box_N4=_draw_box(views, side, settings.crop_min, rng),
-        flip_N=(torch.rand(views, generator=rng) < settings.flip).float(),
-        kernel_NT=_draw_blur(views, view_side, settings.blur, rng),
+        box_N4=_draw_box(random, side, settings.crop_min),
+        flip_N=(random() < settings.flip).float(),
+        kernel_NT=_draw_blur(random, view_side, settings.blur),
         pixel_N33=pixel,
         mean_N33=mean,
-        affine_N23=_draw_affine(settings, views, rng),
+        affine_N23=_draw_affine(settings, views, rng, rows),
     )
 
 
@@ -88,11 +107,11 @@ def make_views(images_NCSS: Tensor, parameters: ViewParameters, view_size: int =
 # --- geometry ---------------------------------------------------------------------------------
 
 
-def _draw_box(views: int, side: int, crop_min: float, rng: torch.Generator) -> Tensor:
+def _draw_box(random: Random, side: int, crop_min: float) -> Tensor:
     """RandomResizedCrop: area uniform, aspect ratio log-uniform in 3/4 to 4/3, ten attempts,
     then the whole image."""
-    area = side**2 * (crop_min + (1 - crop_min) * torch.rand(views, 10, generator=rng))
-    log_ratio = (torch.rand(views, 10, generator=rng) * 2 - 1) * torch.log(torch.tensor(4 / 3))
+    area = side**2 * (crop_min + (1 - crop_min) * random(10))
+    log_ratio = (random(10) * 2 - 1) * torch.log(torch.tensor(4 / 3))
     width = torch.round(torch.sqrt(area * log_ratio.exp()))
     height = torch.round(torch.sqrt(area / log_ratio.exp()))
     fits = (width > 0) & (width <= side) & (height > 0) & (height <= side)
@@ -100,8 +119,8 @@ def _draw_box(views: int, side: int, crop_min: float, rng: torch.Generator) -> T
     any_fits = fits.any(1)
     height = torch.where(any_fits, height.gather(1, first)[:, 0], float(side))
     width = torch.where(any_fits, width.gather(1, first)[:, 0], float(side))
-    top = torch.floor(torch.rand(views, generator=rng) * (side - height + 1))
-    left = torch.floor(torch.rand(views, generator=rng) * (side - width + 1))
+    top = torch.floor(random() * (side - height + 1))
+    left = torch.floor(random() * (side - width + 1))
     return torch.stack([top, left, height, width], 1)
 
 
@@ -124,12 +143,12 @@ def _crop_matrix(start_N: Tensor, length_N: Tensor, side: int, view_side: int) -
     return weights / weights.sum(2, keepdim=True)
 
 
-def _draw_blur(views: int, side: int, probability: float, rng: torch.Generator) -> Tensor:
+def _draw_blur(random: Random, side: int, probability: float) -> Tensor:
     """Kernels (N, T) with T about a tenth of the side, and odd; (N, 1) if nothing is blurred."""
-    chosen = torch.rand(views, 1, generator=rng) < probability
-    sigma = 0.1 + 1.9 * torch.rand(views, 1, generator=rng)
+    chosen = random(1) < probability
+    sigma = 0.1 + 1.9 * random(1)
     if probability == 0:
-        return torch.ones(views, 1)
+        return torch.ones_like(sigma)
     reach = max(1, side // 20)
     taps = torch.arange(-reach, reach + 1.0)
     kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
@@ -146,11 +165,13 @@ def _blur_matrix(kernel_NT: Tensor, side: int) -> Tensor:
     return matrix.reshape(-1, side, side)
 
 
-def _draw_affine(settings: ViewSettings, views: int, rng: torch.Generator) -> Tensor:
+def _draw_affine(
+    settings: ViewSettings, views: int, rng: torch.Generator, rows: Tensor | slice
+) -> Tensor:
     """Rotation, slant, shift and zoom, each uniform to either side, as matrices (N, 2, 3)."""
     if not any((settings.rotation, settings.shear, settings.shift, settings.zoom)):
         return torch.empty(0, 2, 3)
-    angle, slant, shift_x, shift_y, zoom = torch.rand(5, views, generator=rng) * 2 - 1
+    angle, slant, shift_x, shift_y, zoom = torch.rand(5, views, generator=rng)[:, rows] * 2 - 1
     angle = angle * settings.rotation * torch.pi / 180
     slant = torch.tan(slant * settings.shear * torch.pi / 180)
     scale = (1 + settings.zoom) ** zoom
@@ -163,7 +184,7 @@ def _draw_affine(settings: ViewSettings, views: int, rng: torch.Generator) -> Te
 # --- color -----------------------------------------------------------------------------------
 
 
-def _draw_color(settings: ViewSettings, views: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draw_color(settings: ViewSettings, random: Random) -> tuple[Tensor, Tensor]:
     """ColorJitter with p = 0.8 in random order, then gray: the two matrices of `ViewParameters`.
 
     An operation turns the color `pixel @ x + mean @ m`, with m the view's mean color, into
@@ -173,25 +194,26 @@ def _draw_color(settings: ViewSettings, views: int, rng: torch.Generator) -> tup
 
     def factor(reach: float) -> Tensor:
         low = max(0.0, 1 - reach)
-        return low + (1 + reach - low) * torch.rand(views, generator=rng)
+        return low + (1 + reach - low) * random()
 
     eye = torch.eye(3)
     to_gray = _GRAY.expand(3, 3)  # every channel of the result is the luma
     brightness, contrast, saturation = (f[:, None, None] for f in (factor(0.8 * s) for _ in "bcs"))
-    hue = (torch.rand(views, generator=rng) * 2 - 1) * 0.2 * s
+    hue = (random() * 2 - 1) * 0.2 * s
     operations = torch.stack(  # (4, N, 3, 3): the matrix of each
         [brightness * eye, contrast * eye, saturation * eye + (1 - saturation) * to_gray,
          _hue_matrix(hue)]
     )  # fmt: skip
-    order = torch.rand(views, 4, generator=rng).argsort(1)
+    views = len(hue)
+    order = random(4).argsort(1)
     pixel, mean = eye.repeat(views, 1, 1), torch.zeros(views, 3, 3)
     for kind in order.T:  # (N,): the next operation of every view
         matrix = operations[kind, torch.arange(views)]
         towards_mean = (kind == 1)[:, None, None] * (1 - contrast) * to_gray
         pixel, mean = matrix @ pixel, matrix @ mean + towards_mean @ (pixel + mean)
-    jittered = torch.rand(views, 1, 1, generator=rng) < 0.8
+    jittered = random(1, 1) < 0.8
     pixel, mean = torch.where(jittered, pixel, eye), torch.where(jittered, mean, 0.0)
-    gray = torch.rand(views, 1, 1, generator=rng) < settings.gray
+    gray = random(1, 1) < settings.gray
     return torch.where(gray, to_gray @ pixel, pixel), torch.where(gray, to_gray @ mean, mean)
 
 
