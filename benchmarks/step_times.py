@@ -61,25 +61,27 @@ REST = "everything else"
 
 
 class StepTimes:
-    """Time is that of the innermost step."""
+    """A step within a step counts as the outer one."""
 
     def __init__(self) -> None:
         self.clock: defaultdict[str, float] = defaultdict(float)
         self.cores: defaultdict[str, float] = defaultdict(float)
         self.memory: defaultdict[str, int] = defaultdict(int)
-        self.running = [REST]
+        self.running = REST
         self.since = time.monotonic(), time.process_time()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def timed(self, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **options: Any) -> Any:
+            if self.running != REST:
+                return function(*arguments, **options)
             self._count()
-            self.running.append(label)
+            self.running = label
             try:
                 return function(*arguments, **options)
             finally:
                 self._count()
-                self.running.pop()
+                self.running = REST
 
         return run
 
@@ -99,13 +101,13 @@ class StepTimes:
 
     def _count(self) -> None:
         now = time.monotonic(), time.process_time()
-        self.clock[self.running[-1]] += now[0] - self.since[0]
-        self.cores[self.running[-1]] += now[1] - self.since[1]
+        self.clock[self.running] += now[0] - self.since[0]
+        self.cores[self.running] += now[1] - self.since[1]
         self.since = now
 
     def _watch(self) -> None:
         while True:
-            step = self.running[-1]
+            step = self.running
             lines = Path("/proc/self/status").read_text().splitlines()
             kilobytes = next(int(x.split()[1]) for x in lines if x.startswith("RssAnon"))
             self.memory[step] = max(self.memory[step], kilobytes)
