@@ -31,6 +31,7 @@ EXACT = 400
 @pytest.fixture
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "EXACT", EXACT)
+    monkeypatch.setattr(sampling, "FITTED", EXACT)
     monkeypatch.setattr(sampling, "SCORED", 200)
     monkeypatch.setattr(scoring, "SCORED", 200)
     monkeypatch.setattr(scoring, "PRODUCTS", EXACT**2)
@@ -80,15 +81,15 @@ def test_clusters_of_a_sample(
     exact = blobs.metrics(whole)
     assert "±" not in capsys.readouterr().out
     assert "sample" not in exact["fit"]
-    for name, value in {"EXACT": EXACT, "SCORED": 200}.items():
+    for name, value in {"EXACT": EXACT, "FITTED": 300, "SCORED": 200}.items():
         monkeypatch.setattr(sampling, name, value)
-    monkeypatch.setattr(scoring, "PRODUCTS", 300 * EXACT * 20)
+    monkeypatch.setattr(scoring, "PRODUCTS", 300 * 300 * 20)
     monkeypatch.setattr(scoring, "SCORED", 200)
     sampled = blobs.write(tmp_path / "sampled", **splits)
     scores, printed = blobs.metrics(sampled), capsys.readouterr().out
 
-    assert scores["fit"]["sample"] == EXACT
-    assert "a random sample of 400 of the 900 images of train; all of them are assigned" in printed
+    assert scores["fit"]["sample"] == 300
+    assert "a random sample of 300 of the 900 images of train; all of them are assigned" in printed
     assert "±: standard error, as the score is that of a random sample of the images" in printed
     for name in ("kmeans", "smoothed"):
         train, test = (scores[name]["splits"][split] for split in ("train", "test"))

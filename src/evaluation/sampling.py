@@ -2,7 +2,7 @@
 
 What compares rows with each other takes time by the square of their number: 200,000 rows take
 minutes, a million take hours. Beyond `EXACT` rows, K-means, smoothing and the head see a sample of
-as many, and the head assigns every image. Scores are means over a sample of `SCORED` images, which
+`FITTED`, and the head assigns every image. Scores are means over a sample of `SCORED` images, which
 come with their standard error.
 
 Shape letters: N rows, n of them.
@@ -11,7 +11,9 @@ Shape letters: N rows, n of them.
 import numpy as np
 
 EXACT = 200_000
-"""Rows; docs/log.md has what clusters of a sample lose."""
+"""Rows."""
+FITTED = 100_000
+"""Images that stand for more than `EXACT`; docs/log.md has what their clusters lose."""
 SCORED = 5_000
 """Images of an estimated score: the standard error of an accuracy is then at most 0.007."""
 PRODUCTS = EXACT**2 * 100
@@ -32,8 +34,8 @@ def random_rows(count: int, most: int, seed: int) -> np.ndarray:
 
 
 def fitted_rows(count: int) -> np.ndarray:
-    """Those that K-means, smoothing and the head see, int (n,): all, or a sample of `EXACT`."""
-    return random_rows(count, EXACT, seed=0)
+    """Those that K-means, smoothing and the head see, int (n,): all, or of `are_many` a sample."""
+    return random_rows(count, FITTED if are_many(count) else count, seed=0)
 
 
 def thinned(x_ND: np.ndarray) -> np.ndarray:
