@@ -1,11 +1,16 @@
 """The clustering stage at the full size of STL-10, and its own code against scikit-learn's.
 
     python benchmarks/clustering_scale.py
+    python benchmarks/clustering_scale.py --rows 1000000    # every stage, step by step
 
 Makes 113,000 clustered features of 2,048 dimensions in a temporary directory (0.9 GB), runs
 src/clustering.py on them, fitted on train and on all unlabeled ones, and measures its time and
 memory. Then, in this process: nearest neighbors and the exact silhouette against scikit-learn's,
 and the exact PCA against a full SVD. Exit code 1 if a target is missed.
+
+With --rows: imports as many rows of features in float16, clusters them, draws the page and predicts
+one row; prints the seconds and memory of every step (`step_times.py`). A million rows of 2,048
+features take 13 GB of disk.
 """
 
 import resource
@@ -35,6 +40,10 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
+    rows: int | None = None
+    """Rows of imported features for every stage, in place of the data set below."""
+    clusters: int = 50
+    """Of these rows."""
     unlabeled: int = 100_000
     """Images of the unlabeled split."""
     train: int = 5_000
@@ -52,11 +61,37 @@ class BenchmarkConfig:
 
 
 def main(config: BenchmarkConfig) -> int:
+    if config.rows:
+        return every_stage(config, config.rows)
     with tempfile.TemporaryDirectory(dir=config.directory) as directory:
         write_features(config, Path(directory))
         in_time = [stage(Path(directory), fit_on) for fit_on in ("train", "unlabeled")]
         neighbors_in_time = neighbors(config, Path(directory))
     return 0 if all([*in_time, neighbors_in_time, silhouette(config), pca(config)]) else 1
+
+
+def every_stage(config: BenchmarkConfig, rows: int) -> int:
+    """Import, cluster, draw and predict `rows` of features, with the time of every step."""
+    with tempfile.TemporaryDirectory(dir=config.directory) as directory:
+        features, one, results = (Path(directory) / n for n in ("x.npy", "one.npy", "features"))
+        shape = (rows, config.dimensions)
+        out = np.lib.format.open_memmap(features, mode="w+", dtype=np.float16, shape=shape)
+        clustered(out, config.seed, stream=0)
+        np.save(one, out[:1])
+        del out
+        quiet = ("--wandb", "disabled")
+        for script, *flags in (
+            ("src/import_features.py", "--train", features),
+            ("src/clustering.py", "--clusters", config.clusters, *quiet),
+            ("visualize_features.py", *quiet),
+            ("src/inference.py", "--features", one, *quiet),
+        ):
+            command = [sys.executable, "benchmarks/step_times.py", script, *flags]
+            command += ["--feature-dir", results]
+            print(f"\n{script}, {rows:,} x {config.dimensions:,}", flush=True)
+            if code := subprocess.run([*map(str, command)], cwd=ROOT).returncode:
+                return code
+    return 0
 
 
 def write_features(config: BenchmarkConfig, directory: Path) -> None:

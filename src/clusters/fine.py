@@ -21,6 +21,7 @@ from scipy.spatial.distance import cdist
 from src.clusters.head import nearest_centroid
 from src.clusters.kmeans import kmeans
 from src.clusters.method import Method, Splits
+from src.evaluation.sampling import fitted_rows, thinned
 
 MOST = 50
 IMAGES_EACH = 8
@@ -41,14 +42,14 @@ class FineClusters:
 def find_fine(
     method: Method, reduced: Splits, smoothed_NP: np.ndarray | None, clusters: int, seed: int
 ) -> FineClusters:
-    """Fine clusters of the fitted split, at least as many as `clusters`; images of other splits go
-    to the nearest mean.
+    """Fine clusters, at least as many as `clusters`, of the `thinned` images of the fitted split;
+    all other images go to the nearest mean.
 
     Args:
         reduced: principal components (N, P).
-        smoothed_NP: rows of the fitted split that are clustered in their place, if there are any.
+        smoothed_NP: rows of the thinned images that are clustered in their place, if there are any.
     """
-    x_NP = reduced[method.fit_on]
+    x_NP = thinned(reduced[method.fit_on])
     count = max(clusters, min(MOST, len(x_NP) // IMAGES_EACH))
     rows_NP = x_NP if smoothed_NP is None else smoothed_NP
     model = kmeans(rows_NP, count, seed, method.restarts)
@@ -61,7 +62,8 @@ def find_fine(
     tree[:, :2] = number[tree[:, :2].astype(int)]
     found = number[found]
     head = nearest_centroid(np.stack([x_NP[found == f].mean(axis=0) for f in range(len(order))]))
-    fine = {split: head.assign(x) for split, x in reduced.items()} | {method.fit_on: found}
+    fine = {split: head.assign(x) for split, x in reduced.items()}
+    fine[method.fit_on][fitted_rows(len(reduced[method.fit_on]))] = found
     return FineClusters(fine, tree)
 
 

@@ -81,7 +81,8 @@ def load_names(manifest: Manifest, notes: list[str]) -> Names:
                 f"{file} names clusters that are not known any more, so only pictures that were "
                 "moved or ignored count: name the clusters again"
             )
-    return at_home(names, present_pictures(manifest))
+    of_pictures = names.moved or names.ignored or names.digests
+    return at_home(names, present_pictures(manifest)) if of_pictures else names
 
 
 def cluster_names(manifest: Manifest, given: Names) -> list[str]:

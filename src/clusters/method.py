@@ -12,6 +12,7 @@ from src.clusters.kmeans import kmeans
 from src.clusters.pca import PCA, fit_pca
 from src.clusters.smoothing import smooth
 from src.evaluation.metrics import hungarian_match
+from src.evaluation.sampling import fitted_rows, thinned
 from src.storage.scores import ClusteringName
 
 Splits = dict[str, np.ndarray]
@@ -35,7 +36,7 @@ class Clustering:
     """int64, the class of each cluster by Hungarian matching, -1 for none."""
     inertia: float
     agreement: float
-    """Share of the fitted split that the head puts where K-means does."""
+    """Share of the fitted images that the head puts where K-means does."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ class Method:
         return pca, {split: pca.transform(x) for split, x in features.items()}
 
     def smooth(self, reduced: Splits, count: int) -> np.ndarray | None:
-        """Rows (N, P) of the fitted split for `count` clusters; None without smoothing."""
-        x_NP = reduced[self.fit_on]
+        """Rows (n, P) for `count` clusters, of the n `thinned` images of the fitted split; None
+        without smoothing."""
+        x_NP = thinned(reduced[self.fit_on])
         return smooth(x_NP, self.hops, self.neighbors_for(len(x_NP), count)) if self.hops else None
 
     def neighbors_for(self, images: int, count: int) -> int:
@@ -83,20 +85,24 @@ class Method:
     def cluster(
         self, reduced: Splits, count: int, seed: int, smoothed_NP: np.ndarray | None = None
     ) -> Clustering:
-        """K-means of the fitted split, by its coordinates (N, P) or by `smoothed_NP`."""
+        """K-means of the `thinned` images of the fitted split, by their coordinates (n, P) or by
+        `smoothed_NP`; the head assigns all images."""
         x_NP = reduced[self.fit_on]
-        model = kmeans(x_NP if smoothed_NP is None else smoothed_NP, count, seed, self.restarts)
+        rows, fitted_NP = fitted_rows(len(x_NP)), thinned(x_NP)
+        model = kmeans(
+            fitted_NP if smoothed_NP is None else smoothed_NP, count, seed, self.restarts
+        )
         found = np.asarray(model.labels_, np.int64)
         centroids_KP = model.cluster_centers_.astype(np.float32)
         smooth = smoothed_NP is not None
-        head = fit_head(x_NP, found, count) if smooth else nearest_centroid(centroids_KP)
+        head = fit_head(fitted_NP, found, count) if smooth else nearest_centroid(centroids_KP)
         clusters = {split: head.assign(x) for split, x in reduced.items()}
         own = clusters[self.fit_on]
         if smooth:
             sums_KP = np.stack([x_NP[own == k].sum(axis=0, dtype=float) for k in range(count)])
             sizes_K = np.bincount(own, minlength=count).clip(1)
             centroids_KP = (sums_KP / sizes_K[:, None]).astype(np.float32)
-        agreement = float(np.mean(own == found))
+        agreement = float(np.mean(own[rows] == found))
         class_K = self.name(clusters, count)
         inertia = float(model.inertia_ or 0)
         return Clustering(clusters, centroids_KP, head, class_K, inertia, agreement)
@@ -117,7 +123,11 @@ class Method:
             found["smoothed"] = self.cluster(reduced, count, seed, smoothed_NP)
         return found
 
+    def labeled_rows(self, split: str) -> np.ndarray:
+        """Of a split with labels, int (n,), those whose class is known."""
+        return np.flatnonzero(self.labels[split] >= 0)
+
     def labeled(self, arrays: Splits, split: str) -> tuple[np.ndarray, np.ndarray]:
         """The known labels of a split, and the rows of its array that they belong to."""
-        known = self.labels[split] >= 0
+        known = self.labeled_rows(split)
         return self.labels[split][known], arrays[split][known]

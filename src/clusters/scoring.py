@@ -7,7 +7,16 @@ import numpy as np
 from src.clusters.method import Clustering, Method, Splits
 from src.clusters.pca import PCA
 from src.evaluation.linear_probe import linear_probe
-from src.evaluation.metrics import external_metrics, internal_metrics, knn_accuracy
+from src.evaluation.metrics import external_metrics, internal_metrics, knn_right
+from src.evaluation.sampling import (
+    PRODUCTS,
+    SCORED,
+    are_many,
+    fitted_rows,
+    random_rows,
+    standard_error,
+    thinned,
+)
 from src.storage.scores import (
     ClusteringName,
     ClusteringScores,
@@ -40,7 +49,7 @@ def score(
         for split, x_NP in reduced.items():
             labeled: LabelScores = {}
             if split in method.labels:
-                labeled = {**label_scores(method, clustering, split), "knn_accuracy": knn[split]}
+                labeled = {**label_scores(method, clustering, split), **knn[split]}
             splits[split] = split_scores(clustering, split, x_NP, labeled)
         return {"splits": splits}
 
@@ -64,19 +73,32 @@ def label_scores(method: Method, found: Clustering, split: str) -> LabelScores:
     return external_metrics(labels, clusters, found.class_K, method.class_names)
 
 
-def knn_of(method: Method, features: Splits, split: str) -> float | None:
+def knn_of(method: Method, features: Splits, split: str) -> LabelScores:
     """k-NN accuracy of the features (N, D) of a split, independent of the clusters.
 
     The neighbors come from the split that names the clusters. Within that split an image is not its
-    own neighbor. None where that leaves no neighbor.
+    own neighbor. None where that leaves no neighbor. The bank is at most `EXACT` of its images, and
+    if the comparisons are more than `PRODUCTS`, the queries are a sample.
     """
     assert method.named_on is not None
-    bank_labels, bank = method.labeled(features, method.named_on)
-    labels, queries = method.labeled(features, split)
     same_split = split == method.named_on
+    bank, queries = method.labeled_rows(method.named_on), method.labeled_rows(split)
+    images, dim = len(queries), features[split].shape[1]
     if len(bank) == same_split:
-        return None
-    return knn_accuracy(bank, bank_labels, queries, labels, leave_one_out=same_split)
+        return {"knn_accuracy": None}
+    bank = thinned(bank)
+    if len(bank) * images * dim > PRODUCTS:
+        queries = queries[random_rows(images, SCORED, seed=1)]
+    place = np.searchsorted(bank, queries).clip(max=len(bank) - 1)
+    right = knn_right(
+        features[method.named_on][bank], method.labels[method.named_on][bank],
+        features[split][queries], method.labels[split][queries],
+        np.where(bank[place] == queries, place, -1) if same_split else None,
+    )  # fmt: skip
+    scores: LabelScores = {"knn_accuracy": float(right.sum() / len(right))}
+    if len(queries) < images:
+        scores["knn_error"] = standard_error(right, images)
+    return scores
 
 
 def score_baseline(method: Method, features: Splits, count: int, seed: int) -> FeatureScores:
@@ -117,7 +139,11 @@ def probe_scores(method: Method, features: Splits, seed: int) -> ProbeScores | N
 
     Where test has no labels, `scored_on` is train, by cross-validation.
     """
-    known = {s: method.labeled(features, s) for s in ("train", "test") if s in method.labels}
+    known = {
+        s: (method.labels[s][rows], features[s][rows])
+        for s in ("train", "test")
+        if s in method.labels and (rows := thinned(method.labeled_rows(s))).size
+    }
     if "train" in known and (probe := linear_probe(*known["train"], known.get("test"), seed)):
         scored_on = "test" if "test" in known else "train"
         return {"fit_on": "train", "scored_on": scored_on, **probe}
@@ -134,6 +160,8 @@ def fit_scores(method: Method, found: dict[ClusteringName, Clustering]) -> FitSc
     }
     if "smoothed" in found:
         scores["head_agreement"] = found["smoothed"].agreement
+    if are_many(images := len(found["kmeans"].clusters[method.fit_on])):
+        scores["sample"] = len(fitted_rows(images))
     return scores
 
 

@@ -12,6 +12,11 @@ def metrics_report(metrics: Scores) -> str:
     fit_on, splits = metrics["fit"]["fit_on"], used_splits(metrics)
     sizes = splits[fit_on]["cluster_sizes"]
     lines = [f"k-means: {len(sizes)} clusters of {fit_on}, {min(sizes):,} to {max(sizes):,} images"]
+    if sample := metrics["fit"].get("sample"):
+        lines.append(
+            f"note: found in a random sample of {sample:,} of the {sum(sizes):,} images of "
+            f"{fit_on}; all of them are assigned"
+        )
     if empty := sizes.count(0):
         lines.append(f"note: {empty} clusters are empty: K is too large for these features")
     counts = [f"{count:,} in {split}" for split, count in metrics["unusual"].items()]

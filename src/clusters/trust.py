@@ -2,9 +2,9 @@
 do two views of a picture share a cluster?
 
 The images are split at random into two halves, and each is smoothed and clustered alone. The linear
-head of each half assigns all images, and the two assignments are compared by the adjusted Rand
-index: 1 if they agree, 0 for chance; the mean over a few splits. Raw pixels go through the same.
-Principal components are those of all images.
+head of each half assigns all images, `thinned` if they are very many, and the two assignments are
+compared by the adjusted Rand index: 1 if they agree, 0 for chance; the mean over a few splits. Raw
+pixels go through the same. Principal components are those of all images.
 
 Two random views of each picture, as in SimCLR's training, are assigned too: the share of pictures
 whose views share a cluster, corrected for chance. Features that recognize a picture no better than
@@ -25,6 +25,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from src.clusters.method import Method
+from src.evaluation.sampling import thinned
 from src.models.preprocessing import raw_pixels
 from src.storage.scores import Agreement, TrustScores, Verdict
 
@@ -129,6 +130,7 @@ def trust_report(
     """
     if not 1 < clusters <= min(len(x_NP), IMAGES) // 2:
         return None
+    x_NP = thinned(x_NP)
     (halves, spread), raw = halves_agreement(method, x_NP, clusters, seed), None
     if images_NCSS is not None:
         raw = pixels_agreement(method, images_NCSS, clusters, seed, views and views.pixels_2nS)

@@ -11,7 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, davies_bouldin_score, normalized_mutual_info_score
 
 from src.evaluation.neighbors import BLOCK, CosineBank
-from src.evaluation.silhouette import silhouette_samples
+from src.evaluation.sampling import are_many, scored_rows, standard_error
+from src.evaluation.silhouette import silhouette_samples, silhouettes_of
 from src.storage.scores import ClassScores, InternalScores, LabelScores
 
 
@@ -56,28 +57,40 @@ def knn_accuracy(
     labels: np.ndarray,
     leave_one_out: bool = False,
 ) -> float:
-    """Share of queries whose weighted nearest neighbors in the bank vote for their class.
+    """Share of the `knn_right`, with its arguments."""
+    own_M = np.arange(len(queries_MD)) if leave_one_out else None
+    return float(knn_right(bank_ND, bank_labels, queries_MD, labels, own_M).sum() / len(queries_MD))
+
+
+def knn_right(
+    bank_ND: np.ndarray,
+    bank_labels: np.ndarray,
+    queries_MD: np.ndarray,
+    labels: np.ndarray,
+    own_M: np.ndarray | None = None,
+) -> np.ndarray:
+    """bool (M,), the queries whose weighted nearest neighbors in the bank vote for their class.
 
     The 20 most similar by cosine, or all of a smaller bank, vote with the weight
     exp(similarity / 0.07).
 
     Args:
         bank_ND: numbers of any real dtype, as the queries.
-        leave_one_out: the queries are the bank, and none is its own neighbor. Without it, no query
-            may be in the bank, where it would vote for itself.
+        own_M: the row of the bank that is the query itself, which is not its own neighbor. Without
+            it, no query may be in the bank, where it would vote for itself.
 
     Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance
     Discrimination", section 3.4.
     """
-    own = torch.arange(len(queries_MD)) if leave_one_out else None
+    own = None if own_M is None else torch.as_tensor(own_M)
     similarity, near_Mk = CosineBank(bank_ND).nearest(queries_MD, 20, own)
-    classes_N, right = torch.as_tensor(bank_labels), 0
+    classes_N, right = torch.as_tensor(bank_labels), []
     for start in range(0, len(near_Mk), BLOCK):
         part = slice(start, start + BLOCK)
         ballots = torch.zeros(len(near_Mk[part]), int(classes_N.max()) + 1)
         ballots.scatter_add_(1, classes_N[near_Mk[part]], (similarity[part] / 0.07).exp())
-        right += int((ballots.argmax(dim=1) == torch.as_tensor(labels[part])).sum())
-    return right / len(near_Mk)
+        right.append(ballots.argmax(dim=1) == torch.as_tensor(labels[part]))
+    return torch.cat(right).numpy()
 
 
 def effective_rank(x_ND: np.ndarray) -> float:
@@ -104,16 +117,22 @@ def entropy_rank(eigenvalues: np.ndarray) -> float:
 
 
 def internal_metrics(x_NP: np.ndarray, clusters: np.ndarray) -> InternalScores:
-    """Exact mean silhouette and Davies-Bouldin index (Davies & Bouldin 1979), both Euclidean.
+    """Mean silhouette and Davies-Bouldin index (Davies & Bouldin 1979), both Euclidean.
 
-    None where they are undefined: fewer than two clusters hold samples, or none has two.
+    Both are exact. Beyond `EXACT` rows, the silhouette is the mean of a sample of `SCORED` rows,
+    each among all rows. None where undefined: fewer than two clusters hold rows, or none has two.
     """
     if not 1 < len(np.unique(clusters)) < len(clusters):
         return {"silhouette": None, "davies_bouldin": None}
-    return {
-        "silhouette": float(silhouette_samples(x_NP, clusters).mean()),
+    is_exact, rows = not are_many(len(x_NP)), scored_rows(len(x_NP))
+    each = silhouette_samples(x_NP, clusters) if is_exact else silhouettes_of(x_NP, clusters, rows)
+    scores: InternalScores = {
+        "silhouette": float(each.mean()),
         "davies_bouldin": float(davies_bouldin_score(x_NP, clusters)),
     }
+    if not is_exact:
+        scores["silhouette_error"] = standard_error(each, len(x_NP))
+    return scores
 
 
 def external_metrics(

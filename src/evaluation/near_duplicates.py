@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from src.evaluation.neighbors import nearest
+from src.evaluation.sampling import scored_rows
 
 SIDE, COARSE = 32, 8
 BLOCK = 512
@@ -44,7 +45,8 @@ LIMIT = 0.12
 def near_duplicates(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The number of each image's group of copies, across splits, -1 for an image without copies.
 
-    Pictures of a single color have no details, so they are in no group.
+    Pictures of a single color have no details, so they are in no group. Of very many images, copies
+    of the `scored_rows` are looked for, among all.
 
     Args:
         images: for every split uint8 (N, 3, S, S); memory-mapped ones are read in blocks.
@@ -86,7 +88,9 @@ def _copies(gray_NSS: Tensor, color_N: Tensor) -> Tensor:
     Copies crowd the nearest neighbors. So of every set of them one image is kept, and those whose
     neighbors are left out look for others, until there is nothing left to leave out.
     """
-    kept = asking = torch.arange(len(gray_NSS))
+    kept, asking = torch.arange(len(gray_NSS)), torch.from_numpy(scored_rows(len(gray_NSS)))
+    was_asked_N = torch.zeros(len(gray_NSS), dtype=torch.bool)
+    was_asked_N[asking] = True
     alike, same, correlation = torch.empty(2, 0).long(), torch.empty(2, 0).long(), torch.empty(0)
     while len(asking):
         pairs, is_mirrored = _candidates(gray_NSS, kept, asking)
@@ -100,7 +104,7 @@ def _copies(gray_NSS: Tensor, color_N: Tensor) -> Tensor:
         kept = kept[~left_out_N[kept]]
         asking = pairs[:, left_out_N[pairs].any(0)].unique()
         asking = asking[~left_out_N[asking]]
-    others_N = torch.bincount(alike.flatten(), minlength=len(gray_NSS))[kept]
+    others_N = torch.bincount(alike.flatten(), minlength=len(gray_NSS))[kept[was_asked_N[kept]]]
     limit = STRICT if (others_N >= OTHERS).float().mean() > MANY else SAME
     return same[:, correlation >= limit]
 
@@ -120,7 +124,8 @@ def _left_out(pairs: Tensor, count: int) -> Tensor:
 def _candidates(gray_NSS: Tensor, kept: Tensor, asking: Tensor) -> tuple[Tensor, Tensor]:
     """Pairs of `kept` images, one of them `asking`, int64 (2, B), and whether the second is
     mirrored, bool (B,)."""
-    coarse = F.avg_pool2d(gray_NSS[kept].float(), SIDE // COARSE)
+    parts = kept.split(BLOCK)  # little memory
+    coarse = torch.cat([F.avg_pool2d(gray_NSS[part].float(), SIDE // COARSE) for part in parts])
     coarse -= coarse.mean((1, 2), keepdim=True)
     bank, own = F.normalize(coarse.flatten(1)), torch.searchsorted(kept, asking)
     found = []

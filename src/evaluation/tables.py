@@ -24,6 +24,8 @@ CLUSTERINGS: dict[ClusteringName, str] = {
     "kmeans": "K-means",
     "smoothed": "K-means, neighbors smoothed",
 }
+ERRORS = {"silhouette": "silhouette_error", "knn_accuracy": "knn_error"}
+"""Where the standard error of a score is, if it is that of a sample."""
 FEATURES = "learned features"
 BASELINES = {"raw_pixels": "raw pixels", "untrained": "before training"}
 
@@ -38,9 +40,11 @@ def summary_table(scores: Scores) -> str:
     columns = [c for c in COLUMNS if any(row.get(c) is not None for *_, row in scored)]
     rows = [["features", "clusters", "split", *(COLUMNS[column] for column in columns)]]
     for *names, row in scored:
-        rows.append([*names, *(_number(row.get(column)) for column in columns)])
+        rows.append([*names, *(_score(row, column) for column in columns)])
     table = aligned(rows, left=3)
     named_on = scores["fit"]["named_on"]
+    if any(row.get(error) is not None for *_, row in scored for error in ERRORS.values()):
+        table += "\n±: standard error, as the score is that of a random sample of the images."
     if named_on is None:
         if "silhouette" in columns:
             table += (
@@ -86,6 +90,12 @@ def aligned(rows: list[list[str]], left: int = 1) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def _score(row: SplitScores, column: str) -> str:
+    """With its standard error, if it has one."""
+    error = row.get(ERRORS.get(column, ""))
+    return _number(row.get(column)) + ("" if error is None else f" ± {error:.3f}")
 
 
 def _number(value: float | None) -> str:

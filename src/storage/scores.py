@@ -27,6 +27,8 @@ class InternalScores(TypedDict):
     """None where undefined, see `internal_metrics`."""
 
     silhouette: float | None
+    silhouette_error: NotRequired[float]
+    """Standard error; only where the silhouette is that of a sample, see `internal_metrics`."""
     davies_bouldin: float | None
 
 
@@ -42,6 +44,8 @@ class LabelScores(TypedDict, total=False):
     full matrix of thousands of classes would be large and nearly empty."""
     per_class: dict[str, ClassScores]
     knn_accuracy: float | None
+    knn_error: float
+    """Standard error; only where the queries are a sample."""
 
 
 class SplitScores(InternalScores, LabelScores):
@@ -72,6 +76,9 @@ class FitScores(TypedDict):
     """The split whose labels name the clusters; None without labels."""
     inertia: float
     """Of K-means of the principal components."""
+    sample: NotRequired[int]
+    """Images that K-means, smoothing and the head were fitted to, where these are not all of the
+    split; see `src/evaluation/sampling.py`."""
     head_agreement: NotRequired[float]
     """Share of the fitted images that the head assigns as K-means of the smoothed rows did."""
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from dataset.pictures import BadPicture, picture_size
 from src.evaluation.near_duplicates import crossing, near_duplicates
+from src.evaluation.sampling import scored_rows, standard_error
 from src.evaluation.sharpness import sharpness
 from src.visualization.results import Results
 
@@ -23,7 +24,7 @@ class Copies(NamedTuple):
 
 
 def find_copies(results: Results) -> Copies:
-    """Prints a note if groups span several splits."""
+    """Prints a note if groups span several splits, and what was not looked at."""
     count = len(results.clusters)
     if results.dataset is None:
         return Copies(np.full(count, -1), np.full(count, True), np.full(count, np.nan, np.float32))
@@ -32,6 +33,13 @@ def find_copies(results: Results) -> Copies:
     if across := crossing(groups):
         print(f"note: near-duplicates across splits: {across:,} groups; see the report")
     group_N = np.concatenate(list(groups.values()))
+    if len(sample := scored_rows(count)) < count:
+        has_copies = group_N[sample] >= 0
+        share, error = has_copies.mean(), standard_error(has_copies, count)
+        print(
+            f"note: near-duplicates of a random sample of {len(sample):,} of the {count:,} images "
+            f"were looked for, among all: {share:.2%} ± {error:.2%} have some"
+        )
     sharpness_N = np.concatenate([sharpness(x) for x in images.values()])
     return Copies(group_N, kept(group_N, results.file_names, results.picture_dir), sharpness_N)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from src.evaluation.neighbors import lifted, nearest
+from src.evaluation.sampling import are_many
 from src.runtime.commands import command
 from src.storage.artifacts import NAMING
 from src.storage.files import replacing
@@ -29,6 +30,9 @@ SCRIPTS = (
     "choosing.js", "start.js",
 )  # fmt: skip
 NEIGHBORS = 12
+SHOWN, SHOWN_COPIES, SHOWN_FINE = 18_000, 3_000, 2_000
+"""Of very many images (`sampling.py`), the page has all as points, but only so many with pictures
+and names: random ones, near-duplicates, some of every fine cluster. It then has less than 30 MB."""
 
 
 def write_report(
@@ -40,39 +44,54 @@ def write_report(
     method: str,
 ) -> None:
     """Write the page to `file`. Without images it shows names only, and without records no curves.
+    Prints a note if it does not have all images, see `SHOWN`.
 
     Args:
         xy_N2: the map.
         method: the projection that made it, as the page calls it.
     """
-    count = len(results.clusters)
+    shown = shown_images(results, copies)
+    count, total, x_NP = len(shown), len(results.clusters), results.x_NP[shown]
     sheets = Sheets(0, np.arange(count), [])  # without pictures, every image can be a neighbor
     if results.dataset is not None:
-        sheets = make_sheets(results.thumbnails, count, results.side())
+        read = lambda rows, size: results.thumbnails(shown[rows], size)  # noqa: E731
+        sheets = make_sheets(read, count, results.side())
+    if count < total:
+        print(
+            f"note: the report has a sample of {count:,} of {total:,} images, the others as points"
+        )
     if len(sheets.rows) < count:
         print(f"note: the report carries the pictures of {len(sheets.rows):,} of {count:,} images")
     own_N = torch.full((count,), -1)
     own_N[sheets.rows] = torch.arange(len(sheets.rows))
-    _, near_Nk = nearest(*lifted(results.x_NP[sheets.rows], results.x_NP), NEIGHBORS, own_N)
+    _, near_Nk = nearest(*lifted(x_NP[sheets.rows], x_NP), NEIGHBORS, own_N)
     arrays = {
-        "xy": xy_N2.astype("<f4"),
-        "cluster": results.clusters.astype("<i4"),
-        "fine": results.fine.astype("<i4"),
-        "fine-distance": fine_distance(results.x_NP, results.fine).astype("<f4"),
-        "label": results.labels.astype("<i4"),
-        "split": results.splits.astype("u1"),
-        "distance": results.distance.astype("<f4"),
-        "certainty": results.certainty.astype("<f4"),
-        "near": copies.group_N.astype("<i4"),
-        "keep": copies.keep_N.astype("u1"),
-        "sharpness": copies.sharpness_N.astype("<f4"),
-        "unusual": results.unusual.astype("u1"),
+        "xy": xy_N2[shown].astype("<f4"),
+        "cluster": results.clusters[shown].astype("<i4"),
+        "fine": results.fine[shown].astype("<i4"),
+        "fine-distance": fine_distance(x_NP, results.fine[shown]).astype("<f4"),
+        "label": results.labels[shown].astype("<i4"),
+        "split": results.splits[shown].astype("u1"),
+        "distance": results.distance[shown].astype("<f4"),
+        "certainty": results.certainty[shown].astype("<f4"),
+        "near": copies.group_N[shown].astype("<i4"),
+        "keep": copies.keep_N[shown].astype("u1"),
+        "sharpness": copies.sharpness_N[shown].astype("<f4"),
+        "unusual": results.unusual[shown].astype("u1"),
         "pictured": sheets.rows.astype("<u4"),
         "nearest": near_Nk.numpy().astype("<u2" if len(sheets.rows) < 2**16 else "<u4"),
     }
+    if count < total:
+        arrays |= points(results, xy_N2) | {"row": shown.astype("<u4")}
     blobs = [_blob(name, array.tobytes(), array.dtype.str[1:]) for name, array in arrays.items()]
     blobs += [_blob(f"sheet-{i}", sheet) for i, sheet in enumerate(sheets.webp)]
-    data = page_data(results, sheets, file.parent) | {"method": method}
+    data = page_data(results, shown, sheets, file.parent) | {"method": method}
+    if count < total:
+        data["points"] = {
+            "count": total,
+            "low": xy_N2.min(0).tolist(),
+            "high": xy_N2.max(0).tolist(),
+        }
     slots = {
         "style": (PARTS / "page.css").read_text(encoding="utf-8"),
         "script": "\n".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS),
@@ -89,14 +108,41 @@ def write_report(
         temporary.write_text(text, encoding="utf-8", errors="replace")  # names need not be UTF-8
 
 
-def page_data(results: Results, sheets: Sheets, directory: Path) -> dict[str, Any]:
+def shown_images(results: Results, copies: Copies) -> np.ndarray:
+    """The images that the page has with picture and name, int (n,), ascending; see `SHOWN`."""
+    total = len(results.clusters)
+    if not are_many(total):
+        return np.arange(total)
+    order = np.random.default_rng(0).permutation(total)
+    by_fine = order[np.argsort(results.fine[order], kind="stable")]
+    counts = np.bincount(results.fine)
+    place_in_fine = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+    each = max(3, SHOWN_FINE // len(counts))
+    copied = np.flatnonzero(copies.group_N >= 0)
+    parts = order[:SHOWN], copied[:SHOWN_COPIES], by_fine[place_in_fine < each]
+    return np.unique(np.concatenate(parts))
+
+
+def points(results: Results, xy_N2: np.ndarray) -> dict[str, np.ndarray]:
+    """Every image as a point of 6 to 8 bytes: its place between the lowest and the highest in 2**16
+    steps, cluster and fine cluster."""
+    low, high = xy_N2.min(axis=0), xy_N2.max(axis=0)
+    steps = (xy_N2 - low) / np.maximum(high - low, 1e-12) * (2**16 - 1)
+    numbers = {"point-cluster": results.clusters, "point-fine": results.fine}
+    small = {k: x.astype("u1" if x.max() < 2**8 else "<u2") for k, x in numbers.items()}
+    return {"point-xy": np.rint(steps).astype("<u2"), **small}
+
+
+def page_data(
+    results: Results, shown: np.ndarray, sheets: Sheets, directory: Path
+) -> dict[str, Any]:
     """What the scripts of the page, which lies in `directory`, read besides the arrays."""
     names, folder, content = results.file_names, None, results.given.content
     if names:
         folder = quote(os.fsencode(os.path.relpath(results.picture_dir, directory))) + "/"
     return {
         "title": experiment(results, directory),
-        "count": len(results.clusters),
+        "count": len(shown),
         "splits": results.split_names,
         "offsets": [int(results.rows(split)[0]) for split in results.split_names],
         "classes": results.class_names,
@@ -111,7 +157,7 @@ def page_data(results: Results, sheets: Sheets, directory: Path) -> dict[str, An
         "colors": colors(100),
         "certainty": results.clustering["certainty"],
         "unknownColor": UNKNOWN,
-        "names": names,
+        "names": names and [names[row] for row in shown],
         "folder": folder,
         "tile": sheets.tile,
         "columns": sheets.columns,
@@ -140,7 +186,7 @@ def fine_distance(x_NP: np.ndarray, fine_N: np.ndarray) -> np.ndarray:
     """float (N,), from each image to the mean of its fine cluster."""
     centers = np.zeros((fine_N.max() + 1, x_NP.shape[1]))
     np.add.at(centers, fine_N, x_NP)
-    centers /= np.bincount(fine_N)[:, None]
+    centers /= np.bincount(fine_N).clip(1)[:, None]
     return np.linalg.norm(x_NP - centers[fine_N], axis=1)
 
 

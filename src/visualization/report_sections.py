@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from src.clusters.trust import describe
-from src.evaluation.tables import COLUMNS, score_rows
+from src.evaluation.tables import COLUMNS, ERRORS, score_rows
 from src.storage.metrics_log import Record
 from src.storage.scores import ScanScores, Scores
 from src.visualization.figures import cluster_scan, styled, training_curves
@@ -58,18 +58,27 @@ def metrics_table(metrics: Scores) -> str:
         if any(scores.get(column) is not None for *_, scores in scored)
     }
     rows = [
-        [*names, *(_cell(column, scores.get(column)) for column in columns)]
+        [
+            *names,
+            *(
+                _cell(column, scores.get(column), scores.get(ERRORS.get(column, "")))
+                for column in columns
+            ),
+        ]
         for *names, scores in scored
     ]
     return _table(["features", "clusters", "split", *columns.values()], rows)
 
 
-def _cell(column: str, value: float | None) -> str:
+def _cell(column: str, value: float | None, error: float | None) -> str:
+    """With the standard error of a score from a sample."""
     if value is None:
         return "-"
     if column == "images":
         return f"{value:,}"
-    return f"{value:.1%}" if column.endswith("accuracy") else f"{value:.3f}"
+    if column.endswith("accuracy"):
+        return f"{value:.1%}" if error is None else f"{value:.1%} ± {error:.1%}"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -20,7 +20,10 @@ const count = data.count, hasPictures = data.sheets > 0, hasLabels = label.some(
 const tileOf = new Int32Array(count).fill(-1); // the number of the tile that shows an image
 pictured.forEach((image, place) => { tileOf[image] = place; });
 const isWrong = (i) => label[i] >= 0 && data.classOfCluster[clusterOf[i]] !== label[i];
-const nameOf = (i) => (data.names ? data.names[i] : `${data.splits[split[i]]}[${i - data.offsets[split[i]]}]`);
+// Of very many images the page has a sample; all of them are points on the map.
+const isSample = Boolean(data.points), rowOfImage = isSample ? array("row") : null;
+const point = isSample ? { ...data.points, xy: array("point-xy"), cluster: array("point-cluster"), fine: array("point-fine") } : { count: 0 };
+const nameOf = (i) => (data.names ? data.names[i] : `${data.splits[split[i]]}[${(rowOfImage?.[i] ?? i) - data.offsets[split[i]]}]`);
 const imageNamed = new Map(Array.from({ length: count }, (_, i) => [nameOf(i), i]));
 
 function make(tag, properties = {}, ...children) {

@@ -12,6 +12,8 @@ function applyFilters() {
   if (wanted) rules.push((i) => nameOf(i).toLowerCase().includes(wanted));
   if (frame) rules.push((i) => inside(frame, i));
   passes = (i) => on.split.has(split[i]) && rules.every((rule) => rule(i));
+  const { label: labels, split: splits } = everything();
+  pointsPass = !rules.length && on.label.size === labels.size && on.split.size === splits.size;
   visibleCount = 0;
   for (let i = 0; i < count; i++) {
     visible[i] = on.group.has(group[i]) && on.label.has(label[i]) && passes(i);
@@ -32,6 +34,7 @@ function filter() { // and move the map to what is left
   reset();
 }
 let passes = () => true; // every rule but those of cluster and class
+let pointsPass = true; // whether only groups are filtered: of a point nothing else is known
 
 function showAll() {
   on = everything();

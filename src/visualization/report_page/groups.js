@@ -26,6 +26,7 @@ let branchCount = 0; // 0 for the clusters
 let groups = new Map(); // in the order of the tree, by number: name, numbers of its units, color. A name is one group.
 let rows = []; // what can be named: every unit (a cluster or branch), and the names that no unit has
 let group = new Int32Array(count); // of each image; -1 if it is ignored
+const groupOfPoint = new Int32Array(point.count);
 
 const clusterName = (k, state = said) => state.names[k] || (data.classes[data.classOfCluster[k]] ?? "");
 const fineName = (f) => said.fine[f] ?? "";
@@ -64,6 +65,10 @@ function arrange() { // groups, rows and the group of each image
   for (let i = 0; i < count; i++) group[i] = named[fineOf[i]] ?? rowOfUnit[unitOf(i)].id;
   for (const [key, name] of Object.entries(said.moved)) if (imageNamed.has(key)) group[imageNamed.get(key)] = byName.get(name);
   for (const key in said.ignored) if (imageNamed.has(key)) group[imageNamed.get(key)] = -1;
+  for (let p = 0; p < point.count; p++) {
+    const fine = point.fine[p];
+    groupOfPoint[p] = named[fine] ?? rowOfUnit[branchCount ? unitOfFine[fine] : point.cluster[p]].id;
+  }
   const first = new Map([...rows].reverse().map((row) => [row.id, row]));
   for (let i = 0; i < count; i++) {
     const own = rowOfUnit[unitOf(i)];

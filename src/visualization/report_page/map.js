@@ -94,6 +94,7 @@ function draw() {
   const radius = Math.min(9, Math.max(0.7, Math.min(3.2, 210 / Math.sqrt(count))) * zoomed ** 0.35) * pixel;
   const image = context.createImageData(wide, high), pixels = image.data, stamp = disc(radius);
   new Uint32Array(pixels.buffer).fill((255 << 24) | (back[2] << 16) | (back[1] << 8) | back[0]);
+  drawPoints(pixels, list, unknown);
   const inside = [], edge = Math.ceil(radius);
   for (const gray of [true, false]) for (let i = 0; i < count; i++) { // images without a class lie below
     if (!visible[i] || of[i] < 0 !== gray) continue;
@@ -128,6 +129,18 @@ function draw() {
     context.closePath();
     context.stroke();
     context.setLineDash([]);
+  }
+}
+
+function drawPoints(pixels, list, unknown) { // of the images beyond the sample
+  if (!pointsPass) return;
+  const byGroup = $("#color").value === "group", steps = 65535, [[left, low], [right, top]] = [point.low ?? [], point.high ?? []];
+  for (let p = 0; p < point.count; p++) {
+    if (!on.group.has(groupOfPoint[p])) continue;
+    const [x, y] = toScreen(left + (point.xy[2 * p] / steps) * (right - left), low + (point.xy[2 * p + 1] / steps) * (top - low));
+    if (!(x >= 0 && y >= 0 && x < wide && y < high)) continue;
+    const at = 4 * (Math.floor(y) * wide + Math.floor(x)), ink = byGroup ? list[groupOfPoint[p]] : unknown;
+    for (let k = 0; k < 3; k++) pixels[at + k] += (ink[k] - pixels[at + k]) * 0.4;
   }
 }
 

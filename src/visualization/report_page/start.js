@@ -49,7 +49,8 @@ $("#theme").onclick = () => setTheme(document.documentElement.dataset.theme !== 
 
 document.title = `${data.title}: clusters`;
 $("#title").textContent = data.title;
-$("#summary").textContent = `${number(count)} images, ${data.classOfCluster.length} clusters, ${data.method}.`
+$("#summary").textContent = `${number(isSample ? point.count : count)} images, ${data.classOfCluster.length} clusters, ${data.method}.`
+  + (isSample ? ` The map shows them all; pictures, search, filters and their numbers are those of a sample of ${number(count)}. images.csv has every image.` : "")
   + (hasPictures && pictured.length < count ? ` Pictures and neighbors come from a random sample of ${number(pictured.length)} images.` : "")
   + (hasPictures ? "" : " No pictures: the images were not available.");
 const colorings = { label: ["class", hasLabels], certainty: [data.certainty, true], split: ["split", data.splits.length > 1], unusual: ["unusual", unusual.includes(1)] };
