@@ -28,7 +28,7 @@ from src.prediction.predictor import Predictor
 from src.runtime.cli import UserError
 from src.runtime.device import select_precision
 from src.storage import artifacts
-from src.storage.artifacts import CLUSTERING, EXTRACTION, Manifest
+from src.storage.artifacts import CLUSTERING, Manifest
 from tests.helpers.counted_reads import count_reads
 from tests.helpers.digits import digits, save_picture, write_digits
 from tests.helpers.finished_run import FinishedRun, rows_of
@@ -79,13 +79,11 @@ def test_images_written_as_png_get_the_clusters_of_the_clustering(
 
 
 def test_a_precision_that_this_processor_emulates_is_replaced(
-    digits_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    features: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Features of a GPU in fp16, pictures on a CPU."""
-    shutil.copytree(digits_run.features, features := tmp_path / "features")
-    manifest = json.loads((features / "manifest.json").read_text())
-    manifest[EXTRACTION]["precision"] = "float16"
-    (features / "manifest.json").write_text(json.dumps(manifest))
+    recorded = {**Manifest(features).extraction, "precision": "float16"}
+    monkeypatch.setattr(Manifest, "extraction", recorded)
     for precision, expected in (("auto", select_precision("auto", CPU)), ("fp16", torch.float16)):
         assert Predictor.load(features, device="cpu", precision=precision).dtype == expected
         note = "the features were extracted in fp16, which is slow on this device: predicting in "

@@ -62,7 +62,7 @@ def encode_into(
         batch = torch.from_numpy(np.ascontiguousarray(images_NCSS[i : i + batch_size]))
         return batch.pin_memory() if device.type == "cuda" else batch
 
-    def compute(batch: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    def compute(batch: Tensor) -> tuple[Tensor, Any]:
         """The features, complete once the GPU, if there is one, has reached the event."""
         on_gpu = device.type == "cuda"
         features = torch.zeros(batch_size, backbone.feature_dim, pin_memory=on_gpu)
@@ -71,7 +71,7 @@ def encode_into(
             features[: len(batch)].copy_(encode(backbone, images, dtype), non_blocking=True)
         return features, torch.cuda.current_stream().record_event() if on_gpu else None
 
-    def write(start: int, features: Tensor, done: torch.cuda.Event | None) -> int:
+    def write(start: int, features: Tensor, done: Any) -> int:
         if done:
             done.synchronize()
         stop = min(total, start + batch_size * processes)

@@ -122,7 +122,7 @@ class TrainConfig:
     """Device to train on; auto picks CUDA, MPS or the CPU, in this order."""
     precision: PrecisionName = "auto"
     """Mixed precision; auto is bf16 if supported by the hardware, otherwise fp16 on CUDA and fp32
-    elsewhere."""
+    elsewhere. fp32 never rounds to TF32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on for CUDA where 2,000 steps or more follow, counted apart before
     and after batch norm is frozen. PyTorch caches compiled code for the next run, in the system's

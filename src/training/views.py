@@ -176,9 +176,9 @@ def _draw_affine(
     slant = torch.tan(slant * settings.shear * torch.pi / 180)
     scale = (1 + settings.zoom) ** zoom
     cos, sin = scale * angle.cos(), scale * angle.sin()
-    rows = [cos, cos * slant - sin, 2 * settings.shift * shift_x,
-            sin, sin * slant + cos, 2 * settings.shift * shift_y]  # fmt: skip
-    return torch.stack(rows, 1).reshape(-1, 2, 3)
+    entries = [cos, cos * slant - sin, 2 * settings.shift * shift_x,
+               sin, sin * slant + cos, 2 * settings.shift * shift_y]  # fmt: skip
+    return torch.stack(entries, 1).reshape(-1, 2, 3)
 
 
 # --- color -----------------------------------------------------------------------------------
