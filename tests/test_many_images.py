@@ -19,6 +19,7 @@ from src.evaluation.sampling import standard_error
 from src.evaluation.silhouette import silhouettes_of
 from src.storage import artifacts
 from src.storage.artifacts import ASSIGNMENTS, FINE, Manifest
+from src.training.forecast import later_stages
 from src.visualization import report as page
 from src.visualization.duplicates import find_copies
 from src.visualization.results import load_results
@@ -121,6 +122,12 @@ def test_knn_of_a_sample_leaves_each_image_out() -> None:
     exact = knn_accuracy(x, labels, x, labels, leave_one_out=True)
     assert scores["knn_error"] == pytest.approx(np.sqrt(0.25 / 200 * 0.8), rel=0.05)
     assert scores["knn_accuracy"] == pytest.approx(exact, abs=3 * scores["knn_error"])
+
+
+def test_what_comes_after_training_is_estimated_for_many_images() -> None:
+    assert later_stages(10_000, cores=2) is None
+    assert (later_stages(100_000, cores=2) or "").endswith("about 4 minutes")
+    assert (later_stages(10**6, cores=2) or "").endswith("about 17 minutes")
 
 
 @pytest.mark.usefixtures("low_limits")
