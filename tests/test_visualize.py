@@ -120,7 +120,7 @@ def test_pictures_come_in_the_order_asked_for(pixel_digits: Path) -> None:
 
 
 def test_missing_and_mixed_files_are_named(pixel_digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="feature_extraction"):
+    with pytest.raises(UserError, match="no results in"):
         load_results(tmp_path)
     shutil.copytree(pixel_digits, tmp_path, dirs_exist_ok=True)
     np.save(tmp_path / "test_clusters.npy", np.zeros(359, int))
@@ -403,7 +403,7 @@ def test_the_silhouette_figure_names_the_mean(pixel_digits: Path) -> None:
     results = load_results(pixel_digits)
     figure = visualization.silhouettes(results, "train")
     mean = results.metrics["smoothed"]["splits"]["train"]["silhouette"]
-    assert figure.axes[0].texts[0].get_text() == f"mean {mean:.3f}"
+    assert figure.axes[0].texts[0].get_text().endswith(f"mean {mean:.3f}")
 
 
 def test_a_run_gets_every_figure(script: Script, stl10_dir: Path, tmp_path: Path) -> None:
