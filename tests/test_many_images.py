@@ -108,6 +108,8 @@ def test_clusters_of_a_sample(
         pair = one.load(ASSIGNMENTS, split), other.load(ASSIGNMENTS, split)
         assert adjusted_rand_score(*pair) == 1
         assert len(other.load(FINE, split)) == len(pair[0])
+    fine, (_, labels) = other.load(FINE, "train"), splits["train"]
+    assert all(len({*labels[fine == f]}) == 1 for f in range(fine.max() + 1))
     assert len(np.unique(other.load(FINE, "train"))) == len(other.load(artifacts.FINE_TREE)) + 1
 
 
