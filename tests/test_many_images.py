@@ -198,6 +198,6 @@ def test_the_page_of_a_sample(
     text = (directory / artifacts.REPORT).read_text()
     broken = tmp_path / "broken.html"
     broken.write_text(text.replace('id="xy" data-type="f4">', 'id="xy" data-type="f4">!'))
-    tab = report.page.context.new_page()
+    tab = report.page.context.browser.new_page()
     tab.goto(broken.as_uri())
     assert "images.csv, in the same folder, has every image" in tab.inner_text("#broken")
