@@ -312,7 +312,7 @@ def test_backbone_that_cannot_be_exported(
         main(ExportConfig(backbone=tmp_path / "backbone.onnx"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"run python src/train\.py .*FOLDER first"):
-        main(ExportConfig(backbone=tmp_path / "backbone.pt", checkpoint_dir=tmp_path))
+        main(ExportConfig(backbone=tmp_path / "backbone.pt", checkpoint_dir=Path("nothing")))
     monkeypatch.setitem(ARCHITECTURES, "slim", ARCHITECTURES["resnet18"]._replace(stem=(3, 1, 1)))
     write_checkpoint(tmp_path / "simclr_epoch_0003.pt", "digits", Path(), "slim")
     with pytest.raises(UserError, match="torchvision has no slim"):

@@ -89,7 +89,7 @@ def test_a_closed_terminal_stops_with_a_checkpoint(
         os.read(ours, 65536)
     os.close(ours)
     assert process.wait(60) == 129
-    assert "_step_" in checkpoint.listed(tmp_path)[-1].name
+    assert checkpoint.listed(tmp_path)[-1].name < checkpoint.file_name(EPOCHS)
     finish(*command(pictures_dir, tmp_path))
     assert_same_run(tmp_path, undisturbed)
 
