@@ -158,8 +158,11 @@ class ClusterHead(nn.Module):
         """Images farther from every cluster than the share `usual` of the fitted ones, float32, are
         unusual from now on. Those at that distance are not, nor is one on a centroid, however
         rounding differs by batch."""
-        distances = [self.measure(x)[2].numpy() for x in batches(fitted_ND, self.batch)]
-        limit = float(np.quantile(np.concatenate(distances), usual)) * (1 + 1e-5)
+        distance_N = np.empty(len(fitted_ND))  # in place, as small parts could fragment the memory
+        starts = range(0, len(fitted_ND), self.batch)
+        for start, x in zip(starts, batches(fitted_ND, self.batch), strict=True):
+            distance_N[start : start + self.batch] = self.measure(x)[2]
+        limit = float(np.quantile(distance_N, usual)) * (1 + 1e-5)
         self.unusual_distance = max(limit, ROUNDING * float(self.centroids.norm(dim=1).max()))
 
 
