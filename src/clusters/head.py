@@ -40,6 +40,8 @@ from src.evaluation.neighbors import ROWS
 from src.storage import artifacts
 from src.storage.artifacts import CertaintyName, Manifest
 
+BATCH = 512
+"""Images at a time, by their principal components."""
 NEVER = -1e9
 """The score of a cluster without images."""
 ROUNDING = 1e-6
@@ -65,7 +67,10 @@ class LinearHead(nn.Module):
 
     def assign(self, reduced_NP: np.ndarray) -> np.ndarray:
         """The cluster of every image, int64 (N,)."""
-        return np.concatenate([self(x_BP).argmax(1).numpy() for x_BP in batches(reduced_NP)])
+        clusters_N = np.empty(len(reduced_NP), np.int64)  # in place, as in `set_unusual`
+        for start, x_BP in zip(range(0, len(clusters_N), BATCH), batches(reduced_NP), strict=True):
+            clusters_N[start : start + BATCH] = self(x_BP).argmax(1)
+        return clusters_N
 
 
 class ClusterHead(nn.Module):
@@ -158,12 +163,15 @@ class ClusterHead(nn.Module):
         """Images farther from every cluster than the share `usual` of the fitted ones, float32, are
         unusual from now on. Those at that distance are not, nor is one on a centroid, however
         rounding differs by batch."""
-        distances = [self.measure(x)[2].numpy() for x in batches(fitted_ND, self.batch)]
-        limit = float(np.quantile(np.concatenate(distances), usual)) * (1 + 1e-5)
+        distance_N = np.empty(len(fitted_ND))  # in place, as small parts could fragment the memory
+        starts = range(0, len(fitted_ND), self.batch)
+        for start, x in zip(starts, batches(fitted_ND, self.batch), strict=True):
+            distance_N[start : start + self.batch] = self.measure(x)[2]
+        limit = float(np.quantile(distance_N, usual)) * (1 + 1e-5)
         self.unusual_distance = max(limit, ROUNDING * float(self.centroids.norm(dim=1).max()))
 
 
-def batches(rows_ND: np.ndarray, size: int = 512) -> Iterator[Tensor]:
+def batches(rows_ND: np.ndarray, size: int = BATCH) -> Iterator[Tensor]:
     for start in range(0, len(rows_ND), size):
         yield torch.tensor(rows_ND[start : start + size])
 

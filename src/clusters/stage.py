@@ -165,12 +165,16 @@ class PerImage(NamedTuple):
 
 
 def per_image(head: ClusterHead, features_ND: np.ndarray, clusters: np.ndarray) -> PerImage:
-    parts = []
+    # In place: small results between large intermediate ones could fragment the memory.
+    count = len(clusters)
+    found = PerImage(*(np.empty(count, dtype) for dtype in (np.float32, np.float32, np.bool_)))
     both = batches(features_ND, head.batch), batches(clusters, head.batch)
-    for x_BD, own_B in zip(*both, strict=True):
+    for start, x_BD, own_B in zip(range(0, count, head.batch), *both, strict=True):
         _, sure_B, distances_BK, unusual_B, _ = head(x_BD)
-        parts.append((sure_B, distances_BK.gather(1, own_B[:, None])[:, 0], unusual_B))
-    return PerImage(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+        results = sure_B, distances_BK.gather(1, own_B[:, None])[:, 0], unusual_B
+        for all_N, part_B in zip(found, results, strict=True):
+            all_N[start : start + head.batch] = part_B
+    return found
 
 
 def record(

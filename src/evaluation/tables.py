@@ -95,7 +95,7 @@ def aligned(rows: list[list[str]], left: int = 1) -> str:
 def _score(row: SplitScores, column: str) -> str:
     """With its standard error, if it has one."""
     error = row.get(ERRORS.get(column, ""))
-    return _number(row.get(column)) + ("" if error is None else f" ± {error:.3f}")
+    return _number(row.get(column)) + ("" if error is None else f" ± {error:.1g}")
 
 
 def _number(value: float | None) -> str:

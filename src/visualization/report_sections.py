@@ -78,7 +78,7 @@ def _cell(column: str, value: float | None, error: float | None) -> str:
         return f"{value:,}"
     if column.endswith("accuracy"):
         return f"{value:.1%}" if error is None else f"{value:.1%} ± {error:.1%}"
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.1g}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
