@@ -128,10 +128,10 @@ def test_without_links_pictures_can_be_copied(
 ) -> None:
     (picture,) = write_digits(tmp_path / "pictures", 1)
 
-    def symlink(source: str, target: str, *_: object) -> None:
-        raise OSError(number, os.strerror(number), source, None, target)
+    def symlink_to(link: Path, target: str, *_: object) -> None:
+        raise OSError(number, os.strerror(number), target, None, str(link))
 
-    monkeypatch.setattr(os, "symlink", symlink)
+    monkeypatch.setattr(Path, "symlink_to", symlink_to)  # Python 3.10 does not look into os
     place = tmp_path / "sorted"
     with pytest.raises(UserError, match=r"sorted cannot hold links .*: add --copy"):
         SortedPictures(place, ["00-cat"], copy=False, split=None).add(picture, 0)
