@@ -69,7 +69,7 @@ class LinearHead(nn.Module):
         """The cluster of every image, int64 (N,)."""
         clusters_N = np.empty(len(reduced_NP), np.int64)  # in place, as in `set_unusual`
         for start, x_BP in zip(range(0, len(clusters_N), BATCH), batches(reduced_NP), strict=True):
-            clusters_N[start : start + BATCH] = self(x_BP).argmax(1)
+            clusters_N[start : start + BATCH] = self(x_BP).argmax(1).numpy()
         return clusters_N
 
 
@@ -166,7 +166,7 @@ class ClusterHead(nn.Module):
         distance_N = np.empty(len(fitted_ND))  # in place, as small parts could fragment the memory
         starts = range(0, len(fitted_ND), self.batch)
         for start, x in zip(starts, batches(fitted_ND, self.batch), strict=True):
-            distance_N[start : start + self.batch] = self.measure(x)[2]
+            distance_N[start : start + self.batch] = self.measure(x)[2].numpy()
         limit = float(np.quantile(distance_N, usual)) * (1 + 1e-5)
         self.unusual_distance = max(limit, ROUNDING * float(self.centroids.norm(dim=1).max()))
 

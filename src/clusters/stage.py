@@ -173,7 +173,7 @@ def per_image(head: ClusterHead, features_ND: np.ndarray, clusters: np.ndarray) 
         _, sure_B, distances_BK, unusual_B, _ = head(x_BD)
         results = sure_B, distances_BK.gather(1, own_B[:, None])[:, 0], unusual_B
         for all_N, part_B in zip(found, results, strict=True):
-            all_N[start : start + head.batch] = part_B
+            all_N[start : start + head.batch] = part_B.numpy()
     return found
 
 
