@@ -5,6 +5,7 @@ FLAGS ?=
 # From the command line only: the environment may contain variables of these names.
 DATA :=
 WEIGHTS :=
+CLUSTERS :=
 CREDIT :=
 NAME := $(filter-out digits,$(DATASET))
 
@@ -32,6 +33,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "make run DATA=~/pictures        the same stages on your own pictures (NAME=... names the results)"
 	@echo "make run DATA=... WEIGHTS=dino  start from weights learned without labels (or none, imagenet)"
+	@echo "make run DATA=... CLUSTERS=20   20 clusters instead of 10"
 	@echo "make run DATASET=stl10          the same stages on STL-10 (downloads 2.6 GB)"
 	@echo "make pictures DATA=FOLDER       the same on 600 photographs of FOLDER/CLASS/ (CREDIT='whose they are')"
 	@echo "make run FLAGS='--epochs 4'     more flags for src/train.py"
@@ -39,7 +41,7 @@ help:  ## list the targets
 run: $(VENV)/installed  ## train, extract, cluster, predict, draw (handwritten digits, minutes)
 	@$(PY) src/train.py --dataset $(DATASET) $(if $(DATA),--data-dir $(call quote,$(FOLDER))) $(NAMED) $(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS))) $(FLAGS)
 	@$(PY) src/feature_extraction.py --untrained $(NAMED)
-	@$(PY) src/clustering.py --baselines $(NAMED)
+	@$(PY) src/clustering.py --baselines $(NAMED) $(if $(CLUSTERS),--clusters $(call quote,$(CLUSTERS)))
 	@$(PY) src/inference.py $(NAMED)
 	@$(PY) visualize_features.py $(NAMED)
 	@echo "1. Open features$(if $(NAME),/$(NAME))/report.html in a browser."
