@@ -41,7 +41,7 @@ AHEAD = 64
 """Pictures that may be decoded before they are written."""
 
 
-class CacheRecord(TypedDict):
+class CacheDetails(TypedDict):
     digest: str
     """Of the pixels and of `broken`."""
     broken: dict[str, str]
@@ -74,60 +74,62 @@ def load_pictures(
     if cache_dir is not None:
         folder = cache_dir / json_digest(str(pictures.root.resolve()))
     stem = f"{pictures.split}_{size}px"
-    pixels = folder / f"{stem}_{json_digest([PIXELS_VERSION, pictures.files])}.pixels"
-    cached = _open(pixels)
+    cache = folder / f"{stem}_{json_digest([PIXELS_VERSION, pictures.files])}.pixels"
+    cached = _open(cache)
     is_new = cached is None
     if cached is None:
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             # Every process of a distributed run calls this; the first one decodes, the others wait.
             with locked(folder / LOCK):
-                if not _open(pixels):
-                    _write(pixels, pictures, size)
-                    _remove_others(pixels, stem)
-                cached = _open(pixels)
+                if not _open(cache):
+                    _write(cache, pictures, size)
+                    _remove_others(cache, stem)
+                cached = _open(cache)
     assert cached is not None
     images, broken = cached
     if is_new:
         _report(pictures, broken)
     elif broken and notes is not None:
         count = f"{len(broken):,} of {len(pictures.files):,} pictures of {pictures.split}"
-        record = pixels.with_suffix(".json")
-        notes.append(f"{count} cannot be read and are left out; {record} names them")
+        details = cache.with_suffix(".json")
+        notes.append(f"{count} cannot be read and are left out; {details} names them")
     return images, tuple(name for name, _, _ in pictures.files if name not in broken)
 
 
-def _open(pixels: Path) -> tuple[np.ndarray, dict[str, str]] | None:
+def _open(cache: Path) -> tuple[np.ndarray, dict[str, str]] | None:
     """The cached images and the broken pictures with their reasons; None if not complete."""
     try:
-        with open_regular(pixels.with_suffix(".json")) as file:
-            record = json.loads(file.read())
-        with open_regular(pixels) as file:
-            if misfit(record, CacheRecord) or record["digest"] != _digest(file, record["broken"]):
+        with open_regular(cache.with_suffix(".json")) as file:
+            details = json.loads(file.read())
+        with open_regular(cache) as file:
+            if misfit(details, CacheDetails) or details["digest"] != _digest(
+                file, details["broken"]
+            ):
                 return None
             # Copy-on-write: torch warns of arrays that it may not write to.
-            return map_array(file, "c"), record["broken"]
+            return map_array(file, "c"), details["broken"]
     except PermissionError:
         raise
     except (OSError, ValueError, RecursionError):
         return None
 
 
-def _digest(pixels: BinaryIO, broken: dict[str, str]) -> str:
-    found = digest(pixels) + json_digest(broken)
-    pixels.seek(0)
+def _digest(cache: BinaryIO, broken: dict[str, str]) -> str:
+    found = digest(cache) + json_digest(broken)
+    cache.seek(0)
     return found
 
 
-def _write(pixels: Path, pictures: Pictures, size: int) -> None:
+def _write(cache: Path, pictures: Pictures, size: int) -> None:
     count, row_bytes = len(pictures.files), 3 * size * size
     needed = count * row_bytes
-    require_space(pixels.parent, needed, "the cache of decoded pictures", "--cache-dir")
-    print(f"decoding {count:,} pictures of {pictures.split} into {pixels.parent}", file=sys.stderr)
+    require_space(cache.parent, needed, "the cache of decoded pictures", "--cache-dir")
+    print(f"decoding {count:,} pictures of {pictures.split} into {cache.parent}", file=sys.stderr)
     root = pictures.root.absolute()
     paths = (Path(f"{root}/{name}") for name, _, _ in pictures.files)
     broken: dict[str, str] = {}
-    with replacing(pixels) as temporary, temporary.open("wb") as file:
+    with replacing(cache) as temporary, temporary.open("wb") as file:
         _write_header(file, count, size)
         with (
             contextlib.closing(decode(paths, size, AHEAD)) as decoded,
@@ -142,9 +144,9 @@ def _write(pixels: Path, pictures: Pictures, size: int) -> None:
         file.seek(0)
         _write_header(file, count - len(broken), size)
     # Last, because without this file the array does not count as complete.
-    with pixels.open("rb") as file:
-        record = {"digest": _digest(file, broken), "broken": broken}
-    write_json(pixels.with_suffix(".json"), record)
+    with cache.open("rb") as file:
+        details = {"digest": _digest(file, broken), "broken": broken}
+    write_json(cache.with_suffix(".json"), details)
 
 
 def _write_header(file: BinaryIO, count: int, size: int) -> None:
@@ -168,10 +170,10 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _remove_others(pixels: Path, stem: str) -> None:
+def _remove_others(cache: Path, stem: str) -> None:
     """Remove the caches of earlier states of the folder, and of interrupted decoding."""
-    for file in pixels.parent.iterdir():
-        if file.name.removeprefix(".").startswith(f"{stem}_") and file.stem != pixels.stem:
+    for file in cache.parent.iterdir():
+        if file.name.removeprefix(".").startswith(f"{stem}_") and file.stem != cache.stem:
             file.unlink()
 
 

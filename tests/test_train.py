@@ -181,7 +181,7 @@ def test_a_network_whose_output_is_not_finite_stops_the_run(config: TrainConfig)
     with torch.no_grad():
         fresh.model.backbone.conv1.weight.fill_(float("inf"))
     with pytest.raises(RunError, match=r"no longer finite; start over \(--fresh\)"):
-        health.probe(fresh.model, torch.zeros(4, 3, 32, 32), setup.dtype)
+        health.output_statistics(fresh.model, torch.zeros(4, 3, 32, 32), setup.dtype)
 
 
 def test_accumulated_gradient_is_the_mean(config: TrainConfig) -> None:

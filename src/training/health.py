@@ -21,7 +21,7 @@ from src.runtime.cli import RunError
 from src.runtime.device import autocast
 from src.training.batches import ImageStore
 from src.training.flags import TrainConfig
-from src.training.randomness import PROBE, random_stream
+from src.training.randomness import OUTPUT_VIEWS, random_stream
 
 WATCHED = 5_000
 """Labeled images, at most: all of STL-10's train split, as in the final k-NN accuracy."""
@@ -30,7 +30,7 @@ DIVERGED = "start over (--fresh) with a lower --learning-rate, or with --precisi
 
 
 @torch.no_grad()
-def probe(model: SimCLR, views_NCSS: Tensor, dtype: torch.dtype) -> dict[str, float]:
+def output_statistics(model: SimCLR, views_NCSS: Tensor, dtype: torch.dtype) -> dict[str, float]:
     """Features and projections of a fixed batch of normalized views (N, 3, S, S), in numbers.
 
     Returns:
@@ -85,15 +85,15 @@ def labeled_sample(dataset: Dataset, size: int, seed: int) -> Split | None:
 def make_observer(
     store: ImageStore, dataset: Dataset, config: TrainConfig, dtype: torch.dtype
 ) -> Callable[[SimCLR, int, bool], dict[str, float]]:
-    """A function of model, epoch, and whether the epoch is the last: `probe` on views of 256
-    images, and every `--monitor-every` epochs `accuracies` on `WATCHED` labeled images."""
+    """A function of model, epoch, and whether the epoch is the last: `output_statistics` of views
+    of 256 images, and every `--monitor-every` epochs `accuracies` on `WATCHED` labeled images."""
     labeled = labeled_sample(dataset, WATCHED, config.seed)
-    rng = random_stream(config.seed, PROBE)
+    rng = random_stream(config.seed, OUTPUT_VIEWS)
     sample = torch.randperm(len(store), generator=rng)[:256]
     views_NCSS = store.views(sample, config.views, rng)
 
     def observe(model: SimCLR, epoch: int, is_last: bool) -> dict[str, float]:
-        measured = probe(model, views_NCSS, dtype)
+        measured = output_statistics(model, views_NCSS, dtype)
         monitored = is_last or epoch % config.monitor_every == 0
         if labeled and labeled.labels is not None and monitored:
             features = encode_all(model.backbone, labeled.images, dtype)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 # The purposes. A key (seed, purpose, ...) is never used for two of them.
-INITIAL_WEIGHTS, EPOCH_ORDER, VIEWS, CALIBRATION, PROBE, PAIRS = range(6)
+INITIAL_WEIGHTS, EPOCH_ORDER, VIEWS, CALIBRATION, OUTPUT_VIEWS, PAIRS = range(6)
 
 
 def random_stream(*key: int) -> torch.Generator:
