@@ -236,6 +236,14 @@ def test_the_gallery_is_in_order(report: Report, arrays: Arrays) -> None:
     report.page.click("#more")
     assert len(report.images("#gallery-grid")) == min(len(own), 144)
 
+    report.page.select_option("#gallery-order", "random")
+    report.page.click("#more")
+    images = np.array(report.images("#gallery-grid"))[:100]
+    assert set(images) <= set(own)
+    places = (*keys.values(), np.arange(len(distance)))  # the order has to do with none of them
+    correlations = [np.corrcoef(np.arange(100), key[images])[0, 1] for key in places]
+    assert np.abs(correlations).max() < 0.3
+
 
 def test_it_works_with_the_keyboard(report: Report, arrays: Arrays) -> None:
     press, before = report.page.keyboard.press, report.pixels("#map")

@@ -55,10 +55,16 @@ function step(direction) { // to the next visible image of the same cluster, by 
 
 // ---- gallery -------------------------------------------------------------------------------------
 
+function shuffled(i) { // a number that says nothing about the image, always the same: MurmurHash3's last step
+  i = Math.imul(i ^ (i >>> 16), 0x85ebca6b);
+  i = Math.imul(i ^ (i >>> 13), 0xc2b2ae35);
+  return (i ^ (i >>> 16)) >>> 0;
+}
+
 function members(g, order) { // the visible images of a group, or of all
   const list = [];
   for (let i = 0; i < count; i++) if (visible[i] && (g === "all" || group[i] === g)) list.push(i);
-  const key = { nearest: (i) => distance[i], certain: (i) => -certainty[i], unsure: (i) => certainty[i], farthest: (i) => -distance[i] }[order];
+  const key = { nearest: (i) => distance[i], certain: (i) => -certainty[i], unsure: (i) => certainty[i], farthest: (i) => -distance[i], random: (i) => shuffled(i + 1) }[order];
   return list.sort((a, b) => key(a) - key(b) || a - b);
 }
 
