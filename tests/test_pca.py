@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
@@ -28,6 +30,19 @@ def test_pca_agrees_with_a_full_svd(rows: int, dim: int) -> None:
     theirs = svd.transform(l2_normalized(x).astype(np.float64))
     signs = np.sign((ours * theirs).sum(axis=0))
     np.testing.assert_allclose(ours, theirs * signs, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_many_dimensions_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of raw pixels, which in float64 take eight times the memory of the pictures."""
+    x = (255 * np.random.default_rng(0).random((200, 30_000))).astype(np.uint8)
+    expected = fit_pca(x, 20, l2_normalize=True)
+    monkeypatch.setattr("src.clusters.pca.WIDE", 2**19)
+    tracemalloc.start()
+    pca = fit_pca(x, 20, l2_normalize=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * x.nbytes
+    np.testing.assert_allclose(pca.components_PD, expected.components_PD, atol=1e-6)
 
 
 def test_components_stop_at_the_dimensions_there_are() -> None:

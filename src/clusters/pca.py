@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from src.evaluation.metrics import entropy_rank
-from src.evaluation.neighbors import l2_normalized
+from src.evaluation.neighbors import l2_normalized, lengths
 from src.runtime.cli import UserError
 
-CACHED, MANY = 2**18, 2**22
-"""Numbers in memory at a time: as many as fit into the processor's cache, and enough for a fast
-product of all dimensions."""
+CACHED, MANY, WIDE = 2**18, 2**22, 2**25
+"""Numbers in memory at a time: as many as fit into the processor's cache, enough for a fast product
+of all dimensions, and of some dimensions of all rows."""
 LARGEST = 1e15
 """Of the spread of the rows and its inverse: K-means takes squares in float32."""
 
@@ -71,10 +71,10 @@ def fit_pca(x_ND: np.ndarray, components: int, l2_normalize: bool) -> PCA:
             scatter += centered.T @ centered
         values, vectors = np.linalg.eigh(scatter)
     else:
-        centered = np.empty((count, dim))
-        for rows, x in _blocks(x_ND, l2_normalize):
-            centered[rows] = x - mean_D
-        values, vectors = np.linalg.eigh(centered @ centered.T)
+        gram = np.zeros((count, count))
+        for centered in _columns(x_ND, mean_D, l2_normalize):
+            gram += centered @ centered.T
+        values, vectors = np.linalg.eigh(gram)
 
     total = values.sum()
     if total <= 1e-12 * count * (mean_D**2).sum():  # no more than float32 rounding
@@ -89,7 +89,8 @@ def fit_pca(x_ND: np.ndarray, components: int, l2_normalize: bool) -> PCA:
     keep = np.arange(len(values))[::-1][: min(components, rank)]
     components_PD = vectors[:, keep].T
     if dim > count:
-        components_PD = (components_PD @ centered) / np.sqrt(values[keep])[:, None]
+        parts = [components_PD @ centered for centered in _columns(x_ND, mean_D, l2_normalize)]
+        components_PD = np.concatenate(parts, axis=1) / np.sqrt(values[keep])[:, None]
     largest = np.abs(components_PD).argmax(axis=1)
     components_PD *= np.sign(components_PD[np.arange(len(keep)), largest])[:, None]
     return PCA(
@@ -109,3 +110,16 @@ def _blocks(
     for start in range(0, len(x_ND), count):
         rows = slice(start, start + count)
         yield rows, l2_normalized(x_ND[rows]) if l2_normalize else x_ND[rows].astype(np.float64)
+
+
+def _columns(x_ND: np.ndarray, mean_D: np.ndarray, l2_normalize: bool) -> Iterator[np.ndarray]:
+    """Some dimensions at a time of all rows, centered, float64 (N, d): of raw pixels, all of them
+    take eight times the memory of the pictures."""
+    length_N1 = np.ones((len(x_ND), 1))
+    if l2_normalize:
+        for rows, x in _blocks(x_ND, l2_normalize=False):
+            length_N1[rows] = lengths(x)
+    count = max(1, WIDE // len(x_ND))
+    for start in range(0, x_ND.shape[1], count):
+        columns = slice(start, start + count)
+        yield x_ND[:, columns].astype(np.float64) / length_N1 - mean_D[columns]

@@ -5,7 +5,6 @@ Shape letters: N rows of the bank, M queries, D features, k neighbors.
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from src.runtime.cli import progress
@@ -48,8 +47,14 @@ def nearest(
 def l2_normalized(rows_ND: np.ndarray) -> np.ndarray:
     """Rows scaled to length 1, float64, in which the squares of all float32 numbers are exact
     enough; rows of zeros stay zero."""
-    rows = torch.tensor(rows_ND).double()
-    return F.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny).numpy()
+    rows = np.asarray(rows_ND, np.float64)
+    return rows / lengths(rows)
+
+
+def lengths(rows_ND: np.ndarray) -> np.ndarray:
+    """Of float64 rows, (N, 1); a tiny number for rows of zeros."""
+    found = torch.linalg.vector_norm(torch.tensor(rows_ND), dim=1, keepdim=True)
+    return found.clamp_min(torch.finfo(found.dtype).tiny).numpy()
 
 
 def unit(rows_ND: np.ndarray) -> Tensor:
