@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from src.feature_extraction import ExtractionConfig, main
+from src.models.backbone import Backbone
 from src.models.batch_norm import batch_norms, calibrate_batch_norm, fold_batch_norm
 from src.models.encoder import TrainedBackbone, encode, encode_into
 from src.models.resnet import ResNet
@@ -32,6 +33,28 @@ def test_bfloat16_features_are_those_of_float32(trained: TrainedBackbone, stl10_
     narrow, wide = (encode(trained.backbone, images, d) for d in (torch.bfloat16, torch.float32))
     assert not torch.equal(narrow, wide)
     assert torch.cosine_similarity(narrow, wide).min() >= 0.999
+
+
+def test_large_pictures_go_in_small_batches_on_a_cpu() -> None:
+    """All at once they would take gigabytes."""
+    for side, largest in ((32, 256), (96, 256), (224, 47), (4000, 1)):
+        images = np.zeros((260 if side < 224 else 48, 3, side, side), np.uint8)
+        images = images[:1] if side == 4000 else images
+        counts = encode_into(None, Means(), images, torch.float32)
+        assert max(counts) == min(largest, len(images))
+
+
+class Means(Backbone):
+    """As small as a backbone can be."""
+
+    feature_dim = 3
+
+    def __init__(self) -> None:
+        super().__init__("frozen")
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        return x_BCHW.mean((2, 3)) * self.weight
 
 
 def test_folding_changes_nothing() -> None:

@@ -11,7 +11,7 @@ import torch
 from dataset.folder import refuse_among
 from dataset.load_dataset import Dataset, Split, load_dataset
 from src.features.flags import ExtractionConfig
-from src.models.encoder import TrainedBackbone, encode, encode_into
+from src.models.encoder import GPU_BATCH, TrainedBackbone, encode, encode_into
 from src.models.preprocessing import pixels, raw_pixels
 from src.runtime import distributed
 from src.runtime.cli import UserError, progress
@@ -25,9 +25,9 @@ from src.training.flags import ViewSettings
 
 
 def run(config: ExtractionConfig) -> None:
-    if config.batch_size < 1:
+    if config.batch_size is not None and config.batch_size < 1:
         raise UserError("--batch-size must be above 0")
-    advice = f"lower --batch-size (now {config.batch_size})"
+    advice = f"lower --batch-size (now {config.batch_size or GPU_BATCH})"
     with distributed.process_group(), explaining_memory(advice):
         extract_all(config)
 

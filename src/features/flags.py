@@ -26,8 +26,8 @@ class ExtractionConfig:
     """Device to compute on; auto picks CUDA, MPS or the CPU, in this order."""
     precision: PrecisionName = "auto"
     """Precision of the network; the features are float32 in any case."""
-    batch_size: int = 256
-    """Images per batch."""
+    batch_size: int | None = None
+    """Images per batch; by default 256, and fewer of more than 96 px on a CPU."""
 
 
 @dataclass(frozen=True)

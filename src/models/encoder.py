@@ -23,6 +23,9 @@ from src.storage.artifacts import Tracking
 from src.storage.checkpoint import BadCheckpoint, Flags, TrainedOn
 from src.storage.experiments import no_results
 
+GPU_BATCH = 256
+"""Images in a batch on a GPU."""
+
 
 @torch.inference_mode()
 def encode(backbone: Backbone, images_BCSS: Tensor, dtype: torch.dtype) -> Tensor:
@@ -33,12 +36,20 @@ def encode(backbone: Backbone, images_BCSS: Tensor, dtype: torch.dtype) -> Tenso
         return backbone(x).float()
 
 
+def default_batch_size(device: torch.device, side: int) -> int:
+    """`GPU_BATCH`, and on a CPU no more pixels than so many images of 96 px have: more are no
+    faster there, and take gigabytes (docs/log.md)."""
+    if device.type != "cpu":
+        return GPU_BATCH
+    return min(GPU_BATCH, max(1, GPU_BATCH * 96**2 // side**2))
+
+
 def encode_into(
     features_ND: np.ndarray | None,
     backbone: Backbone,
     images_NCSS: np.ndarray,
     dtype: torch.dtype,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     shared: bool = False,
 ) -> Iterator[int]:
     """Fill `features_ND` with the features of uint8 images; yields the size of each part done.
@@ -48,11 +59,13 @@ def encode_into(
 
     Args:
         features_ND: None in every process except the main one.
+        batch_size: by default `default_batch_size`.
         shared: under torchrun, the processes take turns with the batches and the main one collects
             the features. The batches are the same, so the features are bit-identical.
     """
     processes, rank = (distributed.size(), distributed.rank()) if shared else (1, 0)
     device = next(backbone.parameters()).device
+    batch_size = batch_size or default_batch_size(device, images_NCSS.shape[-1])
     was_training = backbone.training
     backbone.eval()
     total = len(images_NCSS)
