@@ -19,6 +19,8 @@ from src.runtime.cli import UserError
 CACHED, MANY, WIDE = 2**18, 2**22, 2**25
 """Numbers in memory at a time: as many as fit into the processor's cache, enough for a fast product
 of all dimensions, and of some dimensions of all rows."""
+FEWEST = 32
+"""Rows at a time: a product of fewer takes as long, since it reads all components."""
 LARGEST = 1e15
 """Of the spread of the rows and its inverse: K-means takes squares in float32."""
 
@@ -106,7 +108,7 @@ def _blocks(
     x_ND: np.ndarray, l2_normalize: bool, numbers: int = CACHED
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Slices of rows, each with those rows in float64."""
-    count = max(1, numbers // x_ND.shape[1])
+    count = max(FEWEST, numbers // x_ND.shape[1])
     for start in range(0, len(x_ND), count):
         rows = slice(start, start + count)
         yield rows, l2_normalized(x_ND[rows]) if l2_normalize else x_ND[rows].astype(np.float64)
