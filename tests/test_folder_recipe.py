@@ -36,6 +36,7 @@ from src.training.recipe import CPU_VIEWS, PRETRAINED_SIDE, choose, folder_recip
 from src.training.setup import prepare
 from src.training.state import random_state
 from tests.helpers import ROOT
+from tests.helpers.digits import write_digits
 from tests.helpers.pixel_run import pixel_run
 from tests.helpers.processes import Script
 
@@ -177,11 +178,43 @@ def test_resuming_decides_nothing_again(
     assert log.count('"kind": "step"') == 1  # of the first epoch, every step of which was logged
     shutil.copy(folder / "00.png", folder / "another.png")
     assert main(config) == 0
-    assert "this finished training saw: it is used as it is" in capsys.readouterr().out
+    assert "finished: it is used as it is, although" in capsys.readouterr().out
     with pytest.raises(UserError, match="other images than those now in"):
         main(replace(config, epochs=4))
     with pytest.raises(UserError, match=r"--batch-size 12 \(now 6\): .* --name"):
         main(replace(config, batch_size=6))
+
+
+@pytest.fixture
+def digit_run(tmp_path: Path) -> TrainConfig:
+    """Twenty pictures of digits, and the command that trains on them."""
+    write_digits(tmp_path / "digits", 20)
+    return TrainConfig.for_dataset(
+        "folder", data_dir=tmp_path / "digits", checkpoint_dir=tmp_path / "c", weights="none",
+        arch="resnet8", image_size=20, device="cpu", precision="fp32", wandb="disabled",
+    )  # fmt: skip
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def test_a_finished_training_stays_as_it_is_with_other_pictures(
+    digit_run: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(replace(digit_run, epochs=1)) == 0  # of one step
+    before = contents(digit_run.checkpoint_dir)
+    for count in (20, 60):  # of two and three steps
+        write_digits(digit_run.data_dir / "new", count)
+        capsys.readouterr()
+        assert main(digit_run) == 0
+        assert contents(digit_run.checkpoint_dir) == before
+        printed = capsys.readouterr().out
+        assert "_0001.pt is finished: it is used as it is" in printed
+        assert not re.search("resuming|steps|epoch +1/1", printed)
+    for epochs in (0, 2):
+        with pytest.raises(UserError, match="other images than those now in"):
+            main(replace(digit_run, epochs=epochs))
 
 
 def test_a_training_that_was_only_begun_gets_its_epochs_when_it_starts() -> None:
