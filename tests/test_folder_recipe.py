@@ -199,22 +199,37 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
 
+@pytest.mark.parametrize("flags", [{}, {"batch_size": 16}, {"epochs": 0}])
 def test_a_finished_training_stays_as_it_is_with_other_pictures(
-    digit_run: TrainConfig, capsys: pytest.CaptureFixture[str]
+    digit_run: TrainConfig, flags: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(replace(digit_run, epochs=1)) == 0  # of one step
+    begun = replace(digit_run, **{"epochs": 1} | flags)  # of one step
+    assert main(begun) == 0
     before = contents(digit_run.checkpoint_dir)
-    for count in (20, 60):  # of two and three steps
-        write_digits(digit_run.data_dir / "new", count)
+    pictures = sorted(digit_run.data_dir.glob("*.png"))
+    more = write_digits(digit_run.data_dir / "new", 60)  # of five steps
+    for changed in ([], more[20:], [*more, *pictures[5:]], pictures[1:5]):
+        for file in changed:
+            file.unlink(missing_ok=True)
         capsys.readouterr()
-        assert main(digit_run) == 0
+        assert main(replace(digit_run, **flags)) == 0
         assert contents(digit_run.checkpoint_dir) == before
         printed = capsys.readouterr().out
-        assert "_0001.pt is finished: it is used as it is" in printed
-        assert not re.search("resuming|steps|epoch +1/1", printed)
-    for epochs in (0, 2):
+        assert f"_000{begun.epochs}.pt is finished: it is used as it is" in printed
+        assert not re.search("chosen|resuming|steps|epoch +1/1", printed)
+    for epochs in {0, 1, 2} - {begun.epochs}:
         with pytest.raises(UserError, match="other images than those now in"):
-            main(replace(digit_run, epochs=epochs))
+            main(replace(begun, epochs=epochs))
+
+
+def test_an_unfinished_training_names_the_pictures_not_a_batch_size(digit_run: TrainConfig) -> None:
+    assert main(replace(digit_run, epochs=2, checkpoint_every=1)) == 0
+    (digit_run.checkpoint_dir / checkpoint.file_name(2)).unlink()
+    for file in sorted(digit_run.data_dir.glob("*.png"))[5:]:
+        file.unlink()
+    for flags in ({}, {"batch_size": 16}):
+        with pytest.raises(UserError, match="trained with other images than those now in"):
+            main(replace(digit_run, **flags))
 
 
 def test_a_training_that_was_only_begun_gets_its_epochs_when_it_starts() -> None:

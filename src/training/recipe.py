@@ -13,9 +13,7 @@ from dataset.folder import find_pictures
 from dataset.pictures import BadPicture, picture_size
 from src.models.architectures import TIMM
 from src.models.pretrained import PRETRAINED
-from src.runtime import distributed
 from src.runtime.cli import UserError
-from src.storage.checkpoint import Newest
 from src.storage.files import misfit
 from src.training.flags import (
     CHOSEN,
@@ -126,20 +124,21 @@ def open_flags(config: TrainConfig) -> set[str]:
     return {name for name in CHOSEN if values[name] is None}
 
 
-def resolve(config: TrainConfig, gpu: bool, newest: Newest | None) -> TrainConfig:
+def resolve(
+    config: TrainConfig, gpu: bool, recorded: tuple[Path, dict[str, Any]] | None
+) -> TrainConfig:
     """`config` with a value for every flag: the checkpoint's if the run is resumed, otherwise the
     data set's default or, for a folder, one that suits the pictures.
 
     Args:
-        newest: the checkpoint to resume from; None for a new run, and except in the main process.
+        recorded: the checkpoint that the run resumes from, and its flags; None for a new run.
 
     Raises:
         UserError: the flags conflict with the checkpoint (checked before decoding).
     """
-    found = distributed.from_main(newest.flags() if newest else None)
-    config = choose(config, gpu, found[1] if found else {})
-    if found:
-        refuse_changes(*found, config)
+    config = choose(config, gpu, recorded[1] if recorded else {})
+    if recorded:
+        refuse_changes(*recorded, config)
     return config
 
 

@@ -43,7 +43,7 @@ def prepare(config: TrainConfig, newest: Newest | None = None) -> Setup:
     """Check the flags, select device and precision, open the images.
 
     Args:
-        newest: as for `resolve`.
+        newest: the checkpoint to resume from; None for a new run, and except in the main process.
 
     Raises:
         UserError: flags, images and processes do not fit together.
@@ -53,7 +53,8 @@ def prepare(config: TrainConfig, newest: Newest | None = None) -> Setup:
     # Recorded as what `auto` stands for here: resuming elsewhere must not change the precision.
     config = dataclasses.replace(config, precision=PRECISIONS[dtype])
     batch_size_given = config.batch_size is not None
-    config = resolve(config, device.type != "cpu", newest)
+    recorded = distributed.from_main(newest.flags() if newest else None)
+    config = resolve(config, device.type != "cpu", recorded)
     check(config)
     torch.backends.cudnn.benchmark = not config.deterministic  # shapes hardly change
     if config.deterministic:
@@ -62,13 +63,12 @@ def prepare(config: TrainConfig, newest: Newest | None = None) -> Setup:
     with distributed.local_main_first():  # downloads and decodes for the others
         dataset, names = open_dataset(config)
     store = ImageStore([dataset.splits[name].images for name in names], device, config.images)
-    if not batch_size_given:  # it suits the number of files, of which some may be broken
-        config = dataclasses.replace(config, batch_size=max(2, min(config.batch_size, len(store))))
-    if config.epochs and config.images_per_step > len(store):
-        raise UserError(
-            f"--batch-size {config.batch_size} x --accumulate {config.accumulate} is more than "
-            f"the {len(store):,} images to train on: lower --batch-size"
-        )
+    if not recorded:  # otherwise `restore` knows whether anything is left to train
+        if not batch_size_given:  # it suits the number of files, of which some may be broken
+            suits = max(2, min(config.batch_size, len(store)))
+            config = dataclasses.replace(config, batch_size=suits)
+        if config.epochs:
+            refuse_few(config, len(store))
     if config.batch_size % distributed.size():
         raise UserError(
             f"--batch-size {config.batch_size} must be a multiple of the "
@@ -82,6 +82,15 @@ def prepare(config: TrainConfig, newest: Newest | None = None) -> Setup:
         f"{store.bytes / 1e6:,.0f} MB of images, {placement}"
     )
     return Setup(config, dataset, batches, device, dtype)
+
+
+def refuse_few(config: TrainConfig, images: int) -> None:
+    """Raise UserError if so many images do not fill a step."""
+    if config.images_per_step > images:
+        raise UserError(
+            f"--batch-size {config.batch_size} x --accumulate {config.accumulate} is more than "
+            f"the {images:,} images to train on: lower --batch-size"
+        )
 
 
 def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:

@@ -27,7 +27,7 @@ from src.training import health
 from src.training.flags import TrainConfig, flag_values
 from src.training.randomness import CALIBRATION, INITIAL_WEIGHTS, random_stream
 from src.training.recipe import refuse_changes
-from src.training.setup import Setup
+from src.training.setup import Setup, refuse_few
 
 CALIBRATION_IMAGES = 2_048
 """At most, to measure batch-norm statistics on."""
@@ -55,7 +55,7 @@ def restore_or_initialize(setup: Setup, newest: Newest | None) -> TrainState:
     weights, or random ones and their batch-norm statistics.
 
     Args:
-        newest: as for `resolve`.
+        newest: as for `prepare`.
     """
     state, config = random_state(setup), setup.config
 
@@ -165,7 +165,7 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
     if problem := misfit(saved, ResumableState):
         raise BadCheckpoint(f"{file} is damaged or from another version: {problem}")
     is_same = saved["dataset"]["fingerprint"] == setup.dataset.fingerprint
-    is_finished = 0 < saved["epoch"] == saved["config"].get("epochs") == setup.config.epochs
+    is_finished = saved["epoch"] == saved["config"].get("epochs") == setup.config.epochs
     refuse_changes(file, saved["config"], setup.config, is_same or is_finished)
     checkpoint.load_into(state.model, saved["model"], file)
     state.initial = saved.get("initial")
@@ -194,6 +194,8 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
             f"only {setup.steps:,}: raise --epochs, or use --name for a separate experiment"
         )
     else:
+        if state.step < setup.steps:  # --epochs 0 does not need so many
+            refuse_few(setup.config, len(setup.batches.store))
         print(f"resuming from {file}: {state.step:,} of {setup.steps:,} steps are done")
     state.model.backbone.freeze(frozen_at(state.step, setup))
 
