@@ -216,7 +216,7 @@ def test_a_finished_training_stays_as_it_is_with_other_pictures(
         assert contents(digit_run.checkpoint_dir) == before
         printed = capsys.readouterr().out
         assert f"_000{begun.epochs}.pt is finished: it is used as it is" in printed
-        assert not re.search("chosen|resuming|steps|epoch +1/1", printed)
+        assert not re.search("chosen|training on|resuming|steps|epoch +1/1", printed)
     for epochs in {0, 1, 2} - {begun.epochs}:
         with pytest.raises(UserError, match="other images than those now in"):
             main(replace(begun, epochs=epochs))

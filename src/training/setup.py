@@ -108,7 +108,7 @@ def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
     sizes = ", ".join(f"{name} {len(s.images):,}" for name, s in dataset.splits.items())
     missing = [name for name in config.train_on if name not in dataset.splits]
     note = f" (there is no {' and no '.join(missing)} split)" if missing else ""
-    use = f"; training on {' and '.join(names)}{note}" if config.epochs else ""
+    use = f"; to train on: {' and '.join(names)}{note}" if config.epochs else ""
     print(f"{config.dataset}: {sizes} images{use}")
     for line in dataset.notes:
         print(f"note: {printable(line)}")
