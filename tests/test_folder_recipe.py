@@ -96,6 +96,26 @@ def test_every_number_of_pictures_gets_a_recipe_that_can_be_trained(gpu: bool) -
         assert gpu or images >= 5_000 or recipe["epochs"] <= 24 or views < 2 * CPU_VIEWS
 
 
+@pytest.mark.parametrize(
+    ("images", "epochs", "flags", "rate"),
+    [
+        (320, 13_000, {}, 4.9e-5),
+        (13_000, 400, {}, 3.9e-5),
+        (10_000, 30, {"batch_size": 2}, 4.3e-5),
+        (5_000_000, None, {}, 4.1e-5),
+        (10**9, 10**6, {}, 2e-13),
+    ],
+)
+def test_a_long_training_learns_slowly_and_warms_up(
+    images: int, epochs: int | None, flags: dict[str, int], rate: float
+) -> None:
+    recipe = folder_recipe(images, 500, False, epochs, **flags)  # type: ignore[arg-type]
+    check(replaced(TrainConfig.for_dataset("folder"), {**recipe, **flags}))
+    assert recipe["backbone_rate"] == rate
+    per_epoch = images // flags.get("batch_size", recipe["batch_size"])
+    assert round(recipe["warmup_epochs"] * per_epoch) == pytest.approx(20, abs=1)
+
+
 def test_what_depends_on_the_epochs_follows_those_that_are_given() -> None:
     assert folder_recipe(402, 96, False, epochs=3, weights="none")["warmup_epochs"] == 2
     assert folder_recipe(402, 96, False, epochs=1)["warmup_epochs"] == 0.25

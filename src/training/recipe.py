@@ -82,9 +82,9 @@ def folder_recipe(
     per_epoch = max(1, images // max(1, (batch_size or batch) * accumulate))
     warmup, values = float(max(2, schedule // 12)), FROM_RANDOM
     if is_pretrained:  # statistics are frozen, so that the learning rate alone warms up
-        warmup = round(min(20 / per_epoch, schedule / 4), 2)
+        warmup = _rounded(min(20 / per_epoch, schedule / 4), 2)
         pace = min(1, PRETRAINED_STEPS / (schedule * per_epoch))
-        rate = round(FROM_PRETRAINED["backbone_rate"] * pace, 4)
+        rate = _rounded(FROM_PRETRAINED["backbone_rate"] * pace, 4)
         values = FROM_PRETRAINED | {"backbone_rate": rate}
     return {
         "weights": weights,
@@ -97,6 +97,13 @@ def folder_recipe(
         "log_every": max(1, min(schedule * per_epoch // 100, 100)),  # for a curve of 100 points
         **values,
     }  # type: ignore[typeddict-item]
+
+
+def _rounded(value: float, decimals: int) -> float:
+    """`value` to so many decimals, or what is smaller than these to two significant digits."""
+    if abs(value) < 10**-decimals:
+        return float(f"{value:.1e}")
+    return round(value, decimals)
 
 
 def _from_random(images: int, gpu: bool) -> tuple[str, int, int, int]:
