@@ -252,6 +252,27 @@ def test_an_unfinished_training_names_the_pictures_not_a_batch_size(digit_run: T
             main(replace(digit_run, **flags))
 
 
+@pytest.mark.parametrize(
+    ("count", "flags", "advice"),
+    [
+        (1, {}, "training needs at least two pictures: {} has 1 to train on"),
+        (1, {"batch_size": 2, "accumulate": 2}, "training needs at least two pictures: "),
+        (2, {"accumulate": 2}, "the 2 images to train on: lower --accumulate"),
+        (4, {"batch_size": 3, "accumulate": 2}, "the 4 images to train on: lower --batch-size"),
+        (4, {"batch_size": 5}, "the 4 images to train on: lower --batch-size"),
+    ],
+)
+def test_too_few_pictures_for_a_step_get_advice_that_helps(
+    digit_run: TrainConfig, tmp_path: Path, count: int, flags: dict[str, int], advice: str
+) -> None:
+    write_digits(few := tmp_path / "few", count)
+    config = replace(digit_run, data_dir=few, **flags)
+    assert main(replace(config, epochs=0)) == 0  # which needs no step
+    for directory in ("c", "new"):
+        with pytest.raises(UserError, match=advice.format(re.escape(str(few)))):
+            main(replace(config, checkpoint_dir=tmp_path / directory, epochs=1))
+
+
 def test_a_training_that_was_only_begun_gets_its_epochs_when_it_starts() -> None:
     digits = TrainConfig.for_dataset("digits", epochs=None)
     for recorded, expected in ((0, 20), (7, 7)):

@@ -86,10 +86,16 @@ def prepare(config: TrainConfig, newest: Newest | None = None) -> Setup:
 
 def refuse_few(config: TrainConfig, images: int) -> None:
     """Raise UserError if so many images do not fill a step."""
+    if images < 2:
+        raise UserError(
+            f"training needs at least two pictures: {config.data_dir} has {images} to train on"
+        )
     if config.images_per_step > images:
+        can_be_lower = 2 * config.accumulate <= images
         raise UserError(
             f"--batch-size {config.batch_size} x --accumulate {config.accumulate} is more than "
-            f"the {images:,} images to train on: lower --batch-size"
+            f"the {images:,} images to train on: lower "
+            + ("--batch-size" if can_be_lower else "--accumulate")
         )
 
 
