@@ -36,6 +36,7 @@ from src.training.recipe import CPU_VIEWS, PRETRAINED_SIDE, choose, folder_recip
 from src.training.setup import prepare
 from src.training.state import random_state
 from tests.helpers import ROOT
+from tests.helpers.digits import write_digits
 from tests.helpers.pixel_run import pixel_run
 from tests.helpers.processes import Script
 
@@ -93,6 +94,26 @@ def test_every_number_of_pictures_gets_a_recipe_that_can_be_trained(gpu: bool) -
             check(replaced(TrainConfig.for_dataset("folder"), dict(recipe)))
         views = 2 * images * recipe["epochs"]
         assert gpu or images >= 5_000 or recipe["epochs"] <= 24 or views < 2 * CPU_VIEWS
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "flags", "rate"),
+    [
+        (320, 13_000, {}, 4.9e-5),
+        (13_000, 400, {}, 3.9e-5),
+        (10_000, 30, {"batch_size": 2}, 4.3e-5),
+        (5_000_000, None, {}, 4.1e-5),
+        (10**9, 10**6, {}, 2e-13),
+    ],
+)
+def test_a_long_training_learns_slowly_and_warms_up(
+    images: int, epochs: int | None, flags: dict[str, int], rate: float
+) -> None:
+    recipe = folder_recipe(images, 500, False, epochs, **flags)  # type: ignore[arg-type]
+    check(replaced(TrainConfig.for_dataset("folder"), {**recipe, **flags}))
+    assert recipe["backbone_rate"] == rate
+    per_epoch = images // flags.get("batch_size", recipe["batch_size"])
+    assert round(recipe["warmup_epochs"] * per_epoch) == pytest.approx(20, abs=1)
 
 
 def test_what_depends_on_the_epochs_follows_those_that_are_given() -> None:
@@ -177,11 +198,79 @@ def test_resuming_decides_nothing_again(
     assert log.count('"kind": "step"') == 1  # of the first epoch, every step of which was logged
     shutil.copy(folder / "00.png", folder / "another.png")
     assert main(config) == 0
-    assert "this finished training saw: it is used as it is" in capsys.readouterr().out
+    assert "finished: it is used as it is, although" in capsys.readouterr().out
     with pytest.raises(UserError, match="other images than those now in"):
         main(replace(config, epochs=4))
     with pytest.raises(UserError, match=r"--batch-size 12 \(now 6\): .* --name"):
         main(replace(config, batch_size=6))
+
+
+@pytest.fixture
+def digit_run(tmp_path: Path) -> TrainConfig:
+    """Twenty pictures of digits, and the command that trains on them."""
+    write_digits(tmp_path / "digits", 20)
+    return TrainConfig.for_dataset(
+        "folder", data_dir=tmp_path / "digits", checkpoint_dir=tmp_path / "c", weights="none",
+        arch="resnet8", image_size=20, device="cpu", precision="fp32", wandb="disabled",
+    )  # fmt: skip
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+@pytest.mark.parametrize("flags", [{}, {"batch_size": 16}, {"epochs": 0}])
+def test_a_finished_training_stays_as_it_is_with_other_pictures(
+    digit_run: TrainConfig, flags: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = replace(digit_run, **{"epochs": 1} | flags)  # of one step
+    assert main(begun) == 0
+    before = contents(digit_run.checkpoint_dir)
+    pictures = sorted(digit_run.data_dir.glob("*.png"))
+    more = write_digits(digit_run.data_dir / "new", 60)  # of five steps
+    for changed in ([], more[20:], [*more, *pictures[5:]], pictures[1:5]):
+        for file in changed:
+            file.unlink(missing_ok=True)
+        capsys.readouterr()
+        assert main(replace(digit_run, **flags)) == 0
+        assert contents(digit_run.checkpoint_dir) == before
+        printed = capsys.readouterr().out
+        assert f"_000{begun.epochs}.pt is finished: it is used as it is" in printed
+        assert not re.search("chosen|training on|resuming|steps|epoch +1/1", printed)
+    for epochs in {0, 1, 2} - {begun.epochs}:
+        with pytest.raises(UserError, match="other images than those now in"):
+            main(replace(begun, epochs=epochs))
+
+
+def test_an_unfinished_training_names_the_pictures_not_a_batch_size(digit_run: TrainConfig) -> None:
+    assert main(replace(digit_run, epochs=2, checkpoint_every=1)) == 0
+    (digit_run.checkpoint_dir / checkpoint.file_name(2)).unlink()
+    for file in sorted(digit_run.data_dir.glob("*.png"))[5:]:
+        file.unlink()
+    for flags in ({}, {"batch_size": 16}):
+        with pytest.raises(UserError, match="trained with other images than those now in"):
+            main(replace(digit_run, **flags))
+
+
+@pytest.mark.parametrize(
+    ("count", "flags", "advice"),
+    [
+        (1, {}, "training needs at least two pictures: {} has 1 to train on"),
+        (1, {"batch_size": 2, "accumulate": 2}, "training needs at least two pictures: "),
+        (2, {"accumulate": 2}, "the 2 images to train on: lower --accumulate"),
+        (4, {"batch_size": 3, "accumulate": 2}, "the 4 images to train on: lower --batch-size"),
+        (4, {"batch_size": 5}, "the 4 images to train on: lower --batch-size"),
+    ],
+)
+def test_too_few_pictures_for_a_step_get_advice_that_helps(
+    digit_run: TrainConfig, tmp_path: Path, count: int, flags: dict[str, int], advice: str
+) -> None:
+    write_digits(few := tmp_path / "few", count)
+    config = replace(digit_run, data_dir=few, **flags)
+    assert main(replace(config, epochs=0)) == 0  # which needs no step
+    for directory in ("c", "new"):
+        with pytest.raises(UserError, match=advice.format(re.escape(str(few)))):
+            main(replace(config, checkpoint_dir=tmp_path / directory, epochs=1))
 
 
 def test_a_training_that_was_only_begun_gets_its_epochs_when_it_starts() -> None:

@@ -92,7 +92,7 @@ def test_no_epochs_need_no_full_batch(
     assert saved(config, 0)["config"]["batch_size"] == 256
     text = capsys.readouterr().out
     assert "nothing was trained" in text
-    assert "training on" not in text
+    assert "to train on" not in text
     with pytest.raises(UserError, match="--batch-size 256 x --accumulate 1 is more than the 60"):
         main(replace(config, epochs=1))
 

@@ -100,6 +100,8 @@ def train(
 ) -> int:
     """Train until the last epoch ends or a signal arrives; returns the exit code."""
     config, per_epoch, steps = setup.config, setup.batches.per_epoch, setup.steps
+    if state.step >= steps:
+        return 0
     peak = config.learning_rate * math.sqrt(config.images_per_step / 256)
     network: Any = None
     observe = None

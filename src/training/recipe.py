@@ -13,9 +13,7 @@ from dataset.folder import find_pictures
 from dataset.pictures import BadPicture, picture_size
 from src.models.architectures import TIMM
 from src.models.pretrained import PRETRAINED
-from src.runtime import distributed
 from src.runtime.cli import UserError
-from src.storage.checkpoint import Newest
 from src.storage.files import misfit
 from src.training.flags import (
     CHOSEN,
@@ -84,9 +82,9 @@ def folder_recipe(
     per_epoch = max(1, images // max(1, (batch_size or batch) * accumulate))
     warmup, values = float(max(2, schedule // 12)), FROM_RANDOM
     if is_pretrained:  # statistics are frozen, so that the learning rate alone warms up
-        warmup = round(min(20 / per_epoch, schedule / 4), 2)
+        warmup = _rounded(min(20 / per_epoch, schedule / 4), 2)
         pace = min(1, PRETRAINED_STEPS / (schedule * per_epoch))
-        rate = round(FROM_PRETRAINED["backbone_rate"] * pace, 4)
+        rate = _rounded(FROM_PRETRAINED["backbone_rate"] * pace, 4)
         values = FROM_PRETRAINED | {"backbone_rate": rate}
     return {
         "weights": weights,
@@ -99,6 +97,13 @@ def folder_recipe(
         "log_every": max(1, min(schedule * per_epoch // 100, 100)),  # for a curve of 100 points
         **values,
     }  # type: ignore[typeddict-item]
+
+
+def _rounded(value: float, decimals: int) -> float:
+    """`value` to so many decimals, or what is smaller than these to two significant digits."""
+    if abs(value) < 10**-decimals:
+        return float(f"{value:.1e}")
+    return round(value, decimals)
 
 
 def _from_random(images: int, gpu: bool) -> tuple[str, int, int, int]:
@@ -126,20 +131,21 @@ def open_flags(config: TrainConfig) -> set[str]:
     return {name for name in CHOSEN if values[name] is None}
 
 
-def resolve(config: TrainConfig, gpu: bool, newest: Newest | None) -> TrainConfig:
+def resolve(
+    config: TrainConfig, gpu: bool, recorded: tuple[Path, dict[str, Any]] | None
+) -> TrainConfig:
     """`config` with a value for every flag: the checkpoint's if the run is resumed, otherwise the
     data set's default or, for a folder, one that suits the pictures.
 
     Args:
-        newest: the checkpoint to resume from; None for a new run, and except in the main process.
+        recorded: the checkpoint that the run resumes from, and its flags; None for a new run.
 
     Raises:
         UserError: the flags conflict with the checkpoint (checked before decoding).
     """
-    found = distributed.from_main(newest.flags() if newest else None)
-    config = choose(config, gpu, found[1] if found else {})
-    if found:
-        refuse_changes(*found, config)
+    config = choose(config, gpu, recorded[1] if recorded else {})
+    if recorded:
+        refuse_changes(*recorded, config)
     return config
 
 

@@ -43,7 +43,7 @@ def prepare(config: TrainConfig, newest: Newest | None = None) -> Setup:
     """Check the flags, select device and precision, open the images.
 
     Args:
-        newest: as for `resolve`.
+        newest: the checkpoint to resume from; None for a new run, and except in the main process.
 
     Raises:
         UserError: flags, images and processes do not fit together.
@@ -53,7 +53,8 @@ def prepare(config: TrainConfig, newest: Newest | None = None) -> Setup:
     # Recorded as what `auto` stands for here: resuming elsewhere must not change the precision.
     config = dataclasses.replace(config, precision=PRECISIONS[dtype])
     batch_size_given = config.batch_size is not None
-    config = resolve(config, device.type != "cpu", newest)
+    recorded = distributed.from_main(newest.flags() if newest else None)
+    config = resolve(config, device.type != "cpu", recorded)
     check(config)
     torch.backends.cudnn.benchmark = not config.deterministic  # shapes hardly change
     if config.deterministic:
@@ -62,13 +63,12 @@ def prepare(config: TrainConfig, newest: Newest | None = None) -> Setup:
     with distributed.local_main_first():  # downloads and decodes for the others
         dataset, names = open_dataset(config)
     store = ImageStore([dataset.splits[name].images for name in names], device, config.images)
-    if not batch_size_given:  # it suits the number of files, of which some may be broken
-        config = dataclasses.replace(config, batch_size=max(2, min(config.batch_size, len(store))))
-    if config.epochs and config.images_per_step > len(store):
-        raise UserError(
-            f"--batch-size {config.batch_size} x --accumulate {config.accumulate} is more than "
-            f"the {len(store):,} images to train on: lower --batch-size"
-        )
+    if not recorded:  # otherwise `restore` knows whether anything is left to train
+        if not batch_size_given:  # it suits the number of files, of which some may be broken
+            suits = max(2, min(config.batch_size, len(store)))
+            config = dataclasses.replace(config, batch_size=suits)
+        if config.epochs:
+            refuse_few(config, len(store))
     if config.batch_size % distributed.size():
         raise UserError(
             f"--batch-size {config.batch_size} must be a multiple of the "
@@ -82,6 +82,21 @@ def prepare(config: TrainConfig, newest: Newest | None = None) -> Setup:
         f"{store.bytes / 1e6:,.0f} MB of images, {placement}"
     )
     return Setup(config, dataset, batches, device, dtype)
+
+
+def refuse_few(config: TrainConfig, images: int) -> None:
+    """Raise UserError if so many images do not fill a step."""
+    if images < 2:
+        raise UserError(
+            f"training needs at least two pictures: {config.data_dir} has {images} to train on"
+        )
+    if config.images_per_step > images:
+        can_be_lower = 2 * config.accumulate <= images
+        raise UserError(
+            f"--batch-size {config.batch_size} x --accumulate {config.accumulate} is more than "
+            f"the {images:,} images to train on: lower "
+            + ("--batch-size" if can_be_lower else "--accumulate")
+        )
 
 
 def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
@@ -99,7 +114,7 @@ def open_dataset(config: TrainConfig) -> tuple[Dataset, list[str]]:
     sizes = ", ".join(f"{name} {len(s.images):,}" for name, s in dataset.splits.items())
     missing = [name for name in config.train_on if name not in dataset.splits]
     note = f" (there is no {' and no '.join(missing)} split)" if missing else ""
-    use = f"; training on {' and '.join(names)}{note}" if config.epochs else ""
+    use = f"; to train on: {' and '.join(names)}{note}" if config.epochs else ""
     print(f"{config.dataset}: {sizes} images{use}")
     for line in dataset.notes:
         print(f"note: {printable(line)}")

@@ -27,7 +27,7 @@ from src.training import health
 from src.training.flags import TrainConfig, flag_values
 from src.training.randomness import CALIBRATION, INITIAL_WEIGHTS, random_stream
 from src.training.recipe import refuse_changes
-from src.training.setup import Setup
+from src.training.setup import Setup, refuse_few
 
 CALIBRATION_IMAGES = 2_048
 """At most, to measure batch-norm statistics on."""
@@ -55,7 +55,7 @@ def restore_or_initialize(setup: Setup, newest: Newest | None) -> TrainState:
     weights, or random ones and their batch-norm statistics.
 
     Args:
-        newest: as for `resolve`.
+        newest: as for `prepare`.
     """
     state, config = random_state(setup), setup.config
 
@@ -66,7 +66,6 @@ def restore_or_initialize(setup: Setup, newest: Newest | None) -> TrainState:
     if found := distributed.from_main(newest.use(use) if newest else None):
         if not distributed.is_main():
             use(*found)
-        print(f"resuming from {found[0]}: {state.step:,} of {setup.steps:,} steps are done")
     elif config.pretrained:
         with distributed.local_main_first():  # downloads for the others
             load_weights(state.model.backbone, config.arch, config.weights)
@@ -166,13 +165,8 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
     if problem := misfit(saved, ResumableState):
         raise BadCheckpoint(f"{file} is damaged or from another version: {problem}")
     is_same = saved["dataset"]["fingerprint"] == setup.dataset.fingerprint
-    is_finished = 0 < setup.config.epochs <= saved["epoch"]
+    is_finished = saved["epoch"] == saved["config"].get("epochs") == setup.config.epochs
     refuse_changes(file, saved["config"], setup.config, is_same or is_finished)
-    if not is_same and is_finished:
-        print(
-            f"{setup.config.data_dir} holds other pictures than those that this finished training "
-            "saw: it is used as it is; --fresh would train again"
-        )
     checkpoint.load_into(state.model, saved["model"], file)
     state.initial = saved.get("initial")
     moments, own = saved["optimizer"]["state"], state.optimizer.state_dict()
@@ -188,11 +182,21 @@ def restore(state: TrainState, setup: Setup, file: Path, saved: dict[str, Any]) 
     state.scaler.load_state_dict(saved["scaler"])
     state.totals = health.Totals(setup.device, saved["totals"])
     state.step, state.loss, state.tracking = saved["step"], saved["loss"], saved["tracking"]
-    if state.step > setup.steps and is_same:
+    if not is_same:
+        state.step = max(state.step, setup.steps)  # other pictures, other numbers of steps
+        print(
+            f"{file} is finished: it is used as it is, although {setup.config.data_dir} holds "
+            "other pictures now; --fresh would start over"
+        )
+    elif state.step > setup.steps:
         raise UserError(
             f"{file} was saved after {state.step:,} steps, but --epochs {setup.config.epochs} is "
             f"only {setup.steps:,}: raise --epochs, or use --name for a separate experiment"
         )
+    else:
+        if state.step < setup.steps:  # --epochs 0 does not need so many
+            refuse_few(setup.config, len(setup.batches.store))
+        print(f"resuming from {file}: {state.step:,} of {setup.steps:,} steps are done")
     state.model.backbone.freeze(frozen_at(state.step, setup))
 
 
