@@ -236,6 +236,30 @@ def test_a_picture_that_comes_back_is_known(root: Path) -> None:
     assert [path for path, name in names_of(features).items() if name == "owl"] == ["200.png"]
 
 
+@pytest.mark.parametrize("kept", ["000.png", "copy.png"])
+def test_what_was_said_of_a_copy_that_is_deleted_goes_with_it(root: Path, kept: str) -> None:
+    features, pictures = root / "features", root / "pictures"
+    for name, of in {"000.png": "05.png", "copy.png": "05.png", "other.png": "06.png"}.items():
+        shutil.copy(pictures / of, pictures / name)
+    pixel_run(features, "folder", pictures, clusters="4")
+    said = {"05.png": "owl", "000.png": "wren", "copy.png": "finch"}
+    moved = {name: bird for name, bird in said.items() if name != kept}
+    say(features, moved=moved, ignored=["other.png"])
+    clustering.main(ClusteringConfig(feature_dir=features, names=True))
+    for name in (*moved, "other.png"):
+        (pictures / name).unlink()
+    (pictures / "new.png").write_bytes((pictures / kept).read_bytes())  # one was renamed
+    pixel_run(features, "folder", pictures, clusters="4")
+    named = names_of(features)
+    assert named["new.png"] in said.values()
+    assert "" not in named.values()
+    assert not {named[kept], named["06.png"]} & {*said.values()}
+    said_now = read_names(features)
+    assert said_now
+    assert [*said_now.moved] == [*said_now.digests] == ["new.png"]
+    assert not said_now.ignored
+
+
 def test_pictures_of_another_size_are_known_by_path(root: Path) -> None:
     features, pictures = root / "features", root / "pictures"
     say(features, names={"0": "gull"}, moved={"03.png": "owl"}, ignored=["07.png"])
