@@ -114,6 +114,23 @@ def test_the_most_specific_name_counts_in_every_output(root: Path, tmp_path: Pat
     assert [bars[0], *bars[-2:]] == [str(counts[name]) for name in ("gull", "owl", "wren")]
 
 
+def test_a_cluster_without_a_name_joins_none(root: Path, tmp_path: Path) -> None:
+    """As the page may name clusters 1 and 2 "cluster 1", a later clustering has another one."""
+    features = root / "features"
+    plain = names_of(features)
+    said = {"names": {"3": "cluster 1"}, "moved": {"03.png": "cluster 2"}}
+    say(features, **said, fine={"99": "unnamed cluster 2"})
+    called = {"cluster 1": "unnamed cluster 1", "cluster 3": "cluster 1"}
+    called["cluster 2"] = "unnamed unnamed cluster 2"
+    expected = {path: called.get(name, name) for path, name in plain.items()}
+    assert names_of(features) == expected | {"03.png": "cluster 2"}
+    np.save(tmp_path / "new.npy", Manifest(features).load(artifacts.FEATURES, "unlabeled"))
+    output = tmp_path / "new.csv"
+    config = InferenceConfig(feature_dir=features, features=tmp_path / "new.npy", output=output)
+    inference.main(config)
+    assert {row["name"] for row in rows_of(output)} == {*expected.values()}
+
+
 def test_new_pictures_follow_after_the_head_was_fitted_again(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

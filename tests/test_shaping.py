@@ -316,6 +316,43 @@ def test_the_most_specific_name_wins_and_a_split_names_the_parts(
     assert any(set(part) in all_branches for part in parts)
 
 
+def tick_and_merge(report: Report, rows: Sequence[int], name: str) -> None:
+    """An empty name takes the one that the page proposes."""
+    for row in rows:
+        report.page.check(f".naming >> nth={row} >> input[type=checkbox]")
+    report.page.fill("#merged-name", name)
+    report.page.click("#merge")
+    report.settle()
+
+
+def names_everywhere(report: Report, directory: Path) -> list[str]:
+    """Of all pictures: as in the table of the page, which must be as the commands read the names
+    that the page downloads."""
+    rows = read_table(report.downloaded("#save-csv"))
+    assert len(rows) == len(report.names)
+    (directory / "names.json").write_bytes(report.downloaded("#save-names"))
+    results = load_results(directory)
+    (directory / "names.json").unlink()
+    names = [*results.group_names, ""]
+    assert [row["name"] for row in rows] == [names[g] for g in results.groups]
+    return [row["name"] for row in rows]
+
+
+def test_a_cluster_without_a_name_joins_none(open_report: OpenReport, photos: Path) -> None:
+    report, clusters = open_report(photos), load_results(photos).clusters
+    report.until("document.querySelectorAll('.naming').length === 10")
+    name_row(report, 3, "cluster 1")
+    tick_and_merge(report, [1, 2], "")
+    called = {3: "cluster 1", 1: "unnamed cluster 1", 2: "unnamed cluster 1"}
+    expected = [called.get(k, f"cluster {k}") for k in clusters]
+    assert names_everywhere(report, photos) == expected
+    name_row(report, 1, "")
+    name_row(report, 2, "cluster 8")
+    called |= {1: "unnamed cluster 1", 2: "cluster 8", 8: "unnamed cluster 8"}
+    expected = [called.get(k, f"cluster {k}") for k in clusters]
+    assert names_everywhere(report, photos) == expected
+
+
 def test_rows_show_the_most_certain_pictures_and_more_of_them(
     open_report: OpenReport, photos: Path
 ) -> None:

@@ -86,10 +86,22 @@ def load_names(manifest: Manifest, notes: list[str]) -> Names:
 
 
 def cluster_names(manifest: Manifest, given: Names) -> list[str]:
-    """Of the K clusters: the given name, otherwise the class, otherwise "cluster 7"."""
-    classes = [*manifest.extraction["dataset"]["class_names"], None]
+    """Of the K clusters: the given name, otherwise the class, otherwise "cluster 7", or "unnamed
+    cluster 7" if something else has that name: a cluster without a name joins nothing. The page
+    has the same rule."""
+    class_names = manifest.extraction["dataset"]["class_names"]
+    parts = (given.names, given.fine, given.moved)
+    taken = {*class_names, *(name for part in parts for name in part.values())}
+
+    def default(k: int) -> str:
+        name = f"cluster {k}"
+        while name in taken:
+            name = f"unnamed {name}"
+        return name
+
+    classes = [*class_names, None]
     class_K = manifest.load(CLUSTER_TO_CLASS)
-    return [given.names.get(str(k)) or classes[c] or f"cluster {k}" for k, c in enumerate(class_K)]
+    return [given.names.get(str(k)) or classes[c] or default(k) for k, c in enumerate(class_K)]
 
 
 def load_groups(manifest: Manifest, notes: list[str]) -> Groups:

@@ -24,12 +24,17 @@ function numberNodes() {
 
 let branchCount = 0; // 0 for the clusters
 let groups = new Map(); // in the order of the tree, by number: name, numbers of its units, color. A name is one group.
+let taken = new Set(); // the names that were given, and those of classes
 let rows = []; // what can be named: every unit (a cluster or branch), and the names that no unit has
 let group = new Int32Array(count); // of each image; -1 if it is ignored
 const groupOfPoint = new Int32Array(point.count);
 
 const clusterName = (k, state = said) => state.names[k] || (data.classes[data.classOfCluster[k]] ?? "");
 const fineName = (f) => said.fine[f] ?? "";
+function unnamed(text) { // what something without a name is called: it joins nothing, as in groups.py
+  while (taken.has(text)) text = `unnamed ${text}`;
+  return text;
+}
 const calledOf = (i) => said.moved[nameOf(i)] || fineName(fineOf[i]) || clusterName(clusterOf[i]); // in all tables
 
 const clusterUnits = () => data.classOfCluster.map((_, k) => ({ number: k, name: clusterName(k), given: said.names[k] ?? "", color: data.clusterColors[k], leaves: [] }));
@@ -42,6 +47,7 @@ const branchUnits = () => branches(ROOT, branchCount).map((node) => {
 function arrange() { // groups, rows and the group of each image
   const units = branchCount ? branchUnits() : clusterUnits(), byName = new Map(), rowOfUnit = [], unitOfFine = [];
   let next = units.length;
+  taken = new Set([...data.classes, ...[said.names, said.fine, said.moved].flatMap(Object.values)]);
   groups = new Map();
   rows = [];
   function add(name, unit) {
@@ -85,8 +91,10 @@ function short(id) {
   return [units.join(" + "), name && units.length ? "→" : "", name || (called && `(${called})`)].filter(Boolean).join(" ");
 }
 function title(id) {
-  const { units } = groups.get(id) ?? { units: [] };
-  return units.length ? `${branchCount ? "group" : "cluster"}${units.length > 1 ? "s" : ""} ${short(id)}` : short(id);
+  const { name, units } = groups.get(id) ?? { units: [] };
+  if (!units.length) return short(id);
+  const text = `${branchCount ? "group" : "cluster"}${units.length > 1 ? "s" : ""} ${short(id)}`;
+  return name ? text : unnamed(text);
 }
 
 function regroup() {
