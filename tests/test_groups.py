@@ -24,6 +24,7 @@ from src.visualization.images_table import write_images
 from src.visualization.results import load_results
 from src.visualization.stage import draw
 from tests.helpers.blobs import blobs, write
+from tests.helpers.browser import draw_report
 from tests.helpers.digits import digits, save_picture, write_digits
 from tests.helpers.finished_run import cluster, rows_of
 from tests.helpers.pixel_run import pixel_run
@@ -251,6 +252,31 @@ def test_a_picture_that_comes_back_is_known(root: Path) -> None:
     gone.rename(pictures / "200.png")
     pixel_run(features, "folder", pictures, clusters="4")
     assert [path for path, name in names_of(features).items() if name == "owl"] == ["200.png"]
+
+
+@pytest.mark.parametrize("are_gone", [False, True])
+def test_paths_are_kept_where_pictures_have_changed_or_are_gone(root: Path, are_gone: bool) -> None:
+    features, pictures = root / "features", root / "pictures"
+    say(features, moved={"05.png": "owl", "06.png": "owl"}, ignored=["07.png"])
+    before = names_of(features)
+    if are_gone:
+        pictures.rename(root / "elsewhere")
+    else:
+        save_picture(digits("test")[0], pictures / "new.png")
+    draw_report(features)
+    assert {row["path"]: row["name"] for row in rows_of(features / "images.csv")} == before
+    page = (features / artifacts.REPORT).read_text()
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    assert data["names"] == [*before]
+    assert data["said"]["moved"] == {"05.png": "owl", "06.png": "owl"}
+    assert data["folder"] is None  # no links to other pictures, or to none
+    np.save(root / "new.npy", Manifest(features).load(artifacts.FEATURES, "unlabeled")[:3])
+    output = root / "new.csv"
+    config = InferenceConfig(
+        feature_dir=features, features=root / "new.npy", neighbors=1, output=output
+    )
+    inference.main(config)
+    assert [row["neighbor_1"] for row in rows_of(output)] == [*before][:3]
 
 
 @pytest.mark.parametrize("kept", ["000.png", "copy.png"])

@@ -87,6 +87,17 @@ def present_pictures(manifest: Manifest) -> Pictures:
     return read_past(manifest.directory, manifest.clusters_id) or unknown
 
 
+def picture_paths(manifest: Manifest, dataset: Dataset | None) -> list[str]:
+    """Of every image, as in images.csv.
+
+    Args:
+        dataset: None where the pictures are missing; then the paths are those that are remembered.
+    """
+    if dataset is None:
+        return present_pictures(manifest)["paths"]
+    return _paths(manifest.extraction["dataset"]["splits"], dataset)
+
+
 def read_past(directory: Path, clusters_id: str) -> Past | None:
     """The clustering with this `clusters_id`; None if it is not remembered."""
     if clusters_id in _remembered(directory):
