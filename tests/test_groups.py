@@ -182,6 +182,21 @@ def test_new_pictures_follow_after_the_head_was_fitted_again(
     assert "clustering.py --names" in capsys.readouterr().err
 
 
+def test_names_that_ignore_every_picture_are_refused_in_one_line(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = root / "features"
+    say(features, ignored=[*table(features)])
+    refused = pytest.raises(UserError, match=r"names\.json ignores every picture of unlabeled")
+    with refused:
+        clustering.main(ClusteringConfig(feature_dir=features, names=True))
+    with refused:
+        draw_report(features)
+    cluster(features, clusters="5")
+    assert "note: no names: " in capsys.readouterr().out
+    assert Manifest(features).clustering["clusters"] == 5
+
+
 def test_without_names_there_is_nothing_to_follow(root: Path) -> None:
     with pytest.raises(UserError, match=r"there is no .*names\.json: name clusters on the page"):
         clustering.main(ClusteringConfig(feature_dir=root / "features", names=True))

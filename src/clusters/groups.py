@@ -16,6 +16,7 @@ import torch
 from src.clusters.carry_over import at_home, carry, located, present_pictures, read_past
 from src.clusters.head import ClusterHead, LinearHead
 from src.clusters.names import Names, read_names
+from src.runtime.cli import UserError
 from src.runtime.commands import command
 from src.storage import artifacts
 from src.storage.artifacts import (
@@ -105,7 +106,11 @@ def cluster_names(manifest: Manifest, given: Names) -> list[str]:
 
 
 def load_groups(manifest: Manifest, notes: list[str]) -> Groups:
-    """Raises UserError as `read_names`; `notes` receives what does not fit, a line each."""
+    """`notes` receives what does not fit, a line each.
+
+    Raises:
+        UserError: every picture of the split that was clustered is ignored, or as `read_names`.
+    """
     given = load_names(manifest, notes)
     of_clusters = cluster_names(manifest, given)
     of_fine = [given.fine.get(str(f)) for f in range(len(manifest.load(FINE_TREE)) + 1)]
@@ -145,6 +150,10 @@ def load_groups(manifest: Manifest, notes: list[str]) -> Groups:
     ends = np.cumsum([*splits.values()])[:-1]
     parts = zip(splits, np.split(groups, ends), np.split(moved, ends), strict=True)
     by_split = {split: (of_split, were_moved) for split, of_split, were_moved in parts}
+    fit_on = manifest.clustering["fit_on"]
+    if (by_split[fit_on][0] < 0).all():
+        file = manifest.directory / artifacts.NAMES
+        raise UserError(f"{file} ignores every picture of {fit_on}: correct it")
     return Groups(
         given, names, numbers, np.array(classes),
         of_images={split: part for split, (part, _) in by_split.items()},
