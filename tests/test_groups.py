@@ -390,6 +390,27 @@ def test_sorted_pictures_are_a_data_set_with_classes(root: Path, tmp_path: Path)
             inference.main(InferenceConfig(feature_dir=features, sort_into=place, split=split))
 
 
+@pytest.mark.parametrize("split", [None, 0.5])
+def test_every_group_has_its_own_folder(root: Path, tmp_path: Path, split: float | None) -> None:
+    features, long = root / "features", "x" * 300
+    names = ["A/B", "A_B", "a_b", "01", f"{long}y", f"{long}z"]
+    said = {f"{i:02d}.png": name for i, name in enumerate(sorted(names * 4))}
+    say(features, moved=said)
+    place = tmp_path / "sorted"
+    inference.main(InferenceConfig(feature_dir=features, sort_into=place, split=split))
+    depth = "*/*.png" if split is None else "*/*/*.png"
+    held: dict[str, set[str]] = {}
+    named = names_of(features)
+    for file in place.glob(depth):
+        held.setdefault(file.parent.name, set()).add(named[file.name])
+    assert [len(own) for own in held.values()] == [1] * 10
+    assert {"A_B", "A_B_2", "a_b_3", "01" if split else "01_2"} <= {*held}
+    if split:
+        dataset = load_dataset("folder", place, 20)
+        assert len(dataset.class_names) == 10
+        assert not dataset.notes
+
+
 def test_words_name_only_clusters_without_a_name_and_with_a_lead(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
