@@ -119,7 +119,8 @@ def shown_images(results: Results, copies: Copies) -> np.ndarray:
     counts = np.bincount(results.fine)
     place_in_fine = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
     each = max(3, SHOWN_FINE // len(counts))
-    copied = np.flatnonzero(copies.group_N >= 0)
+    copied = np.flatnonzero(copies.group_N >= 0)  # below, whole groups, the one to keep first
+    copied = copied[np.lexsort((~copies.keep_N[copied], copies.group_N[copied]))]
     parts = order[:SHOWN], copied[:SHOWN_COPIES], by_fine[place_in_fine < each]
     return np.unique(np.concatenate(parts))
 
