@@ -189,7 +189,7 @@ def _classes(found: dict[str, set[str]], notes: list[str]) -> dict[str, str]:
     for names in found.values():
         for name in sorted(names):
             normal = unicodedata.normalize("NFC", name).strip()
-            result[name] = shown.setdefault(unicodedata.normalize("NFC", normal.casefold()), normal)
+            result[name] = shown.setdefault(class_key(name), normal)
             if result[name] != unicodedata.normalize("NFC", name):
                 joined.add(f'"{name}" is "{result[name]}"')
     if joined:
@@ -200,6 +200,12 @@ def _classes(found: dict[str, set[str]], notes: list[str]) -> dict[str, str]:
         if missing:
             notes.append(f"classes of {split} that train lacks: {_some(missing)}")
     return result
+
+
+def class_key(name: str) -> str:
+    """Equal for folders that are one class."""
+    normal = unicodedata.normalize("NFC", name).strip()
+    return unicodedata.normalize("NFC", normal.casefold())
 
 
 def _some(texts: Collection[str]) -> str:

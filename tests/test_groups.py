@@ -24,6 +24,7 @@ from src.visualization.images_table import write_images
 from src.visualization.results import load_results
 from src.visualization.stage import draw
 from tests.helpers.blobs import blobs, write
+from tests.helpers.browser import draw_report
 from tests.helpers.digits import digits, save_picture, write_digits
 from tests.helpers.finished_run import cluster, rows_of
 from tests.helpers.pixel_run import pixel_run
@@ -114,6 +115,23 @@ def test_the_most_specific_name_counts_in_every_output(root: Path, tmp_path: Pat
     assert [bars[0], *bars[-2:]] == [str(counts[name]) for name in ("gull", "owl", "wren")]
 
 
+def test_a_cluster_without_a_name_joins_none(root: Path, tmp_path: Path) -> None:
+    """As the page may name clusters 1 and 2 "cluster 1", a later clustering has another one."""
+    features = root / "features"
+    plain = names_of(features)
+    said = {"names": {"3": "cluster 1"}, "moved": {"03.png": "cluster 2"}}
+    say(features, **said, fine={"99": "unnamed cluster 2"})
+    called = {"cluster 1": "unnamed cluster 1", "cluster 3": "cluster 1"}
+    called["cluster 2"] = "unnamed unnamed cluster 2"
+    expected = {path: called.get(name, name) for path, name in plain.items()}
+    assert names_of(features) == expected | {"03.png": "cluster 2"}
+    np.save(tmp_path / "new.npy", Manifest(features).load(artifacts.FEATURES, "unlabeled"))
+    output = tmp_path / "new.csv"
+    config = InferenceConfig(feature_dir=features, features=tmp_path / "new.npy", output=output)
+    inference.main(config)
+    assert {row["name"] for row in rows_of(output)} == {*expected.values()}
+
+
 def test_new_pictures_follow_after_the_head_was_fitted_again(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +180,21 @@ def test_new_pictures_follow_after_the_head_was_fitted_again(
     (features / "names.json").write_text(json.dumps({**said, "moved": {}}))
     assert "owl" not in predicted()
     assert "clustering.py --names" in capsys.readouterr().err
+
+
+def test_names_that_ignore_every_picture_are_refused_in_one_line(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = root / "features"
+    say(features, ignored=[*table(features)])
+    refused = pytest.raises(UserError, match=r"names\.json ignores every picture of unlabeled")
+    with refused:
+        clustering.main(ClusteringConfig(feature_dir=features, names=True))
+    with refused:
+        draw_report(features)
+    cluster(features, clusters="5")
+    assert "note: no names: " in capsys.readouterr().out
+    assert Manifest(features).clustering["clusters"] == 5
 
 
 def test_without_names_there_is_nothing_to_follow(root: Path) -> None:
@@ -236,6 +269,55 @@ def test_a_picture_that_comes_back_is_known(root: Path) -> None:
     assert [path for path, name in names_of(features).items() if name == "owl"] == ["200.png"]
 
 
+@pytest.mark.parametrize("are_gone", [False, True])
+def test_paths_are_kept_where_pictures_have_changed_or_are_gone(root: Path, are_gone: bool) -> None:
+    features, pictures = root / "features", root / "pictures"
+    say(features, moved={"05.png": "owl", "06.png": "owl"}, ignored=["07.png"])
+    before = names_of(features)
+    if are_gone:
+        pictures.rename(root / "elsewhere")
+    else:
+        save_picture(digits("test")[0], pictures / "new.png")
+    draw_report(features)
+    assert {row["path"]: row["name"] for row in rows_of(features / "images.csv")} == before
+    page = (features / artifacts.REPORT).read_text()
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    assert data["names"] == [*before]
+    assert data["said"]["moved"] == {"05.png": "owl", "06.png": "owl"}
+    assert data["folder"] is None  # no links to other pictures, or to none
+    np.save(root / "new.npy", Manifest(features).load(artifacts.FEATURES, "unlabeled")[:3])
+    output = root / "new.csv"
+    config = InferenceConfig(
+        feature_dir=features, features=root / "new.npy", neighbors=1, output=output
+    )
+    inference.main(config)
+    assert [row["neighbor_1"] for row in rows_of(output)] == [*before][:3]
+
+
+@pytest.mark.parametrize("kept", ["000.png", "copy.png"])
+def test_what_was_said_of_a_copy_that_is_deleted_goes_with_it(root: Path, kept: str) -> None:
+    features, pictures = root / "features", root / "pictures"
+    for name, of in {"000.png": "05.png", "copy.png": "05.png", "other.png": "06.png"}.items():
+        shutil.copy(pictures / of, pictures / name)
+    pixel_run(features, "folder", pictures, clusters="4")
+    said = {"05.png": "owl", "000.png": "wren", "copy.png": "finch"}
+    moved = {name: bird for name, bird in said.items() if name != kept}
+    say(features, moved=moved, ignored=["other.png"])
+    clustering.main(ClusteringConfig(feature_dir=features, names=True))
+    for name in (*moved, "other.png"):
+        (pictures / name).unlink()
+    (pictures / "new.png").write_bytes((pictures / kept).read_bytes())  # one was renamed
+    pixel_run(features, "folder", pictures, clusters="4")
+    named = names_of(features)
+    assert named["new.png"] in said.values()
+    assert "" not in named.values()
+    assert not {named[kept], named["06.png"]} & {*said.values()}
+    said_now = read_names(features)
+    assert said_now
+    assert [*said_now.moved] == [*said_now.digests] == ["new.png"]
+    assert not said_now.ignored
+
+
 def test_pictures_of_another_size_are_known_by_path(root: Path) -> None:
     features, pictures = root / "features", root / "pictures"
     say(features, names={"0": "gull"}, moved={"03.png": "owl"}, ignored=["07.png"])
@@ -306,6 +388,27 @@ def test_sorted_pictures_are_a_data_set_with_classes(root: Path, tmp_path: Path)
     for split in (0, 1, 1.5):
         with pytest.raises(UserError, match="--split is a share"):
             inference.main(InferenceConfig(feature_dir=features, sort_into=place, split=split))
+
+
+@pytest.mark.parametrize("split", [None, 0.5])
+def test_every_group_has_its_own_folder(root: Path, tmp_path: Path, split: float | None) -> None:
+    features, long = root / "features", "x" * 300
+    names = ["A/B", "A_B", "a_b", "01", f"{long}y", f"{long}z"]
+    said = {f"{i:02d}.png": name for i, name in enumerate(sorted(names * 4))}
+    say(features, moved=said)
+    place = tmp_path / "sorted"
+    inference.main(InferenceConfig(feature_dir=features, sort_into=place, split=split))
+    depth = "*/*.png" if split is None else "*/*/*.png"
+    held: dict[str, set[str]] = {}
+    named = names_of(features)
+    for file in place.glob(depth):
+        held.setdefault(file.parent.name, set()).add(named[file.name])
+    assert [len(own) for own in held.values()] == [1] * 10
+    assert {"A_B", "A_B_2", "a_b_3", "01" if split else "01_2"} <= {*held}
+    if split:
+        dataset = load_dataset("folder", place, 20)
+        assert len(dataset.class_names) == 10
+        assert not dataset.notes
 
 
 def test_words_name_only_clusters_without_a_name_and_with_a_lead(

@@ -21,7 +21,7 @@ from src.storage import artifacts
 from src.storage.artifacts import ASSIGNMENTS, FINE, Manifest
 from src.training.forecast import later_stages
 from src.visualization import report as page
-from src.visualization.duplicates import find_copies
+from src.visualization.duplicates import Copies, find_copies
 from src.visualization.results import load_results
 from tests.helpers import blobs
 from tests.helpers.browser import OpenReport, draw_report
@@ -145,6 +145,33 @@ def test_near_duplicates_of_a_sample() -> None:
     assert len(asked) == 200
     assert set(found) == {*asked, *(asked + 300) % 600}
     assert (number[found] == number[(found + 300) % 600]).all()
+
+
+@pytest.mark.usefixtures("low_limits")
+def test_the_page_of_a_sample_has_whole_groups_of_copies(
+    open_report: OpenReport, pixel_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "SHOWN_COPIES", 12)
+    monkeypatch.setattr(page, "SHOWN", 200)
+    results, rows = load_results(pixel_digits), np.arange(1797)
+    groups = np.where(rows < 1400, rows % 280, -1)  # of five copies, the last one is to keep
+    copies = Copies(groups, rows >= 1120, np.zeros(1797, np.float32))
+    shown = page.shown_images(results, copies)
+    page.write_report(
+        tmp_path / "report.html", results, [], copies, results.x_NP[:, :2].copy(), "PCA"
+    )
+    report = open_report(tmp_path)
+    for _ in range(10):
+        if report.page.is_visible("#more-duplicates"):
+            report.page.click("#more-duplicates")
+    headings = report.page.locator("#duplicates h3").all_text_contents()
+    for group in range(2):
+        assert {*range(group, 1400, 280)} <= {*shown}
+        assert f"Group {group}, keep train[{1120 + group}]" in headings
+    assert len(headings) == len({*groups[shown]} - {-1})
+    kept = {*groups[shown[copies.keep_N[shown]]]} - {-1}
+    assert sum(", keep train[" in heading for heading in headings) == len(kept)
+    assert not [heading for heading in headings if "undefined" in heading]
 
 
 @pytest.mark.usefixtures("low_limits")

@@ -1,6 +1,7 @@
 """A person shapes the groups on the page, in a real browser."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from docs.make_pictures import READY
 from src.clusters.names import read_names
 from src.visualization.results import load_results
 from tests.helpers.browser import CONTEXTS, OpenReport, Report, draw_report, read_table
-from tests.helpers.digits import write_digits
+from tests.helpers.digits import digits, save_picture, write_digits
 from tests.helpers.pixel_run import pixel_run
 
 
@@ -89,9 +90,9 @@ def test_groups_are_branches_in_the_order_of_the_tree(
     report, results = open_report(photos), load_results(photos)
     choose_groups(report, count)
     assert report.page.inner_text("#branches-shown") == str(count)
-    sizes = [int(np.isin(results.fine, fine).sum()) for fine in branches(photos, count)]
+    counts = [int(np.isin(results.fine, fine).sum()) for fine in branches(photos, count)]
     rows = "#groups .row:has(input[id^=group-]) .count"
-    assert list(map(int, report.page.locator(rows).all_text_contents())) == sizes
+    assert list(map(int, report.page.locator(rows).all_text_contents())) == counts
     for row, fine in enumerate(branches(photos, count)):
         assert {int(results.fine[i]) for i in pictures_of_row(report, row)} <= {*fine}
     report.page.click("#as-clustered")
@@ -314,6 +315,137 @@ def test_the_most_specific_name_wins_and_a_split_names_the_parts(
     # One of the parts is all of a branch below.
     all_branches = [set(part) - {fine} for n in range(2, 51) for part in branches(photos, n)]
     assert any(set(part) in all_branches for part in parts)
+
+
+def tick_and_merge(report: Report, rows: Sequence[int], name: str) -> None:
+    """An empty name takes the one that the page proposes."""
+    for row in rows:
+        report.page.check(f".naming >> nth={row} >> input[type=checkbox]")
+    report.page.fill("#merged-name", name)
+    report.page.click("#merge")
+    report.settle()
+
+
+def names_everywhere(report: Report, directory: Path) -> list[str]:
+    """Of all pictures: as in the table of the page, which must be as the commands read the names
+    that the page downloads."""
+    rows = read_table(report.downloaded("#save-csv"))
+    assert len(rows) == len(report.names)
+    (directory / "names.json").write_bytes(report.downloaded("#save-names"))
+    results = load_results(directory)
+    (directory / "names.json").unlink()
+    names = [*results.group_names, ""]
+    assert [row["name"] for row in rows] == [names[g] for g in results.groups]
+    return [row["name"] for row in rows]
+
+
+def test_a_cluster_without_a_name_joins_none(open_report: OpenReport, photos: Path) -> None:
+    report, clusters = open_report(photos), load_results(photos).clusters
+    report.until("document.querySelectorAll('.naming').length === 10")
+    name_row(report, 3, "cluster 1")
+    tick_and_merge(report, [1, 2], "")
+    called = {3: "cluster 1", 1: "unnamed cluster 1", 2: "unnamed cluster 1"}
+    expected = [called.get(k, f"cluster {k}") for k in clusters]
+    assert names_everywhere(report, photos) == expected
+    name_row(report, 1, "")
+    name_row(report, 2, "cluster 8")
+    called |= {1: "unnamed cluster 1", 2: "cluster 8", 8: "unnamed cluster 8"}
+    expected = [called.get(k, f"cluster {k}") for k in clusters]
+    assert names_everywhere(report, photos) == expected
+
+
+def move(report: Report, images: Sequence[int], to: str) -> None:
+    report.js(f"choose({[*images]})")
+    report.page.fill("#target", to)
+    report.page.keyboard.press("Enter")
+    report.settle()
+
+
+def sizes(report: Report) -> dict[str, int]:
+    """Of the groups, by what the filters call them."""
+    rows = report.page.locator("#groups .row:has(input[id^=group-])")
+    names, counts = (rows.locator(part).all_text_contents() for part in (".name", ".count"))
+    return dict(zip(names, map(int, counts), strict=True))
+
+
+def test_what_is_split_joins_no_other_group(open_report: OpenReport, photos: Path) -> None:
+    report = open_report(photos)
+    page = report.page
+
+    def split(name: str) -> None:
+        page.click(f".naming:nth-child({row_of(name) + 1}) .halve")
+        report.settle()
+
+    def row_of(name: str) -> int:
+        return report.js(f"rows.findIndex((row) => row.name === {json.dumps(name)})")
+
+    choose_groups(report, 4)
+    name_row(report, 0, "dog")
+    split("dog")
+    name_row(report, row_of("dog a"), "dog")
+    before = Counter(names_everywhere(report, photos))
+    split("dog")
+    after = Counter(names_everywhere(report, photos))
+    assert after["dog b"] == before["dog b"]
+    assert after["dog a"] + after["dog c"] == before["dog"]
+    assert min(after["dog a"], after["dog c"]) > 0
+
+    long = "x" * 53 + "\U0001f600" * 3  # 56 characters, 59 for JavaScript
+    name_row(report, row_of("dog b"), long)
+    split(long)
+    assert {f"{long} a", f"{long} b"} <= {*names_everywhere(report, photos)}
+
+
+def test_pictures_moved_to_a_group_follow_it_into_another(
+    open_report: OpenReport, photos: Path
+) -> None:
+    report, clusters = open_report(photos), load_results(photos).clusters
+    report.until("document.querySelectorAll('.naming').length === 10")
+    tick_and_merge(report, [1, 2], "cats")
+    move(report, np.flatnonzero(clusters == 0)[:3].tolist(), "cats")
+    tick_and_merge(report, [1, 2], "kittens")
+    names = names_everywhere(report, photos)
+    assert "cats" not in names
+    assert names.count("kittens") == np.isin(clusters, (1, 2)).sum() + 3
+
+
+def test_the_commands_read_every_name_that_the_page_proposes(
+    open_report: OpenReport, tmp_path: Path
+) -> None:
+    """Classes may have long names, and names that are no line of text."""
+    long, odd = "pit bull terrier, " * 5 + "bull", "a\nb"
+    for i, image in enumerate(digits()[:40]):
+        save_picture(image, tmp_path / "pictures/train" / (long, odd)[i % 2] / f"{i:02d}.png")
+    directory = tmp_path / "results"
+    pixel_run(directory, "folder", tmp_path / "pictures", clusters="4")
+    draw_report(directory)
+    report, class_of = open_report(directory), load_results(directory).class_of_cluster
+    assert sorted(class_of) == [-1, -1, 0, 1]
+    for name in ("ab", long):  # of the classes in their order
+        matched = class_of.tolist().index(0 if name == "ab" else 1)
+        report.until("document.querySelectorAll('.naming').length === 4")
+        tick_and_merge(report, [matched, class_of.tolist().index(-1)], "")
+        assert name in names_everywhere(report, directory)
+
+
+def test_a_filter_stays_with_its_group(open_report: OpenReport, photos: Path) -> None:
+    report = open_report(photos)
+    page = report.page
+    for images, name in (([0, 1, 2], "b"), ([3, 4], "c")):
+        move(report, images, name)
+    report.open_filters()
+    page.select_option("#gallery-group", label="c")
+    page.click("[aria-label='show cluster b']")
+    assert report.shown() == 397
+    move(report, [0, 1, 2], "c")
+    assert report.shown() == 400
+    assert sizes(report)["c"] == 5
+    assert page.inner_text("#gallery-title") == "C: 5 images"
+    page.click("[aria-label='show cluster c']")
+    report.until("document.querySelectorAll('.naming').length === 11")
+    name_row(report, 10, "d")
+    assert sizes(report)["d"] == 5
+    assert report.shown() == 395
 
 
 def test_rows_show_the_most_certain_pictures_and_more_of_them(

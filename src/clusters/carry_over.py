@@ -10,7 +10,7 @@ Shape letters: N images of all splits, one after another.
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,17 @@ def present_pictures(manifest: Manifest) -> Pictures:
     return read_past(manifest.directory, manifest.clusters_id) or unknown
 
 
+def picture_paths(manifest: Manifest, dataset: Dataset | None) -> list[str]:
+    """Of every image, as in images.csv.
+
+    Args:
+        dataset: None where the pictures are missing; then the paths are those that are remembered.
+    """
+    if dataset is None:
+        return present_pictures(manifest)["paths"]
+    return _paths(manifest.extraction["dataset"]["splits"], dataset)
+
+
 def read_past(directory: Path, clusters_id: str) -> Past | None:
     """The clustering with this `clusters_id`; None if it is not remembered."""
     if clusters_id in _remembered(directory):
@@ -129,11 +140,19 @@ def _digests(splits: dict[str, int], dataset: Dataset | None) -> list[str]:
 # --- carrying over ----------------------------------------------------------------------------
 
 
-def located(names: Names, pictures: Pictures) -> dict[str, int]:
+def located(
+    names: Names, pictures: Pictures, had: Set[tuple[str, str]] = frozenset()
+) -> dict[str, int]:
     """The row of every picture that was moved or ignored, by what names.json calls it; without
-    those that are gone."""
+    those that are gone.
+
+    Args:
+        had: digest and path of pictures that were there before. A copy among them is not the
+            picture under another path.
+    """
     digests = pictures["digests"]
-    by_digest = {digest: row for row, digest in enumerate(digests)}
+    pairs = [*zip(digests, pictures["paths"], strict=False)]
+    by_digest = {pair[0]: row for row, pair in enumerate(pairs) if pair not in had}
     by_path = {key: row for row, key in enumerate(row_names(pictures["splits"]))}
     by_path |= {path: row for row, path in enumerate(pictures["paths"])}
     rows = {}
@@ -147,12 +166,16 @@ def located(names: Names, pictures: Pictures) -> dict[str, int]:
     return rows
 
 
-def at_home(names: Names, pictures: Pictures) -> Names:
+def at_home(names: Names, pictures: Pictures, had: Set[tuple[str, str]] = frozenset()) -> Names:
     """`names` with pictures called as they are now, and with their digests. Those that are gone
-    keep their name, or their digest for a name if another picture has that now."""
-    rows, paths, digests = located(names, pictures), {*pictures["paths"]}, dict(names.digests)
+    keep their name, or their digest for a name if another picture has that now; those that left
+    copies, see `located`, are forgotten."""
+    rows, paths = located(names, pictures, had), {*pictures["paths"]}
+    digests, present = dict(names.digests), {*pictures["digests"]}
     called = {}
     for key in dict.fromkeys((*names.moved, *names.ignored)):
+        if key not in rows and digests.get(key) in present:
+            continue
         called[key] = key
         if key in rows:
             called[key] = pictures["paths"][rows[key]]
@@ -164,7 +187,7 @@ def at_home(names: Names, pictures: Pictures) -> Names:
     return replace(
         names,
         moved={called[k]: names.moved[k] for k in gone_first if k in names.moved},
-        ignored=sorted({called[key] for key in names.ignored}),
+        ignored=sorted({called[key] for key in names.ignored if key in called}),
         digests={called[key]: digests[key] for key in gone_first if key in digests},
     )
 
@@ -188,7 +211,8 @@ def carry(names: Names, old: Past, new: Past, clusters_id: str) -> tuple[Names, 
         for f, name in _majority(before, fine).items()
         if name != usual.get(f) and (names.fine or name in lost)
     }
-    carried = at_home(at_home(names, old), new)
+    had = {*zip(old["digests"], old["paths"], strict=False)}
+    carried = at_home(at_home(names, old), new, had)
     carried = replace(carried, clusters=clusters_id, names=given, fine=given_fine)
     after = [called(carried, new, j) for _, j in pairs]
     had, kept = Counter(before), Counter(b for b, a in zip(before, after, strict=True) if a == b)

@@ -16,6 +16,7 @@ import torch
 from src.clusters.carry_over import at_home, carry, located, present_pictures, read_past
 from src.clusters.head import ClusterHead, LinearHead
 from src.clusters.names import Names, read_names
+from src.runtime.cli import UserError
 from src.runtime.commands import command
 from src.storage import artifacts
 from src.storage.artifacts import (
@@ -86,14 +87,30 @@ def load_names(manifest: Manifest, notes: list[str]) -> Names:
 
 
 def cluster_names(manifest: Manifest, given: Names) -> list[str]:
-    """Of the K clusters: the given name, otherwise the class, otherwise "cluster 7"."""
-    classes = [*manifest.extraction["dataset"]["class_names"], None]
+    """Of the K clusters: the given name, otherwise the class, otherwise "cluster 7", or "unnamed
+    cluster 7" if something else has that name: a cluster without a name joins nothing. The page
+    has the same rule."""
+    class_names = manifest.extraction["dataset"]["class_names"]
+    parts = (given.names, given.fine, given.moved)
+    taken = {*class_names, *(name for part in parts for name in part.values())}
+
+    def default(k: int) -> str:
+        name = f"cluster {k}"
+        while name in taken:
+            name = f"unnamed {name}"
+        return name
+
+    classes = [*class_names, None]
     class_K = manifest.load(CLUSTER_TO_CLASS)
-    return [given.names.get(str(k)) or classes[c] or f"cluster {k}" for k, c in enumerate(class_K)]
+    return [given.names.get(str(k)) or classes[c] or default(k) for k, c in enumerate(class_K)]
 
 
 def load_groups(manifest: Manifest, notes: list[str]) -> Groups:
-    """Raises UserError as `read_names`; `notes` receives what does not fit, a line each."""
+    """`notes` receives what does not fit, a line each.
+
+    Raises:
+        UserError: every picture of the split that was clustered is ignored, or as `read_names`.
+    """
     given = load_names(manifest, notes)
     of_clusters = cluster_names(manifest, given)
     of_fine = [given.fine.get(str(f)) for f in range(len(manifest.load(FINE_TREE)) + 1)]
@@ -133,6 +150,10 @@ def load_groups(manifest: Manifest, notes: list[str]) -> Groups:
     ends = np.cumsum([*splits.values()])[:-1]
     parts = zip(splits, np.split(groups, ends), np.split(moved, ends), strict=True)
     by_split = {split: (of_split, were_moved) for split, of_split, were_moved in parts}
+    fit_on = manifest.clustering["fit_on"]
+    if (by_split[fit_on][0] < 0).all():
+        file = manifest.directory / artifacts.NAMES
+        raise UserError(f"{file} ignores every picture of {fit_on}: correct it")
     return Groups(
         given, names, numbers, np.array(classes),
         of_images={split: part for split, (part, _) in by_split.items()},

@@ -23,8 +23,6 @@ from src.storage import artifacts
 from src.storage.files import json_digest, misfit, read_json
 
 VERSION = 1
-LONGEST = 60
-"""Characters of a name; in UTF-8 they fit into the name of a folder."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,7 @@ def read_names(directory: Path) -> Names | None:
     """The content of names.json in `directory`; None without the file.
 
     Raises:
-        UserError: the file is damaged, of a later version, or a name is empty, too long or no line
-            of text.
+        UserError: the file is damaged, of a later version, or a name is empty or no line of text.
     """
     file = directory / artifacts.NAMES
     if not os.path.lexists(file):
@@ -104,8 +101,6 @@ def clean_name(text: str, what: str) -> str:
     problem = None
     if not name:
         problem = "is empty"
-    elif len(name) > LONGEST:
-        problem = f"has {len(name)} characters, more than {LONGEST}"
     elif any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
         problem = "has a line break or another control character"
     if problem:

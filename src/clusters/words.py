@@ -73,8 +73,11 @@ def with_words(
     """The names of clusters, by number; those without one have the word that leads by `MARGIN`."""
     found = {
         str(k): words[nearest[g]]
-        for g, (name, k) in enumerate(zip(groups.names, groups.numbers, strict=True))
-        if k is not None and name == f"cluster {k}" and lead[g] >= MARGIN
+        for g, k in enumerate(groups.numbers)
+        if k is not None
+        and str(k) not in groups.given.names
+        and groups.classes[g] < 0
+        and lead[g] >= MARGIN
     }
     return groups.given.names | found
 

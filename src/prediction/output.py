@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from dataset.folder import THUMBNAILS
+from dataset.load_dataset import class_key
 from src.runtime.cli import UserError, printable
 from src.runtime.flag_choices import Format
 from src.storage.artifacts import CertaintyName
@@ -305,12 +306,13 @@ class SortedPictures:
 
 
 def folder_names(names: Sequence[str], cluster_names: Sequence[str], plain: bool) -> list[str]:
-    """Of groups: the number of the first cluster with that name, if there is one, and the name.
+    """Of groups: the number of the first cluster with that name, if there is one, and the name; a
+    folder that is taken gets a number. Case and Unicode form make no difference, as for classes.
 
     Args:
         plain: only the name, as for classes.
     """
-    folders = []
+    folders, taken = [], set()
     for name in names:
         folder = name.replace(os.sep, "_")
         if name in cluster_names and not plain:
@@ -319,7 +321,13 @@ def folder_names(names: Sequence[str], cluster_names: Sequence[str], plain: bool
         elif folder.startswith(".") or folder in THUMBNAILS:  # would not be read as a class
             folder = f"_{folder}"
         # The bytes are the same whatever the encoding of this process.
-        folders.append(_shortened(os.fsdecode(folder.encode("utf-8", "surrogateescape"))))
+        stem = os.fsdecode(folder.encode("utf-8", "surrogateescape"))
+        for number in itertools.count(1):
+            folder = _shortened(stem, "" if number == 1 else f"_{number}")
+            if (key := class_key(folder)) not in taken:
+                break
+        taken.add(key)
+        folders.append(folder)
     return folders
 
 

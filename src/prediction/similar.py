@@ -3,6 +3,7 @@
 import numpy as np
 
 from dataset.load_dataset import Dataset
+from src.clusters.carry_over import picture_paths
 from src.evaluation.neighbors import CosineBank
 from src.storage.artifacts import FEATURES, Manifest
 
@@ -11,16 +12,13 @@ class SimilarPictures:
     """Exact neighbors by the cosine of the features, among all splits together.
 
     Args:
-        dataset: for the names of the pictures; without any, they are called `train[12]`.
+        dataset: for the names of the pictures; without it, they are called as remembered.
     """
 
     def __init__(self, manifest: Manifest, dataset: Dataset | None):
         splits = manifest.extraction["dataset"]["splits"]
         self.bank = CosineBank(np.concatenate([manifest.load(FEATURES, s) for s in splits]))
-        self.names: list[str] = []
-        for split, count in splits.items():
-            names = dataset.splits[split].names if dataset else None
-            self.names += names or [f"{split}[{i}]" for i in range(count)]
+        self.names = picture_paths(manifest, dataset)
 
     def find(self, features_BD: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
         """For each of B new pictures the name and the similarity, from -1 to 1, of its k most

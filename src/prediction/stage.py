@@ -270,7 +270,8 @@ def _similar(config: InferenceConfig, predictor: Predictor) -> SimilarPictures:
     try:
         dataset = reload_dataset(predictor.extraction["dataset"], config.data_dir)
     except UserError as error:
-        print(f"note: no names of similar pictures: {printable(str(error))}", file=sys.stderr)
+        reason = printable(str(error))
+        print(f"note: similar pictures have the names of the clustering: {reason}", file=sys.stderr)
     return SimilarPictures(predictor.manifest, dataset)
 
 

@@ -45,10 +45,10 @@ def write_images(file: Path, results: Results, copies: Copies, xy_N2: np.ndarray
     with (
         replacing(file) as temporary,
         # File names need not be UTF-8: their bytes are kept.
-        temporary.open("w", encoding=ENCODING, errors="surrogateescape", newline="\r\n") as out,
+        temporary.open("w", encoding=ENCODING, errors="surrogateescape", newline="") as out,
     ):
         for values in (columns, *zip(*columns.values(), strict=True)):
-            print(csv_line(values), file=out)
+            print(csv_line(values), file=out, end="\r\n")
 
 
 def numbers(values: np.ndarray) -> list[str]:

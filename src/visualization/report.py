@@ -17,6 +17,7 @@ from src.runtime.commands import command
 from src.storage.artifacts import NAMING
 from src.storage.files import replacing
 from src.storage.metrics_log import Record
+from src.storage.picture_table import row_names
 from src.visualization.duplicates import Copies
 from src.visualization.flags import VisualizeConfig
 from src.visualization.palette import UNKNOWN, colors
@@ -118,7 +119,8 @@ def shown_images(results: Results, copies: Copies) -> np.ndarray:
     counts = np.bincount(results.fine)
     place_in_fine = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
     each = max(3, SHOWN_FINE // len(counts))
-    copied = np.flatnonzero(copies.group_N >= 0)
+    copied = np.flatnonzero(copies.group_N >= 0)  # below, whole groups, the one to keep first
+    copied = copied[np.lexsort((~copies.keep_N[copied], copies.group_N[copied]))]
     parts = order[:SHOWN], copied[:SHOWN_COPIES], by_fine[place_in_fine < each]
     return np.unique(np.concatenate(parts))
 
@@ -137,8 +139,10 @@ def page_data(
     results: Results, shown: np.ndarray, sheets: Sheets, directory: Path
 ) -> dict[str, Any]:
     """What the scripts of the page, which lies in `directory`, read besides the arrays."""
-    names, folder, content = results.file_names, None, results.given.content
-    if names:
+    folder, content = None, results.given.content
+    sizes = {split: len(results.rows(split)) for split in results.split_names}
+    names = results.paths if results.paths != row_names(sizes) else None
+    if results.file_names:
         folder = quote(os.fsencode(os.path.relpath(results.picture_dir, directory))) + "/"
     return {
         "title": experiment(results, directory),

@@ -10,12 +10,12 @@ from PIL import Image
 from dataset.decoding import decode
 from dataset.load_dataset import Dataset, reload_dataset
 from dataset.pictures import BadPicture, picture_size
+from src.clusters.carry_over import picture_paths
 from src.clusters.groups import fitted_to, load_groups
 from src.clusters.names import Names
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.storage.artifacts import Artifact, ClusteringRecord, ExtractionRecord, Manifest
-from src.storage.picture_table import row_names
 from src.storage.scores import Scores
 from src.visualization.palette import cluster_colors
 
@@ -63,6 +63,8 @@ class Results:
     was fitted to the names."""
     unusual: np.ndarray
     """bool (N,), whether an image is far from every cluster."""
+    paths: list[str]
+    """Of every image in images.csv: its file, or `train[12]`."""
     dataset: Dataset | None
     """The images; None where they are missing."""
     picture_dir: Path
@@ -78,17 +80,10 @@ class Results:
 
     @property
     def file_names(self) -> list[str] | None:
-        """The path of every image, of a folder of pictures; None for other datasets."""
-        if self.dataset is None:
-            return None
-        parts = [self.dataset.splits[split].names for split in self.split_names]
-        return [name for names in parts for name in names or ()] if all(parts) else None
-
-    @property
-    def paths(self) -> list[str]:
-        """Of every image in images.csv: its file, or `train[12]`."""
-        sizes = {split: len(self.rows(split)) for split in self.split_names}
-        return self.file_names or row_names(sizes)
+        """The path of every image, of a folder of pictures; None for other datasets, and where the
+        images are missing."""
+        splits = self.dataset.splits.values() if self.dataset else ()
+        return self.paths if splits and all(split.names for split in splits) else None
 
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.splits == self.split_names.index(split))
@@ -179,6 +174,7 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         distance=all_splits(artifacts.DISTANCE),
         certainty=all_splits(artifacts.GROUP_CERTAINTY if is_fitted else artifacts.CERTAINTY),
         unusual=all_splits(artifacts.UNUSUAL),
+        paths=picture_paths(manifest, dataset),
         dataset=dataset,
         picture_dir=data_dir or Path(extraction["dataset"]["data_dir"] or "."),
     )

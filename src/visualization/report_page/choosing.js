@@ -53,7 +53,7 @@ function moveChosen() {
   if (!text) return $("#target").focus();
   const [id, known] = [...groups].find(([id, { name }]) => name === text) ?? [...groups].find(([id]) => title(id) === text) ?? [];
   // A group without a name needs one, as a picture is moved to a name.
-  const naming = known && !known.name ? rows.filter((row) => row.id === id).flatMap((row) => renamed(row, text)) : [];
+  const naming = known && !known.name ? renamed(rows.filter((row) => row.id === id), text) : [];
   const moves = [...chosen].flatMap((i) => [{ kind: "moved", key: nameOf(i), to: text }, { kind: "ignored", key: nameOf(i), to: "" }]);
   $("#target").value = "";
   sayOfChosen([...naming, ...moves], `moved to ${text}`);

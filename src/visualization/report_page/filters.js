@@ -114,7 +114,7 @@ function csv() { // the rows of images.csv that are shown, as picture_table.py w
   const rows = [["path", "cluster", "name", data.certainty, "distance", "unusual", "fine", "ignored", "split", "near_duplicates", "keep", "sharpness", "x", "y"]];
   for (let i = 0; i < count; i++) {
     if (!visible[i]) continue;
-    const k = clusterOf[i], name = group[i] < 0 ? "" : calledOf(i) || `cluster ${k}`;
+    const k = clusterOf[i], name = group[i] < 0 ? "" : calledOf(i) || unnamed(`cluster ${k}`);
     rows.push([nameOf(i), k, name, digits(certainty[i]), digits(distance[i]), unusual[i], fineOf[i], Number(group[i] < 0),
       data.splits[split[i]], near[i] < 0 ? "" : near[i], keep[i], isNaN(sharpness[i]) ? "" : digits(sharpness[i]), digits(xy[2 * i]), digits(xy[2 * i + 1])]);
   }

@@ -24,13 +24,30 @@ function numberNodes() {
 
 let branchCount = 0; // 0 for the clusters
 let groups = new Map(); // in the order of the tree, by number: name, numbers of its units, color. A name is one group.
+let taken = new Set(); // the names that were given, and those of classes
 let rows = []; // what can be named: every unit (a cluster or branch), and the names that no unit has
 let group = new Int32Array(count); // of each image; -1 if it is ignored
 const groupOfPoint = new Int32Array(point.count);
 
 const clusterName = (k, state = said) => state.names[k] || (data.classes[data.classOfCluster[k]] ?? "");
 const fineName = (f) => said.fine[f] ?? "";
+function unnamed(text) { // what something without a name is called: it joins nothing, as in groups.py
+  while (taken.has(text)) text = `unnamed ${text}`;
+  return text;
+}
 const calledOf = (i) => said.moved[nameOf(i)] || fineName(fineOf[i]) || clusterName(clusterOf[i]); // in all tables
+
+const numberOfNames = new Map(); // of groups that are no unit, so that filters, gallery and rows know them again
+let nextNumber = Math.max(fineCount, data.classOfCluster.length);
+function numberOfName(name) {
+  if (!numberOfNames.has(name)) numberOfNames.set(name, nextNumber++);
+  return numberOfNames.get(name);
+}
+function keepNumber(before, name) { // when all of a group is renamed
+  if (numberOfNames.has(name)) return;
+  numberOfNames.set(name, numberOfName(before));
+  numberOfNames.delete(before);
+}
 
 const clusterUnits = () => data.classOfCluster.map((_, k) => ({ number: k, name: clusterName(k), given: said.names[k] ?? "", color: data.clusterColors[k], leaves: [] }));
 const branchUnits = () => branches(ROOT, branchCount).map((node) => {
@@ -41,12 +58,12 @@ const branchUnits = () => branches(ROOT, branchCount).map((node) => {
 
 function arrange() { // groups, rows and the group of each image
   const units = branchCount ? branchUnits() : clusterUnits(), byName = new Map(), rowOfUnit = [], unitOfFine = [];
-  let next = units.length;
+  taken = new Set([...data.classes, ...[said.names, said.fine, said.moved].flatMap(Object.values)]);
   groups = new Map();
   rows = [];
   function add(name, unit) {
     if (!name && !unit) return;
-    const isNew = !name || !byName.has(name), id = isNew ? unit?.number ?? next++ : byName.get(name);
+    const isNew = !name || !byName.has(name), id = isNew ? unit?.number ?? numberOfName(name) : byName.get(name);
     if (name) byName.set(name, id);
     if (isNew) groups.set(id, { name, units: [], color: unit?.color ?? data.colors[id % data.colors.length] });
     if (unit) groups.get(id).units.push(unit.number);
@@ -85,8 +102,10 @@ function short(id) {
   return [units.join(" + "), name && units.length ? "→" : "", name || (called && `(${called})`)].filter(Boolean).join(" ");
 }
 function title(id) {
-  const { units } = groups.get(id) ?? { units: [] };
-  return units.length ? `${branchCount ? "group" : "cluster"}${units.length > 1 ? "s" : ""} ${short(id)}` : short(id);
+  const { name, units } = groups.get(id) ?? { units: [] };
+  if (!units.length) return short(id);
+  const text = `${branchCount ? "group" : "cluster"}${units.length > 1 ? "s" : ""} ${short(id)}`;
+  return name ? text : unnamed(text);
 }
 
 function regroup() {
@@ -120,18 +139,18 @@ function show() { // the groups, everywhere
 
 // ---- what to say so that a row has a name --------------------------------------------------------
 
-function renamed(row, name) {
-  const fine = row.unit ? row.unit.fine : Object.keys(said.fine).filter((f) => said.fine[f] === row.name);
-  const changes = fine ? fine.map((f) => ({ kind: "fine", key: f, to: name })) : [{ kind: "names", key: row.unit.number, to: name }];
-  return [...changes, ...followed(row, changes, name)];
+const fineOfRow = (row) => (row.unit ? row.unit.fine : Object.keys(said.fine).filter((f) => said.fine[f] === row.name).map(Number));
+function renamed(rows, name) {
+  const changes = rows.flatMap((row) => fineOfRow(row)?.map((f) => ({ kind: "fine", key: f, to: name })) ?? [{ kind: "names", key: row.unit.number, to: name }]);
+  return [...changes, ...followed(rows, changes, name)];
 }
-function followed(row, changes, name) { // images that were moved to a name stay with it, whatever it becomes
+function followed(rows, changes, name) { // images that were moved to a name stay with it, whatever it becomes
   const after = changed(said, changes), left = [...Object.values(after.fine), ...data.classOfCluster.map((_, k) => clusterName(k, after))];
-  if (!row.name || left.includes(row.name) || (row.unit && !name)) return [];
-  return Object.keys(said.moved).filter((key) => said.moved[key] === row.name).map((key) => ({ kind: "moved", key, to: name }));
+  const names = rows.filter((row) => row.name && !left.includes(row.name) && (name || !row.unit)).map((row) => row.name);
+  return Object.keys(said.moved).filter((key) => names.includes(said.moved[key])).map((key) => ({ kind: "moved", key, to: name }));
 }
 function divided(row) { // in two, where the tree divides it
-  const own = row.unit ? row.unit.fine : Object.keys(said.fine).filter((f) => said.fine[f] === row.name).map(Number);
+  const own = fineOfRow(row);
   let parts, node = ROOT;
   for (;;) {
     const below = data.tree[node - fineCount];
@@ -139,8 +158,14 @@ function divided(row) { // in two, where the tree divides it
     if (parts[0].length && parts[1].length) break;
     node = below[parts[0].length ? 0 : 1];
   }
-  const name = (row.name || title(row.id)).slice(0, 56);
-  const changes = parts.flatMap((part, p) => part.map((f) => ({ kind: "fine", key: f, to: `${name} ${"ab"[p]}` })));
-  return [...changes, ...followed(row, changes, `${name} a`)];
+  const [first, second] = endings(clean(row.name || title(row.id)));
+  const changes = parts.flatMap((part, p) => part.map((f) => ({ kind: "fine", key: f, to: [first, second][p] })));
+  return [...changes, ...followed([row], changes, first)];
+}
+function* endings(name) { // the name with a letter, or then a number, that no group has
+  for (let n = 0; ; n++) {
+    const next = `${name} ${"abcdefghijklmnopqrstuvwxyz"[n] ?? n + 1}`;
+    if (!taken.has(next)) yield next;
+  }
 }
 const clean = (name) => name.normalize("NFC").replace(/[\p{Cc}\p{Cs}\p{Zl}\p{Zp}]/gu, "").trim();

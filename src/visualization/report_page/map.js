@@ -159,7 +159,7 @@ function middles(of, size) { // the median of the visible images of each number;
   return (medians[$("#color").value] ??= members.map((list) => [median(list, 0), median(list, 1)]));
 }
 function drawNames(of, list, names) {
-  if (list.length > 80) return;
+  if (Object.keys(list).length > 80) return; // groups need not be numbered without gaps
   const style = getComputedStyle(document.body);
   context.font = `600 ${12 * pixel}px ${style.fontFamily}`;
   context.textAlign = "center"; context.textBaseline = "middle";

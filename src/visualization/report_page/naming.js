@@ -22,11 +22,12 @@ function namingRow(key) {
   const box = make("input", { type: "checkbox", onchange: () => { picked[box.checked ? "add" : "delete"](key); showPicked(); } });
   const input = make("input", { type: "text", maxLength: 60, spellcheck: false });
   // Kept at every key, as the page may be closed in the middle of typing.
-  input.oninput = () => store(changed(said, renamed(rowOf(key), clean(input.value))));
+  input.oninput = () => store(changed(said, renamed([rowOf(key)], clean(input.value))));
   input.onchange = () => {
     const row = rowOf(key), name = clean(input.value);
     input.value = name;
-    if (name !== row.given) say(renamed(row, name));
+    if (!row.unit && name) keepNumber(row.name, name);
+    if (name !== row.given) say(renamed([row], name));
   };
   const halve = make("button", { type: "button", className: "halve", textContent: "Split", onclick: () => say(divided(rowOf(key)), "Split in two") });
   const more = make("button", { type: "button", className: "more", textContent: "More", onclick: () => { limits.set(key, (limits.get(key) ?? ROW) + 48); updateRow(element, rowOf(key)); } });
@@ -46,7 +47,7 @@ function updateRow(element, row) {
   input.placeholder = row.called || "name";
   if (input !== document.activeElement) input.value = row.given;
   const halve = element.querySelector(".halve"), more = element.querySelector(".more");
-  halve.hidden = (row.unit?.fine ?? Object.values(said.fine).filter((name) => !row.unit && name === row.name)).length < 2;
+  halve.hidden = !(fineOfRow(row)?.length > 1);
   halve.setAttribute("aria-label", `split ${thing}`);
   const pictures = hasPictures ? row.images.filter((i) => tileOf[i] >= 0) : row.images;
   const order = branchCount ? (a, b) => fineDistance[a] - fineDistance[b] : (a, b) => certainty[b] - certainty[a];
@@ -66,12 +67,12 @@ function showPicked() {
 }
 function mergedName() {
   const chosen = pickedRows();
-  return chosen.find(({ name }) => name)?.name ?? (chosen.length ? title(chosen[0].id) : "");
+  return chosen.map(({ name }) => clean(name)).find(Boolean) ?? (chosen.length ? clean(title(chosen[0].id)) : "");
 }
 function merge() {
   const name = clean($("#merged-name").value) || mergedName(), chosen = pickedRows();
   clearPicked();
-  say(chosen.flatMap((row) => renamed(row, name)), `${many(chosen.length, "group")} merged into ${name}`);
+  say(renamed(chosen, name), `${many(chosen.length, "group")} merged into ${name}`);
 }
 function clearPicked() {
   picked.clear();

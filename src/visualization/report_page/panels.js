@@ -148,7 +148,8 @@ function fillDuplicates() {
     fill(grid, [...members].sort((i, j) => keep[j] - keep[i]).slice(0, 24));
     const more = members.length > 24 ? `, 24 of its ${number(members.length)} images` : "";
     const places = splitsOf(members).length > 1 ? `, in ${splitsOf(members).join(" and ")}` : "";
-    return make("div", {}, make("h3", { textContent: `Group ${group}${places}${more}, keep ${nameOf(members.find((i) => keep[i]))}` }), grid);
+    const best = members.find((i) => keep[i]), advice = best === undefined ? "" : `, keep ${nameOf(best)}`; // a sample may lack it
+    return make("div", {}, make("h3", { textContent: `Group ${group}${places}${more}${advice}` }), grid);
   }));
   $("#more-duplicates").hidden = list.length <= duplicatesLimit;
 }
