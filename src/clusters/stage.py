@@ -29,7 +29,6 @@ from src.clusters.trust import trust_report
 from src.runtime.cli import UserError, check_seed
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, ExtractionRecord, Stage
-from src.storage.provenance import git_commit, versions
 from src.storage.scores import VERSION, ClusteringName, Scores, used_splits
 from src.tracking.tracker import stage_tracker
 
@@ -189,8 +188,6 @@ def record(
             "confidence_scale": head.confidence_scale,
             "unusual_distance": head.unusual_distance,
             "config": json.loads(json.dumps(asdict(config), default=str)),
-            "commit": git_commit(),
-            "versions": versions(),
         }
     )
 

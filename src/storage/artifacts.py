@@ -378,12 +378,16 @@ class Stage:
             temporary.write_text(to_json(content), encoding="utf-8")
 
     def record(self, part: dict[str, Any]) -> None:
-        """Finish: record `part` and the files, and delete files that an earlier run left."""
+        """Finish: record `part`, the files and the code that wrote them, and delete files that an
+        earlier run left."""
+        from src.storage.provenance import git_commit, versions  # imports torch
+
         for artifact in ARTIFACTS:
             if artifact.stage == self.name:
                 for name in {*artifact.files} - {*self.files}:
                     (self.directory / name).unlink(missing_ok=True)
-        record(self.directory, self.name, part | {"files": self.files})
+        written = {"commit": git_commit(), "versions": versions(), "files": self.files}
+        record(self.directory, self.name, part | written)
 
     @contextlib.contextmanager
     def _replacing(self, file: Path) -> Iterator[Path]:
