@@ -36,7 +36,8 @@ def test_images_csv_in_a_spreadsheet(pixel_digits: Path, tmp_path: Path) -> None
     names = [*COMPUTED[:5], "Bär", "猫", *(f"cluster {k}" for k in (7, 8, 9))]
     near, xy = np.full(len(results.x_NP), -1), -np.abs(results.x_NP[:, :2])
     copies = Copies(near, near < 0, np.full(len(near), np.nan))
-    write_images(tmp_path / "images.csv", replace(results, group_names=names), copies, xy)
+    renamed = replace(results, grouping=replace(results.grouping, names=names))
+    write_images(tmp_path / "images.csv", renamed, copies, xy)
     assert (tmp_path / "images.csv").read_bytes().startswith(codecs.BOM_UTF8)
     rows = rows_of(tmp_path / "images.csv")
     shown = [f"'{name}" for name in names[:5]] + names[5:]

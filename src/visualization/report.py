@@ -137,7 +137,7 @@ def page_data(
     results: Results, shown: np.ndarray, sheets: Sheets, directory: Path
 ) -> dict[str, Any]:
     """What the scripts of the page, which lies in `directory`, read besides the arrays."""
-    names, folder, content = results.file_names, None, results.given.content
+    names, folder, content = results.file_names, None, results.grouping.given.content
     if names:
         folder = quote(os.fsencode(os.path.relpath(results.picture_dir, directory))) + "/"
     return {
@@ -177,7 +177,7 @@ def experiment(results: Results, directory: Path) -> str:
 
 def said(results: Results) -> dict[str, dict[str, Any]]:
     """What names.json says, by kind and key; an ignored image is True."""
-    given = results.given
+    given = results.grouping.given
     ignored = dict.fromkeys(given.ignored, True)
     return {"names": given.names, "fine": given.fine, "moved": given.moved, "ignored": ignored}
 
