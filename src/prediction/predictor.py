@@ -177,10 +177,6 @@ class Predictor:
         columns = zip(*((*self.head(x), self.head.probabilities(x)) for x in parts), strict=True)
         return Predictions(*(torch.cat(column).numpy() for column in columns))
 
-    def name_of(self, cluster: int) -> str:
-        """The name that the user gave to a cluster, its class, or "cluster 3"."""
-        return self.cluster_names[cluster]
-
     def class_of(self, cluster: int) -> str | None:
         """The class that was matched to a cluster; None if none was."""
         class_index = self.cluster_to_class[cluster]

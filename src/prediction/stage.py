@@ -333,6 +333,7 @@ def _predicted(
     similar: SimilarPictures | None,
 ) -> Iterator[Picture]:
     """The pictures, with their predictions or errors in their rows."""
+    names = predictor.cluster_names
     while batch := list(itertools.islice(pictures, config.batch_size)):
         images = [content for _, content in batch if not isinstance(content, BadPicture)]
         predictions = neighbors = iter(())
@@ -350,7 +351,7 @@ def _predicted(
             cluster, certainty, distances_K, is_far, group, p_K = next(predictions)
             less = [k for k in (-p_K).argsort(kind="stable") if k != cluster]
             likely = tuple(
-                LikelyCluster(int(k), predictor.name_of(k), float(p_K[k]), float(distances_K[k]))
+                LikelyCluster(int(k), names[k], float(p_K[k]), float(distances_K[k]))
                 for k in [cluster, *less[:2]]
             )
             # Without the picture itself, which the demonstration would show first.
