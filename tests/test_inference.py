@@ -105,7 +105,7 @@ def test_head_is_l2_then_pca_then_linear(predictor: Predictor, features: Path) -
     x = np.random.default_rng(0).normal(size=(50, len(mean)))
     x[:25] = manifest.load(artifacts.FEATURES, "test")[:25]
     outputs = predictor.head(torch.tensor(x).float())
-    cluster, sure, distances, far, group = (t.numpy() for t in outputs)
+    cluster, sure, distances, far, group, _ = (t.numpy() for t in outputs)
     limit = manifest.clustering["unusual_distance"]
     for i in range(len(x)):
         z = components @ (x[i] / np.sqrt((x[i] ** 2).sum()) - mean)

@@ -169,7 +169,7 @@ def per_image(head: ClusterHead, features_ND: np.ndarray, clusters: np.ndarray) 
     found = PerImage(*(np.empty(count, dtype) for dtype in (np.float32, np.float32, np.bool_)))
     both = batches(features_ND, head.batch), batches(clusters, head.batch)
     for start, x_BD, own_B in zip(range(0, count, head.batch), *both, strict=True):
-        _, sure_B, distances_BK, unusual_B, _ = head(x_BD)
+        _, sure_B, distances_BK, unusual_B, *_ = head(x_BD)
         results = sure_B, distances_BK.gather(1, own_B[:, None])[:, 0], unusual_B
         for all_N, part_B in zip(found, results, strict=True):
             all_N[start : start + head.batch] = part_B.numpy()
