@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dataset.load_dataset import Dataset
+from dataset.load_dataset import Dataset, image_paths
 from src.evaluation.neighbors import CosineBank
 from src.storage.artifacts import FEATURES, Manifest
 
@@ -17,10 +17,7 @@ class SimilarPictures:
     def __init__(self, manifest: Manifest, dataset: Dataset | None):
         splits = manifest.extraction["dataset"]["splits"]
         self.bank = CosineBank(np.concatenate([manifest.load(FEATURES, s) for s in splits]))
-        self.names: list[str] = []
-        for split, count in splits.items():
-            names = dataset.splits[split].names if dataset else None
-            self.names += names or [f"{split}[{i}]" for i in range(count)]
+        self.names = image_paths(splits, dataset)
 
     def find(self, features_BD: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
         """For each of B new pictures the name and the similarity, from -1 to 1, of its k most

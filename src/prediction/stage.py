@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dataset.decoding import decode
 from dataset.folder import LeftOut, refuse_among
-from dataset.load_dataset import reload_dataset
+from dataset.load_dataset import image_paths, reload_dataset
 from dataset.pictures import IMAGE_SUFFIXES, BadPicture, picture_size
 from src.clusters.groups import load_groups
 from src.prediction.flags import InferenceConfig
@@ -312,12 +312,13 @@ def _demonstration(config: InferenceConfig, predictor: Predictor) -> Generator[P
     dataset = reload_dataset(predictor.extraction["dataset"], config.data_dir)
     name = next(s for s in ("test", "train", "unlabeled") if s in dataset.splits)
     split = dataset.splits[name]
+    paths = image_paths({name: len(split.images)}, dataset)
     chosen = np.linspace(0, len(split.images) - 1, min(config.sample, len(split.images)))
     print(f"no pictures given: showing {len(chosen)} of the {name} images", file=sys.stderr)
 
     def picture(i: int) -> Picture:
         label = None if split.labels is None else dataset.class_names[split.labels[i]]
-        row = Row(split.names[i] if split.names else f"{name}[{i}]", label=label)
+        row = Row(paths[i], label=label)
         return row, np.ascontiguousarray(split.images[i])
 
     return (picture(i) for i in chosen.astype(int))

@@ -8,13 +8,12 @@ import numpy as np
 from PIL import Image
 
 from dataset.decoding import decode
-from dataset.load_dataset import Dataset, reload_dataset
+from dataset.load_dataset import Dataset, image_paths, reload_dataset
 from dataset.pictures import BadPicture, picture_size
 from src.clusters.groups import Groups, fitted_to, load_groups
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.storage.artifacts import Artifact, ClusteringRecord, ExtractionRecord, Manifest
-from src.storage.picture_table import row_names
 from src.storage.scores import Scores
 from src.visualization.palette import cluster_colors
 
@@ -71,16 +70,12 @@ class Results:
     @property
     def file_names(self) -> list[str] | None:
         """The path of every image, of a folder of pictures; None for other datasets."""
-        if self.dataset is None:
-            return None
-        parts = [self.dataset.splits[split].names for split in self.split_names]
-        return [name for names in parts for name in names or ()] if all(parts) else None
+        return self.paths if self.dataset and self.dataset.name == "folder" else None
 
     @property
     def paths(self) -> list[str]:
         """Of every image in images.csv: its file, or `train[12]`."""
-        sizes = {split: len(self.rows(split)) for split in self.split_names}
-        return self.file_names or row_names(sizes)
+        return image_paths(self.extraction["dataset"]["splits"], self.dataset)
 
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.splits == self.split_names.index(split))
