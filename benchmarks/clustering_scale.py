@@ -109,9 +109,9 @@ def write_features(config: BenchmarkConfig, directory: Path) -> None:
         }  # fmt: skip
         extraction.record(
             {
-                "id": "benchmark", "dataset": dataset, "precision": "float32", "commit": None,
+                "id": "benchmark", "dataset": dataset, "precision": "float32",
                 "checkpoint": {"file": "", "digest": "", "epoch": 0, "config": {}},
-                "versions": {}, "tracking": {"group": "", "run_id": None},
+                "tracking": {"group": "", "run_id": None},
             }
         )  # fmt: skip
 

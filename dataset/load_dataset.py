@@ -109,6 +109,20 @@ def reload_dataset(recorded: DatasetRecord, data_dir: Path | None = None) -> Dat
     return dataset
 
 
+def image_paths(splits: dict[str, int], dataset: Dataset | None = None) -> list[str]:
+    """Of every image, as in images.csv: its file, relative to the folder, or without files
+    `train[12]` for the image at index 12 of train.
+
+    Args:
+        splits: the number of images of each.
+    """
+    paths: list[str] = []
+    for split, count in splits.items():
+        names = dataset.splits[split].names if dataset else None
+        paths += names or [f"{split}[{i}]" for i in range(count)]
+    return paths
+
+
 def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
     """scikit-learn's 1,797 handwritten digits; every fifth is a test image.
 

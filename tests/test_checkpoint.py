@@ -11,7 +11,7 @@ import torch
 from src.runtime.cli import RunError, UserError
 from src.storage import checkpoint
 from src.storage.checkpoint import BadCheckpoint
-from src.training.flags import TrainConfig, ViewSettings, flag_values
+from src.training.flags import CHOSEN, TrainConfig, ViewSettings, flag_values
 
 FLAGS = flag_values(TrainConfig(dataset="digits"))
 STATE = {
@@ -120,10 +120,10 @@ def test_foreign_checkpoint_is_named(tmp_path: Path) -> None:
         checkpoint.load(file)
 
 
-@pytest.mark.parametrize("setting", dataclasses.asdict(ViewSettings()))
-def test_views_that_nobody_could_draw_again_are_named(tmp_path: Path, setting: str) -> None:
+@pytest.mark.parametrize("setting", sorted({*dataclasses.asdict(ViewSettings()), *CHOSEN}))
+def test_settings_that_nobody_could_use_again_are_named(tmp_path: Path, setting: str) -> None:
     file = tmp_path / checkpoint.file_name(1)
-    checkpoint.save(file, {**STATE, "config": FLAGS | {setting: "x"}})
+    checkpoint.save(file, {**STATE, "config": FLAGS | {setting: []}})
     with pytest.raises(BadCheckpoint, match=rf"config\.{setting}"):
         checkpoint.load(file)
 

@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from dataset.load_dataset import load_dataset
 from src.clustering import main
 from src.clusters import choose_k
-from src.clusters.choose_k import candidates, ranked, scan, scan_table, stability
+from src.clusters.choose_k import candidates, scan, scan_table, stability
 from src.clusters.confidence import fit_scale
 from src.clusters.head import ClusterHead
 from src.clusters.method import Method
@@ -352,7 +352,7 @@ def test_the_scan_weighs_silhouette_and_stability() -> None:
     assert result["stability"][0] < result["stability"][1]
     assert result["picked"] == 4
     result = scan(x, [4, 2, 3], seed=0)
-    assert result["picked"] == 2  # the lowest, but its silhouette is high
+    assert result["picked"] == 2
     assert result["runners_up"] == [4, 3]
     rows = [line.split() for line in scan_table(result).splitlines()[1:-1]]
     assert [row[4:] for row in rows] == [["next"], ["<-", "picked"], ["next"]]
@@ -366,13 +366,11 @@ def test_the_scan_takes_no_fewer_images_than_clusters(monkeypatch: pytest.Monkey
     assert scan(x, [2, 6], seed=0) == scan(x[[0, 1, 3, 4, 6, 8]], [2, 6], seed=0)
 
 
-def test_the_lowest_number_is_not_picked_because_the_curve_falls() -> None:
-    counts, stable = [2, 3, 4, 5, 6], np.ones(5)
-    assert ranked(counts, np.array([0.4, 0.2, 0.3, 0.25, 0.28]), stable) == [4, 2, 6, 5, 3]
-    assert ranked(counts, np.array([0.6, 0.2, 0.3, 0.25, 0.28]), stable)[0] == 2  # well separated
-    assert ranked(counts, np.array([0.4, 0.3, 0.2, 0.1, 0.05]), stable)[0] == 2  # nothing else
-    assert ranked(counts, np.array([0.3, 0.4, 0.2, 0.3, 0.1]), stable)[0] == 3
-    assert ranked(counts, np.array([0.3, 0.4, 0.2, 0.3, 0.1]), np.eye(5)[3])[0] == 5
+def test_the_highest_score_is_picked_also_where_clusters_are_weak() -> None:
+    x = np.random.default_rng(8).normal(size=(150, 3))
+    result = scan(x, range(2, 7), seed=0)
+    score = np.array(result["silhouette"]) * result["stability"]
+    assert [result["picked"], *result["runners_up"]] == [*(2 + np.argsort(-score)[:3])]
 
 
 def test_stability_is_the_agreement_of_halves_and_0_where_they_are_too_small() -> None:

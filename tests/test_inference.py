@@ -105,14 +105,14 @@ def test_head_is_l2_then_pca_then_linear(predictor: Predictor, features: Path) -
     x = np.random.default_rng(0).normal(size=(50, len(mean)))
     x[:25] = manifest.load(artifacts.FEATURES, "test")[:25]
     outputs = predictor.head(torch.tensor(x).float())
-    cluster, sure, distances, far, group = (t.numpy() for t in outputs)
+    cluster, sure, distances, far, group, _ = (t.numpy() for t in outputs)
     limit = manifest.clustering["unusual_distance"]
     for i in range(len(x)):
         z = components @ (x[i] / np.sqrt((x[i] ** 2).sum()) - mean)
         scores = weights @ z + bias
         odds = np.exp((scores - scores.max()) / predictor.head.confidence_scale)
         assert cluster[i] == scores.argmax()
-        assert predictor.group_names[group[i]] == predictor.name_of(cluster[i])
+        assert predictor.group_names[group[i]] == predictor.cluster_names[cluster[i]]
         np.testing.assert_allclose(distances[i], np.linalg.norm(z - centroids, axis=1), rtol=1e-4)
         np.testing.assert_allclose(sure[i], 1 / odds.sum(), rtol=1e-3)
         in_all_dimensions = x[i] / np.linalg.norm(x[i]) - mean - centroids @ components
@@ -139,7 +139,8 @@ def test_features_get_what_the_clustering_wrote(tmp_path: Path, flags: dict) -> 
             np.testing.assert_array_equal(far, manifest.load(artifacts.UNUSUAL, split))
             written = manifest.load(artifacts.CERTAINTY, split)
             np.testing.assert_allclose(sure, written, atol=1e-4)
-            assert [head.group_names[g] for g in groups] == [head.name_of(k) for k in clusters]
+            names = [head.cluster_names[k] for k in clusters]
+            assert [head.group_names[g] for g in groups] == names
             own = distances[np.arange(len(x)), clusters]
             np.testing.assert_allclose(own, manifest.load(artifacts.DISTANCE, split), atol=1e-5)
     assert flags.get("unusual") != 1.0 or not manifest.load(artifacts.UNUSUAL, "train").any()

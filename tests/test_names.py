@@ -78,10 +78,10 @@ def test_given_names_in_every_output(features: Path, pictures: Path, tmp_path: P
     assert json.loads(metadata["cluster_names"]) == expected
     assert json.loads(metadata["group_names"]) == [*dict.fromkeys(expected)]
     results = load_results(features)
-    names = [results.group_names[g] for g in results.groups]
+    names = [results.grouping.names[g] for g in results.groups]
     assert names == [expected[k] for k in results.clusters]
-    assert f"{first} → loop" in results.group_labels
-    assert str(unmatched[1]) in results.group_labels
+    assert f"{first} → loop" in results.grouping.labels
+    assert str(unmatched[1]) in results.grouping.labels
 
 
 def test_pictures_are_sorted_by_number_and_name(
@@ -154,7 +154,7 @@ def test_what_no_longer_fits_is_said_in_one_line(
 ) -> None:
     plain = names_of(features)
     give(features, **content)
-    assert load_results(features).group_names == [*dict.fromkeys(plain)]
+    assert load_results(features).grouping.names == [*dict.fromkeys(plain)]
     assert sum(line in note for note in capsys.readouterr().out.splitlines()) == 1
     assert Predictor.load(features, device="cpu").cluster_names == plain
     cluster(features)

@@ -37,7 +37,8 @@ def test_images_csv_in_a_spreadsheet(pixel_digits: Path, tmp_path: Path) -> None
     near, xy = np.full(len(results.x_NP), -1), -np.abs(results.x_NP[:, :2])
     copies = Copies(near, near < 0, np.full(len(near), np.nan))
     paths = ["a\nb.png", "a\rb.png", "a\r\nb.png", *results.paths[3:]]
-    results = replace(results, group_names=names, paths=paths)
+    grouping = replace(results.grouping, names=names)
+    results = replace(results, grouping=grouping, paths=paths)
     write_images(tmp_path / "images.csv", results, copies, xy)
     assert (tmp_path / "images.csv").read_bytes().startswith(codecs.BOM_UTF8)
     rows = rows_of(tmp_path / "images.csv")

@@ -162,13 +162,13 @@ def test_the_photographs_of_the_example_are_named_by_the_class_of_most(tmp_path:
     pixel_run(tmp_path / "features", "folder", photos, clusters="4")
     write_names(tmp_path / "features", class_of)
     results = load_results(tmp_path / "features")
-    assert set(results.group_names) == {"class 0", "class 1"}
+    assert set(results.grouping.names) == {"class 0", "class 1"}
     assert results.file_names
     is_one = np.array([class_of[name] == "class 1" for name in results.file_names])
-    for k, name in results.given.names.items():
+    for k, name in results.grouping.given.names.items():
         share = is_one[results.clusters == int(k)].mean()
         assert (share > 0.5) == (name == "class 1") or share == 0.5
-    for k, name in results.given.fine.items():
+    for k, name in results.grouping.given.fine.items():
         share = is_one[results.fine == int(k)].mean()
         assert (share if name == "class 1" else 1 - share) >= 2 / 3
 
@@ -565,10 +565,10 @@ def test_two_clusters_with_one_name_are_one(unlabeled: Report, pictures: Path) -
     page.click("#group-0 ~ button.link")
     assert unlabeled.shown() == (results.clusters < 2).sum()
     saved = json.loads(unlabeled.downloaded("#save-names"))
-    assert saved["clusters"] == results.clusters_id
+    assert saved["clusters"] == artifacts.Manifest(pictures).clusters_id
     assert saved["names"] == {"0": "sparrow", "1": "sparrow"}
     (pictures / artifacts.NAMES).write_text(json.dumps(saved))
-    assert load_results(pictures).given.names == {"0": "sparrow", "1": "sparrow"}
+    assert load_results(pictures).grouping.given.names == {"0": "sparrow", "1": "sparrow"}
     (pictures / artifacts.NAMES).unlink()
 
 

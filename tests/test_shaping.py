@@ -12,6 +12,7 @@ from scipy.cluster.hierarchy import fcluster
 
 from docs.make_pictures import READY
 from src.clusters.names import read_names
+from src.storage.artifacts import Manifest
 from src.visualization.results import load_results
 from tests.helpers.browser import CONTEXTS, OpenReport, Report, draw_report, read_table
 from tests.helpers.digits import digits, save_picture, write_digits
@@ -101,7 +102,7 @@ def test_groups_are_branches_in_the_order_of_the_tree(
 
 def test_a_person_shapes_400_pictures(open_report: OpenReport, tmp_path: Path) -> None:
     photos = finish(tmp_path, 400, "10")
-    report, results = open_report(photos), load_results(photos)
+    report = open_report(photos)
     page = report.page
     choose_groups(report, 30)
     tree, expected = branches(photos, 30), {}
@@ -144,7 +145,7 @@ def test_a_person_shapes_400_pictures(open_report: OpenReport, tmp_path: Path) -
     shown = {row["path"]: row["name"] for row in read_table(report.downloaded("#save-csv"))}
     (photos / "names.json").write_bytes(report.downloaded("#save-names"))
     content = read_names(photos).content
-    assert content["clusters"] == results.clusters_id
+    assert content["clusters"] == Manifest(photos).clusters_id
     assert content["names"] == {}
     assert content["fine"] == expected
     names = report.names

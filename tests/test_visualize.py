@@ -353,12 +353,14 @@ def test_points_fill_the_map(
 ) -> None:
     rng = np.random.default_rng(0)
     xy, groups = rng.uniform(size=(100, 2)) * [1, height], rng.integers(0, len(names), 100)
-    results = replace(
-        load_results(pixel_digits), groups=groups, class_of_group=np.arange(len(names)) - 1,
-        labels=np.where((np.arange(100) < 50) & known, groups, -1),
-        group_labels=["0", *(f"{k} → {name}" for k, name in enumerate(names[:-1], 1))],
-        class_names=names,
+    results = load_results(pixel_digits)
+    numbers = [*range(len(names))]
+    grouping = replace(
+        results.grouping, names=["cluster 0", *names[:-1]], numbers=numbers,
+        classes=np.array(numbers) - 1,
     )  # fmt: skip
+    labels = np.where((np.arange(100) < 50) & known, groups, -1)
+    results = replace(results, groups=groups, grouping=grouping, labels=labels, class_names=names)
     with figures.styled():
         figure = projection_map(results, xy, "t-SNE")
         figure.draw_without_rendering()

@@ -19,13 +19,12 @@ import numpy as np
 import xxhash
 from typing_extensions import TypedDict
 
-from dataset.load_dataset import Dataset
+from dataset.load_dataset import Dataset, image_paths
 from src.clusters.names import Names
 from src.runtime.cli import UserError
 from src.storage import artifacts
 from src.storage.artifacts import ASSIGNMENTS, FINE, Artifact, Manifest
 from src.storage.files import misfit, read_json, write_json
-from src.storage.picture_table import row_names
 
 KEPT = 5
 """Clusterings that are remembered besides the present one and that of names.json."""
@@ -71,7 +70,7 @@ def remember(manifest: Manifest, dataset: Dataset | None, named: str | None) -> 
 
     past: Past = {
         "features": features, "splits": splits,
-        "paths": same[0]["paths"] if same else _paths(splits, dataset),
+        "paths": same[0]["paths"] if same else image_paths(splits, dataset),
         "digests": same[0]["digests"] if same else _digests(splits, dataset),
         "clusters": all_splits(ASSIGNMENTS), "fine": all_splits(FINE),
     }  # fmt: skip
@@ -83,7 +82,7 @@ def remember(manifest: Manifest, dataset: Dataset | None, named: str | None) -> 
 def present_pictures(manifest: Manifest) -> Pictures:
     """Those of the present clusters."""
     splits = manifest.extraction["dataset"]["splits"]
-    unknown: Pictures = {"splits": splits, "paths": row_names(splits), "digests": []}
+    unknown: Pictures = {"splits": splits, "paths": image_paths(splits), "digests": []}
     return read_past(manifest.directory, manifest.clusters_id) or unknown
 
 
@@ -95,7 +94,7 @@ def picture_paths(manifest: Manifest, dataset: Dataset | None) -> list[str]:
     """
     if dataset is None:
         return present_pictures(manifest)["paths"]
-    return _paths(manifest.extraction["dataset"]["splits"], dataset)
+    return image_paths(manifest.extraction["dataset"]["splits"], dataset)
 
 
 def read_past(directory: Path, clusters_id: str) -> Past | None:
@@ -123,11 +122,6 @@ def _remembered(directory: Path) -> list[str]:
     return [file.name.removeprefix(start).removesuffix(end) for file in files]
 
 
-def _paths(splits: dict[str, int], dataset: Dataset | None) -> list[str]:
-    parts = [dataset.splits[split].names for split in splits] if dataset else [None]
-    return [name for names in parts for name in names or ()] if all(parts) else row_names(splits)
-
-
 def _digests(splits: dict[str, int], dataset: Dataset | None) -> list[str]:
     parts = [dataset.splits[split].images for split in splits] if dataset else []
     return [
@@ -153,7 +147,7 @@ def located(
     digests = pictures["digests"]
     pairs = [*zip(digests, pictures["paths"], strict=False)]
     by_digest = {pair[0]: row for row, pair in enumerate(pairs) if pair not in had}
-    by_path = {key: row for row, key in enumerate(row_names(pictures["splits"]))}
+    by_path = {key: row for row, key in enumerate(image_paths(pictures["splits"]))}
     by_path |= {path: row for row, path in enumerate(pictures["paths"])}
     rows = {}
     for key in (*names.moved, *names.ignored):

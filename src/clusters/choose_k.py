@@ -15,8 +15,6 @@ AUTO = range(2, 21)
 IMAGES, RESTARTS = 5_000, 10
 """Of a scan."""
 DEFAULT = 10
-REASONABLE = 0.5
-"""Silhouette of clusters with a reasonable structure (Kaufman & Rousseeuw 1990, section 2.2)."""
 
 
 def candidates(flag: str | None, classes: int) -> range:
@@ -54,10 +52,7 @@ def scan(x_NP: np.ndarray, counts: Sequence[int], seed: int) -> ScanScores:
 
     The score is silhouette (how separated the clusters are) times stability (how well the clusters
     of two halves of the points agree). It is 0 if a half has fewer points than clusters. The number
-    with the highest score is picked. One exception: if that is the lowest number, and its
-    silhouette is below `REASONABLE`, the score probably just falls with K. Then the best peak, a
-    number that scores more than both of its neighbors, is picked instead, if there is one. Treat
-    the pick as a hint, and look at the runners-up.
+    with the highest score is picked. Treat the pick as a hint, and look at the runners-up.
 
     Args:
         x_NP: the points to cluster; of more than `IMAGES`, evenly spaced ones: `IMAGES`, or as many
@@ -75,9 +70,8 @@ def scan(x_NP: np.ndarray, counts: Sequence[int], seed: int) -> ScanScores:
         scores.append(internal_metrics(x, found))
         stable.append(stability(x, count, seed))
     silhouette = [one["silhouette"] for one in scores]
-    picked, *others = ranked(
-        counts, np.array([max(s or 0, 0) for s in silhouette]), np.array(stable)
-    )
+    score = np.array([max(s or 0, 0) for s in silhouette]) * stable
+    picked, *others = (counts[i] for i in np.argsort(-score, kind="stable"))
     return {
         "picked": picked,
         "runners_up": others[:2],
@@ -99,18 +93,6 @@ def stability(x_NP: np.ndarray, count: int, seed: int) -> float:
         models = [kmeans(x_NP[half], count, seed, RESTARTS) for half in halves]
         scores.append(adjusted_rand_score(*(model.predict(x_NP) for model in models)))
     return max(0.0, float(np.mean(scores)))
-
-
-def ranked(counts: Sequence[int], silhouette: np.ndarray, stability: np.ndarray) -> list[int]:
-    """The numbers by their score, the pick of `scan` first."""
-    score = silhouette * stability
-    order = [int(i) for i in np.argsort(-score, kind="stable")]
-    lowest = int(np.argmin(counts))
-    if order[0] == lowest and silhouette[lowest] < REASONABLE:
-        around = np.pad(score, 1, constant_values=np.inf)
-        peaks = (score > around[:-2]) & (score > around[2:])
-        order.sort(key=lambda i: not peaks[i])
-    return [counts[i] for i in order]
 
 
 def scan_table(result: ScanScores) -> str:

@@ -141,23 +141,22 @@ class ClusterHead(nn.Module):
         squared = squared_distances(reduced, self.centroids)
         return reduced, squared, (squared.amin(1) + outside).sqrt()
 
-    def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, features_BD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The cluster (B,), the certainty (B,) of the group, the distance (B, K) to every centroid
-        among the components, whether the image is unusual (B,), and the group (B,)."""
+        among the components, whether the image is unusual (B,), the group (B,), and the
+        probability (B, K) of every cluster."""
         reduced, squared, distance = self.measure(features_BD)
-        scores = self.linear(reduced)
+        of_clusters = scores = self.linear(reduced)
         cluster = scores.argmax(1)
         group, scale = self.group_of_cluster[cluster], self.confidence_scale
         if self.groups is not None:
             scores, scale = self.groups(reduced), self.group_scale
             group = scores.argmax(1)
         sure = certainty(self.certainty_name, scores, scale)
-        return cluster, sure, squared.sqrt().float(), distance > self.unusual_distance, group
-
-    def probabilities(self, features_BD: Tensor) -> Tensor:
-        """Of the clusters, (B, K)."""
-        reduced, *_ = self.measure(features_BD)
-        return (self.linear(reduced) / self.confidence_scale).softmax(1)
+        return (
+            cluster, sure, squared.sqrt().float(), distance > self.unusual_distance, group,
+            (of_clusters / self.confidence_scale).softmax(1),
+        )  # fmt: skip
 
     def set_unusual(self, fitted_ND: np.ndarray, usual: float) -> None:
         """Images farther from every cluster than the share `usual` of the fitted ones, float32, are

@@ -27,7 +27,6 @@ from src.runtime.commands import command
 from src.storage import artifacts
 from src.storage.artifacts import FEATURES, NAMING, REDUCED, Manifest, Stage
 from src.storage.files import replacing, write_json
-from src.storage.provenance import git_commit, versions
 
 WEIGHT = 3.0
 
@@ -153,8 +152,6 @@ def write_head(manifest: Manifest, groups: Groups) -> None:
             "names": groups.given.digest,
             "groups": groups.names,
             "scale": scale,
-            "commit": git_commit(),
-            "versions": versions(),
         }
     )
 

@@ -29,7 +29,6 @@ from src.clusters.trust import trust_report
 from src.runtime.cli import UserError, check_seed
 from src.storage import artifacts
 from src.storage.artifacts import CLUSTERING, ExtractionRecord, Stage
-from src.storage.provenance import git_commit, versions
 from src.storage.scores import VERSION, ClusteringName, Scores, used_splits
 from src.tracking.tracker import stage_tracker
 
@@ -170,7 +169,7 @@ def per_image(head: ClusterHead, features_ND: np.ndarray, clusters: np.ndarray) 
     found = PerImage(*(np.empty(count, dtype) for dtype in (np.float32, np.float32, np.bool_)))
     both = batches(features_ND, head.batch), batches(clusters, head.batch)
     for start, x_BD, own_B in zip(range(0, count, head.batch), *both, strict=True):
-        _, sure_B, distances_BK, unusual_B, _ = head(x_BD)
+        _, sure_B, distances_BK, unusual_B, *_ = head(x_BD)
         results = sure_B, distances_BK.gather(1, own_B[:, None])[:, 0], unusual_B
         for all_N, part_B in zip(found, results, strict=True):
             all_N[start : start + head.batch] = part_B.numpy()
@@ -189,8 +188,6 @@ def record(
             "confidence_scale": head.confidence_scale,
             "unusual_distance": head.unusual_distance,
             "config": json.loads(json.dumps(asdict(config), default=str)),
-            "commit": git_commit(),
-            "versions": versions(),
         }
     )
 

@@ -16,14 +16,6 @@ from src.evaluation.silhouette import silhouette_samples, silhouettes_of
 from src.storage.scores import ClassScores, InternalScores, LabelScores
 
 
-def contingency(
-    labels: np.ndarray, clusters: np.ndarray, classes: int, n_clusters: int
-) -> np.ndarray:
-    """int64 (C, K): the number of images of each class in each cluster."""
-    pairs = np.bincount(labels * n_clusters + clusters, minlength=classes * n_clusters)
-    return pairs.reshape(classes, n_clusters)
-
-
 def hungarian_match(labels: np.ndarray, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
     """Match clusters to classes one to one, so that the most images are right.
 
@@ -36,7 +28,8 @@ def hungarian_match(labels: np.ndarray, clusters: np.ndarray, n_clusters: int) -
     Source: Kuhn 1955, as solved by scipy.
     """
     classes, places = np.unique(labels, return_inverse=True)
-    table_CK = contingency(places, clusters, len(classes), n_clusters)
+    counts = np.bincount(places * n_clusters + clusters, minlength=len(classes) * n_clusters)
+    table_CK = counts.reshape(len(classes), n_clusters)  # images of each class in each cluster
     rows, columns = linear_sum_assignment(table_CK, maximize=True)
     named = table_CK[rows, columns] > 0
     class_K = np.full(n_clusters, -1)

@@ -19,7 +19,6 @@ from src.runtime.device import explaining_memory, select_device, select_precisio
 from src.storage import artifacts, checkpoint
 from src.storage.artifacts import EXTRACTION, FEATURES, LABELS, UNTRAINED_FEATURES, Artifact, Stage
 from src.storage.files import json_digest
-from src.storage.provenance import git_commit, versions
 from src.training.batches import paired_views
 from src.training.flags import ViewSettings
 
@@ -95,8 +94,7 @@ def manifest_part(
         "tracking": trained.tracking,
     }
     identity = [part["checkpoint"]["digest"], part["dataset"], part["precision"]]
-    part["id"] = json_digest(identity)
-    return part | {"commit": git_commit(), "versions": versions()}
+    return part | {"id": json_digest(identity)}
 
 
 def extract(

@@ -16,7 +16,6 @@ from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.storage.artifacts import EXTRACTION, FEATURES, LABELS, SPLITS, Stage
 from src.storage.files import json_digest
-from src.storage.provenance import git_commit, versions
 from src.storage.user_arrays import (
     as_float32,
     blocks,
@@ -264,6 +263,4 @@ def manifest_part(
         "dataset": dataset,
         "precision": "float32",
         "tracking": {"group": f"features-{identity}", "run_id": None},
-        "commit": git_commit(),
-        "versions": versions(),
     }

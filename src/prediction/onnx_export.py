@@ -40,14 +40,14 @@ MINIMUM_AGREEMENT = 0.999
 
 
 class Pipeline(nn.Module):
-    """uint8 images (N, 3, S, S) to the fields of `Predictions`."""
+    """uint8 images (N, 3, S, S) to the fields of `Predictions`, without the probabilities."""
 
     def __init__(self, backbone: Backbone, head: ClusterHead):
         super().__init__()
         self.backbone, self.head = backbone, head
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.head(self.backbone(preprocess(images)))
+        return self.head(self.backbone(preprocess(images)))[:-1]
 
 
 def run(config: ExportConfig) -> None:

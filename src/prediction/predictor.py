@@ -174,12 +174,8 @@ class Predictor:
     def predict_features(self, features_BD: np.ndarray) -> Predictions:
         """`predict` from float32 features (B, D) of the network behind the clusters."""
         parts = torch.from_numpy(features_BD).split(self.head.batch)
-        columns = zip(*((*self.head(x), self.head.probabilities(x)) for x in parts), strict=True)
+        columns = zip(*(self.head(x) for x in parts), strict=True)
         return Predictions(*(torch.cat(column).numpy() for column in columns))
-
-    def name_of(self, cluster: int) -> str:
-        """The name that the user gave to a cluster, its class, or "cluster 3"."""
-        return self.cluster_names[cluster]
 
     def class_of(self, cluster: int) -> str | None:
         """The class that was matched to a cluster; None if none was."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dataset.decoding import decode
 from dataset.folder import LeftOut, refuse_among
-from dataset.load_dataset import reload_dataset
+from dataset.load_dataset import image_paths, reload_dataset
 from dataset.pictures import IMAGE_SUFFIXES, BadPicture, picture_size
 from src.clusters.groups import load_groups
 from src.prediction.flags import InferenceConfig
@@ -313,12 +313,13 @@ def _demonstration(config: InferenceConfig, predictor: Predictor) -> Generator[P
     dataset = reload_dataset(predictor.extraction["dataset"], config.data_dir)
     name = next(s for s in ("test", "train", "unlabeled") if s in dataset.splits)
     split = dataset.splits[name]
+    paths = image_paths({name: len(split.images)}, dataset)
     chosen = np.linspace(0, len(split.images) - 1, min(config.sample, len(split.images)))
     print(f"no pictures given: showing {len(chosen)} of the {name} images", file=sys.stderr)
 
     def picture(i: int) -> Picture:
         label = None if split.labels is None else dataset.class_names[split.labels[i]]
-        row = Row(split.names[i] if split.names else f"{name}[{i}]", label=label)
+        row = Row(paths[i], label=label)
         return row, np.ascontiguousarray(split.images[i])
 
     return (picture(i) for i in chosen.astype(int))
@@ -334,6 +335,7 @@ def _predicted(
     similar: SimilarPictures | None,
 ) -> Iterator[Picture]:
     """The pictures, with their predictions or errors in their rows."""
+    names = predictor.cluster_names
     while batch := list(itertools.islice(pictures, config.batch_size)):
         images = [content for _, content in batch if not isinstance(content, BadPicture)]
         predictions = neighbors = iter(())
@@ -351,7 +353,7 @@ def _predicted(
             cluster, certainty, distances_K, is_far, group, p_K = next(predictions)
             less = [k for k in (-p_K).argsort(kind="stable") if k != cluster]
             likely = tuple(
-                LikelyCluster(int(k), predictor.name_of(k), float(p_K[k]), float(distances_K[k]))
+                LikelyCluster(int(k), names[k], float(p_K[k]), float(distances_K[k]))
                 for k in [cluster, *less[:2]]
             )
             # Without the picture itself, which the demonstration would show first.

@@ -76,6 +76,11 @@ class Artifact:
     def command(self) -> str:
         return command(*self.writer.split())
 
+    @property
+    def files(self) -> list[str]:
+        """The name of the file, or those of all splits."""
+        return [*dict.fromkeys(self.file.format(split=split) for split in SPLITS)]
+
 
 FEATURES = Artifact("{split}_features.npy", np.float32, "ND", EXTRACTION)
 UNTRAINED_FEATURES = Artifact(
@@ -111,32 +116,8 @@ GROUP_BIAS = Artifact("group_bias.npy", np.float32, "G", NAMING)
 GROUP_CERTAINTY = Artifact("{split}_group_certainty.npy", np.float32, "N", NAMING)
 """As `CERTAINTY`, of the group."""
 
-OF_SPLITS = (
-    FEATURES,
-    UNTRAINED_FEATURES,
-    LABELS,
-    VIEWS,
-    VIEW_PIXELS,
-    REDUCED,
-    ASSIGNMENTS,
-    FINE,
-    CERTAINTY,
-    DISTANCE,
-    UNUSUAL,
-    GROUP_CERTAINTY,
-)
-OF_CLUSTERS = (
-    PCA_MEAN,
-    PCA_COMPONENTS,
-    PCA_VARIANCE_RATIO,
-    CENTROIDS,
-    HEAD_WEIGHTS,
-    HEAD_BIAS,
-    CLUSTER_TO_CLASS,
-    FINE_TREE,
-    GROUP_WEIGHTS,
-    GROUP_BIAS,
-)
+ARTIFACTS = [value for value in [*globals().values()] if isinstance(value, Artifact)]
+"""All of the above."""
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
@@ -288,9 +269,8 @@ class Manifest:
         """Changes with the images, the clusters, fine ones too, their numbers and their classes."""
         files = self.clustering["files"]
         digests = [files.get(x.file) for x in (HEAD_WEIGHTS, HEAD_BIAS, CLUSTER_TO_CLASS)]
-        fine = [FINE.file.format(split=split) for split in SPLITS]
-        if any(name in files for name in fine):  # not of earlier versions
-            digests += [self.extraction["id"], *map(files.get, fine)]
+        if any(name in files for name in FINE.files):  # not of earlier versions
+            digests += [self.extraction["id"], *map(files.get, FINE.files)]
         return json_digest([*digests, self.extraction["dataset"]["class_names"]])
 
     def load(self, artifact: Artifact, split: str = "") -> np.ndarray:
@@ -398,12 +378,16 @@ class Stage:
             temporary.write_text(to_json(content), encoding="utf-8")
 
     def record(self, part: dict[str, Any]) -> None:
-        """Finish: record `part` and the files, and delete files that an earlier run left."""
-        for artifact in OF_SPLITS:
-            for file in (path(artifact, self.directory, split) for split in SPLITS):
-                if artifact.stage == self.name and file.name not in self.files:
-                    file.unlink(missing_ok=True)
-        record(self.directory, self.name, part | {"files": self.files})
+        """Finish: record `part`, the files and the code that wrote them, and delete files that an
+        earlier run left."""
+        from src.storage.provenance import git_commit, versions  # imports torch
+
+        for artifact in ARTIFACTS:
+            if artifact.stage == self.name:
+                for name in {*artifact.files} - {*self.files}:
+                    (self.directory / name).unlink(missing_ok=True)
+        written = {"commit": git_commit(), "versions": versions(), "files": self.files}
+        record(self.directory, self.name, part | written)
 
     @contextlib.contextmanager
     def _replacing(self, file: Path) -> Iterator[Path]:
@@ -465,9 +449,8 @@ def record(directory: Path, stage: str, part: dict[str, Any] | None) -> None:
 
 def _names() -> list[str]:
     """Of everything but the manifest that stages write."""
-    once = [a.file for a in OF_CLUSTERS]
-    arrays = [a.file.format(split=split) for a in OF_SPLITS for split in SPLITS]
-    return [*once, *arrays, METRICS, FIGURES, REPORT, IMAGES, MODEL]
+    arrays = [name for artifact in ARTIFACTS for name in artifact.files]
+    return [*arrays, METRICS, FIGURES, REPORT, IMAGES, MODEL]
 
 
 def _part_digest(part: Any) -> str:

@@ -51,8 +51,8 @@ class TrainedOn(TypedDict):
 
 
 class Flags(TypedDict):
-    """The flags of the run that later stages need; the others are there as well. Those that need
-    not be in the file are newer than the first checkpoints."""
+    """The flags of the run that later stages need, and those that resuming takes over; the others
+    are there as well. Those that need not be in the file have defaults."""
 
     arch: str
     bn: NotRequired[Literal["frozen", "train"]]
@@ -61,11 +61,11 @@ class Flags(TypedDict):
     data_dir: str
     cache_dir: str | None
 
-    trained_share: NotRequired[float]
+    trained_share: NotRequired[PositiveFloat]
 
     # `ViewSettings`
-    view_size: NotRequired[int]
-    crop_min: NotRequired[float]
+    view_size: NotRequired[NonNegativeInt]
+    crop_min: NotRequired[PositiveFloat]
     flip: NotRequired[float]
     jitter: NotRequired[float]
     gray: NotRequired[float]
@@ -74,6 +74,16 @@ class Flags(TypedDict):
     shear: NotRequired[float]
     shift: NotRequired[float]
     zoom: NotRequired[float]
+
+    # of `CHOSEN` in `training/flags.py`
+    image_size: NotRequired[PositiveInt]
+    batch_size: NotRequired[PositiveInt]
+    epochs: NotRequired[NonNegativeInt]
+    warmup_epochs: NotRequired[Annotated[float, Field(ge=0)]]
+    checkpoint_every: NotRequired[PositiveInt]
+    log_every: NotRequired[PositiveInt]
+    temperature: NotRequired[PositiveFloat]
+    backbone_rate: NotRequired[PositiveFloat]
 
 
 class SavedState(TypedDict):

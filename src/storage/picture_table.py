@@ -24,15 +24,6 @@ def picture_columns(certainty: CertaintyName) -> tuple[str, ...]:
     return "path", "cluster", "name", certainty, "distance", "unusual"
 
 
-def row_names(splits: dict[str, int]) -> list[str]:
-    """The path of images without files: `train[12]` for the image at index 12 of train.
-
-    Args:
-        splits: the number of images of each.
-    """
-    return [f"{split}[{i}]" for split, count in splits.items() for i in range(count)]
-
-
 def csv_line(values: Iterable[object]) -> str:
     """Without its line break, which is CR and LF. Texts that a spreadsheet would compute begin with
     an apostrophe."""

@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from typing_extensions import TypedDict
 
 from dataset.folder import find_pictures
 from dataset.pictures import BadPicture, picture_size
 from src.models.architectures import TIMM
 from src.models.pretrained import PRETRAINED
 from src.runtime.cli import UserError
-from src.storage.files import misfit
 from src.training.flags import (
     CHOSEN,
     FREE_TO_CHANGE,
@@ -38,24 +35,6 @@ steps. Where an epoch has more, the backbone learns more slowly: further from th
 starts from, it gets worse (docs/log.md)."""
 
 
-class FolderRecipe(TypedDict):
-    """The flags `CHOSEN`."""
-
-    weights: str
-    arch: str
-    image_size: PositiveInt
-    batch_size: PositiveInt
-    epochs: NonNegativeInt
-    warmup_epochs: NonNegativeFloat
-    checkpoint_every: PositiveInt
-    log_every: PositiveInt
-    temperature: PositiveFloat
-    view_size: NonNegativeInt
-    crop_min: PositiveFloat
-    backbone_rate: PositiveFloat
-    trained_share: PositiveFloat
-
-
 def folder_recipe(
     images: int,
     side: int,
@@ -64,8 +43,8 @@ def folder_recipe(
     weights: str = "lite0",
     batch_size: int | None = None,
     accumulate: int = 1,
-) -> FolderRecipe:
-    """Default settings for a folder of pictures.
+) -> dict[str, Any]:
+    """The flags `CHOSEN` for a folder of pictures.
 
     Args:
         images: number of pictures to train on.
@@ -96,7 +75,7 @@ def folder_recipe(
         "checkpoint_every": max(4, schedule // 6),
         "log_every": max(1, min(schedule * per_epoch // 100, 100)),  # for a curve of 100 points
         **values,
-    }  # type: ignore[typeddict-item]
+    }
 
 
 def _rounded(value: float, decimals: int) -> float:
@@ -157,8 +136,6 @@ def choose(config: TrainConfig, gpu: bool, recorded: dict[str, Any]) -> TrainCon
             resuming does not decide again; empty without one.
     """
     recorded = recorded and flag_values(TrainConfig()) | recorded
-    if misfit(recorded, FolderRecipe):
-        recorded = {}  # `restore` will refuse it
     if not recorded.get("epochs"):  # nothing was trained
         recorded = {name: value for name, value in recorded.items() if name != "epochs"}
     known = {name: recorded[name] for name in open_flags(config) & set(recorded)}

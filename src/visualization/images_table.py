@@ -22,7 +22,7 @@ def write_images(file: Path, results: Results, copies: Copies, xy_N2: np.ndarray
     Args:
         xy_N2: the map.
     """
-    names = [*results.group_names, ""]  # of an image that is ignored
+    names = [*results.grouping.names, ""]  # of an image that is ignored
     shared: list[Iterable[object]] = [
         results.paths,
         results.clusters,

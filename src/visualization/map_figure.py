@@ -24,10 +24,10 @@ def projection_map(results: Results, xy_N2: np.ndarray, method: str) -> Figure:
     A group takes color and place in the legend from its class. The number of its first cluster, or
     its name if it has none, stands at the median of its points. Ignored images are gray.
     """
-    groups, inks, names = results.groups, results.group_colors, results.group_labels
+    groups, inks, names = results.groups, results.group_colors, results.grouping.labels
     labels, class_names = results.labels, results.class_names
     # A class of -1, none, goes last.
-    order = np.argsort(results.class_of_group % (len(class_names) + 1), kind="stable").tolist()
+    order = np.argsort(results.grouping.classes % (len(class_names) + 1), kind="stable").tolist()
     entries = _entries([inks[k] for k in order], [names[k] for k in order], 0)
     maps = [("cluster", groups, inks, entries)]
     if (labels >= 0).any():

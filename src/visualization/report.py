@@ -11,13 +11,13 @@ from urllib.parse import quote
 import numpy as np
 import torch
 
+from dataset.load_dataset import image_paths
 from src.evaluation.neighbors import lifted, nearest
 from src.evaluation.sampling import are_many
 from src.runtime.commands import command
 from src.storage.artifacts import NAMING
 from src.storage.files import replacing
 from src.storage.metrics_log import Record
-from src.storage.picture_table import row_names
 from src.visualization.duplicates import Copies
 from src.visualization.flags import VisualizeConfig
 from src.visualization.palette import UNKNOWN, colors
@@ -139,9 +139,9 @@ def page_data(
     results: Results, shown: np.ndarray, sheets: Sheets, directory: Path
 ) -> dict[str, Any]:
     """What the scripts of the page, which lies in `directory`, read besides the arrays."""
-    folder, content = None, results.given.content
+    folder, content = None, results.grouping.given.content
     sizes = {split: len(results.rows(split)) for split in results.split_names}
-    names = results.paths if results.paths != row_names(sizes) else None
+    names = results.paths if results.paths != image_paths(sizes) else None
     if results.file_names:
         folder = quote(os.fsencode(os.path.relpath(results.picture_dir, directory))) + "/"
     return {
@@ -181,7 +181,7 @@ def experiment(results: Results, directory: Path) -> str:
 
 def said(results: Results) -> dict[str, dict[str, Any]]:
     """What names.json says, by kind and key; an ignored image is True."""
-    given = results.given
+    given = results.grouping.given
     ignored = dict.fromkeys(given.ignored, True)
     return {"names": given.names, "fine": given.fine, "moved": given.moved, "ignored": ignored}
 

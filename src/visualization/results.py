@@ -11,8 +11,7 @@ from dataset.decoding import decode
 from dataset.load_dataset import Dataset, reload_dataset
 from dataset.pictures import BadPicture, picture_size
 from src.clusters.carry_over import picture_paths
-from src.clusters.groups import fitted_to, load_groups
-from src.clusters.names import Names
+from src.clusters.groups import Groups, fitted_to, load_groups
 from src.runtime.cli import UserError, printable
 from src.storage import artifacts
 from src.storage.artifacts import Artifact, ClusteringRecord, ExtractionRecord, Manifest
@@ -40,16 +39,9 @@ class Results:
     class_of_cluster: np.ndarray
     """int64 (K,), -1 where a cluster has no class."""
     groups: np.ndarray
-    """int64 (N,), the group of each image, -1 where it is ignored; see `clusters/groups.py`."""
-    group_names: list[str]
-    """Of the G groups, as in the tables."""
-    group_labels: list[str]
-    """For figures: the number of the group's first cluster, and its name if it has one."""
-    class_of_group: np.ndarray
-    """int64 (G,), -1 where a group has no class."""
-    given: Names
-    """What names.json says, for the present clusters."""
-    clusters_id: str
+    """int64 (N,), the group of each image, -1 where it is ignored."""
+    grouping: Groups
+    """Names, labels and classes of the groups."""
     variance_ratio: np.ndarray
     """float32 (P,)."""
     class_names: list[str]
@@ -76,7 +68,7 @@ class Results:
 
     @property
     def group_colors(self) -> list[str]:
-        return cluster_colors(self.class_of_group, len(self.class_names))
+        return cluster_colors(self.grouping.classes, len(self.class_names))
 
     @property
     def file_names(self) -> list[str] | None:
@@ -161,11 +153,7 @@ def load_results(directory: Path, data_dir: Path | None = None) -> Results:
         ),
         class_of_cluster=manifest.load(artifacts.CLUSTER_TO_CLASS),
         groups=np.concatenate([groups.of_images[split] for split in names]),
-        group_names=groups.names,
-        group_labels=groups.labels,
-        class_of_group=groups.classes,
-        given=groups.given,
-        clusters_id=manifest.clusters_id,
+        grouping=groups,
         variance_ratio=manifest.load(artifacts.PCA_VARIANCE_RATIO),
         class_names=extraction["dataset"]["class_names"],
         metrics=metrics,

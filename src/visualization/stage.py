@@ -100,7 +100,7 @@ def draw(
     results: Results, records: list[Record], xy_N2: np.ndarray, method: str
 ) -> Iterator[tuple[str, Figure]]:
     """The name and figure of everything that the run has data for."""
-    names, metrics = results.group_labels, results.metrics
+    names, metrics = results.grouping.labels, results.metrics
     if records:
         yield "training", figures.training_curves(records)
     yield "pca_variance", figures.pca_variance(results.variance_ratio)
@@ -152,12 +152,12 @@ def silhouettes(results: Results, split: str) -> Figure | None:
         print(f"note: no silhouette: {split} needs two clusters and more images than clusters")
         return None
     scores = silhouette_samples(results.x_NP[rows], groups)
-    return figures.silhouette_profile(scores, groups, results.group_labels, results.group_colors)
+    return figures.silhouette_profile(scores, groups, results.grouping.labels, results.group_colors)
 
 
 def picture_rows(results: Results) -> Figure:
     """The pictures nearest to each centroid, and the least certain ones."""
-    names = results.group_labels
+    names = results.grouping.labels
     sizes = np.bincount(1 + results.groups, minlength=1 + len(names))[1:]
     largest = np.sort(np.argsort(-sizes, kind="stable")[: figures.CLUSTER_ROWS])
     if len(largest) < len(sizes):

@@ -48,7 +48,7 @@ def extraction_part(features_id: str, **dataset: object) -> dict[str, object]:
     checkpoint = {"file": "trained/none.pt", "digest": "0", "epoch": 0, "config": {"arch": "x"}}
     return {
         "id": features_id, "dataset": {**unknown, "fingerprint": "?", **dataset},
-        "checkpoint": checkpoint, "precision": "float32", "commit": "abc", "versions": {},
+        "checkpoint": checkpoint, "precision": "float32",
         "tracking": {"group": "a group", "run_id": None},
     }  # fmt: skip
 
