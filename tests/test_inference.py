@@ -418,7 +418,7 @@ def test_sorted_pictures_are_read_back_with_their_clusters_as_classes(
         assert printed.out == ""  # no row for each
         train = load_dataset("folder", place, 20).splits["train"]
         names = [name.split("/")[1] for name in train.names or ()]
-        expected = [f"{k:02d}-{predictor.class_of(k)}" for k in clusters]
+        expected = [predictor.cluster_names[k] for k in clusters]
         assert sorted(names) == sorted(expected)
         assert len({file.resolve() for file in place.rglob("*.png")}) == 20
     assert infer(tmp_path / "in", sort_into=tmp_path / "new", csv=True) == 0
@@ -437,7 +437,7 @@ def test_the_data_set_itself_is_sorted_as_it_was_clustered(
     assert "sorted 60 pictures" in capsys.readouterr().out
     clusters = Manifest(directory).load(artifacts.ASSIGNMENTS, "unlabeled")
     for k, file in zip(clusters, files, strict=True):
-        assert (place / f"{k:02d}" / file.name).resolve() == file
+        assert (place / f"cluster {k}" / file.name).resolve() == file
     with pytest.raises(UserError, match="without pictures"):
         main(InferenceConfig(feature_dir=directory, sort_into=tmp_path / "b", csv=True))
 
@@ -538,7 +538,7 @@ def test_names_as_long_as_names_can_be(
     names = sorted(file.name for file in tmp_path.glob("out/*/*.png"))
     assert names == [f"{'ä' * 124}_2.png", f"{'ä' * 124}_3.png", name]
     for class_name in ("ä" * 127, "\udce4" * 255):
-        (folder,) = folder_names([class_name], [class_name], plain=False)
+        (folder,) = folder_names([class_name])
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)  # from here the path is short enough
     deep = save_picture(digits()[0], Path(*["d" * 250] * 16, f"{'x' * 60}.png"))

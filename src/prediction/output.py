@@ -305,20 +305,13 @@ class SortedPictures:
         return printable(f"sorted {self.counts.total():,} pictures into {self.root}: {counts}")
 
 
-def folder_names(names: Sequence[str], cluster_names: Sequence[str], plain: bool) -> list[str]:
-    """Of groups: the number of the first cluster with that name, if there is one, and the name; a
-    folder that is taken gets a number. Case and Unicode form make no difference, as for classes.
-
-    Args:
-        plain: only the name, as for classes.
-    """
+def folder_names(names: Sequence[str]) -> list[str]:
+    """Of groups: their names, as classes have them; a folder that is taken gets a number. Case and
+    Unicode form make no difference, as for classes."""
     folders, taken = [], set()
     for name in names:
         folder = name.replace(os.sep, "_")
-        if name in cluster_names and not plain:
-            k = cluster_names.index(name)
-            folder = f"{k:02d}" + ("" if name == f"cluster {k}" else f"-{folder}")
-        elif folder.startswith(".") or folder in THUMBNAILS:  # would not be read as a class
+        if folder.startswith(".") or folder in THUMBNAILS:  # would not be read as a class
             folder = f"_{folder}"
         # The bytes are the same whatever the encoding of this process.
         stem = os.fsdecode(folder.encode("utf-8", "surrogateescape"))

@@ -96,8 +96,7 @@ def run(config: InferenceConfig) -> int:
         artifacts.try_writing(config.montage)
     sorted_pictures = None
     if config.sort_into:
-        names = predictor.group_names, predictor.cluster_names
-        sorted_pictures = _sorted_pictures(config, *names)
+        sorted_pictures = _sorted_pictures(config, predictor.group_names)
     similar = _similar(config, predictor) if config.neighbors else None
     montage, counts = Montage(config.montage_size), Counts()
     started = time.monotonic()
@@ -136,7 +135,7 @@ def sort_dataset(config: InferenceConfig) -> int:
     root = config.data_dir or Path(recorded["data_dir"] or ".")
     _check_outputs(config, recorded)
     groups = load_groups(predictor.manifest, [])  # the predictor printed the notes
-    pictures, unsorted = _sorted_pictures(config, groups.names, predictor.cluster_names), 0
+    pictures, unsorted = _sorted_pictures(config, groups.names), 0
     ignored = 0
     for split, of_images in groups.of_images.items():
         for name, group in zip(dataset.splits[split].names or (), of_images, strict=True):
@@ -150,13 +149,10 @@ def sort_dataset(config: InferenceConfig) -> int:
     return 3 if unsorted else 0
 
 
-def _sorted_pictures(
-    config: InferenceConfig, names: list[str], cluster_names: list[str]
-) -> SortedPictures:
+def _sorted_pictures(config: InferenceConfig, names: list[str]) -> SortedPictures:
     """For groups with these `names`."""
     assert config.sort_into
-    folders = folder_names(names, cluster_names, plain=config.split is not None)
-    return SortedPictures(config.sort_into, folders, config.copy, config.split)
+    return SortedPictures(config.sort_into, folder_names(names), config.copy, config.split)
 
 
 def _sort(pictures: SortedPictures, picture: Path, group: int, is_decoded: bool = True) -> bool:
