@@ -205,8 +205,8 @@ def carry(names: Names, old: Past, new: Past, clusters_id: str) -> tuple[Names, 
         for f, name in _majority(before, fine).items()
         if name != usual.get(f) and (names.fine or name in lost)
     }
-    had = {*zip(old["digests"], old["paths"], strict=False)}
-    carried = at_home(at_home(names, old), new, had)
+    pictures = {*zip(old["digests"], old["paths"], strict=False)}
+    carried = at_home(at_home(names, old), new, pictures)
     carried = replace(carried, clusters=clusters_id, names=given, fine=given_fine)
     after = [called(carried, new, j) for _, j in pairs]
     had, kept = Counter(before), Counter(b for b, a in zip(before, after, strict=True) if a == b)
