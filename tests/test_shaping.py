@@ -335,7 +335,7 @@ def names_everywhere(report: Report, directory: Path) -> list[str]:
     (directory / "names.json").write_bytes(report.downloaded("#save-names"))
     results = load_results(directory)
     (directory / "names.json").unlink()
-    names = [*results.group_names, ""]
+    names = [*results.grouping.names, ""]
     assert [row["name"] for row in rows] == [names[g] for g in results.groups]
     return [row["name"] for row in rows]
 
