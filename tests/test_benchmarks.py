@@ -32,6 +32,7 @@ def features(digits_run: FinishedRun) -> Path:
     return digits_run.features
 
 
+@pytest.mark.faults
 def test_every_image_in_its_cluster(features: Path, capsys: pytest.CaptureFixture) -> None:
     inference_check.main(CheckConfig(features, onnx_images=70))
     train, test = map(json.loads, capsys.readouterr().out.splitlines())
@@ -43,6 +44,7 @@ def test_every_image_in_its_cluster(features: Path, capsys: pytest.CaptureFixtur
     assert train["calibration_error"] != train["calibration_error_without_labels"]
 
 
+@pytest.mark.faults
 def test_throughput_on_a_folder(
     features: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -135,6 +137,7 @@ def test_time_to_target_continues_a_run_and_skips_finished_ones(
     assert next(calls) == before + 1  # no step between
 
 
+@pytest.mark.faults
 def test_a_peer_trains_as_documented() -> None:
     """Adam at a constant rate until epoch 10, both views in one batch, pixels from 0 to 1."""
     images = digits()[:48]
