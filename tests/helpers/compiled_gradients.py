@@ -22,7 +22,8 @@ from src.training.stop_signal import StopSignal
 
 ARCHITECTURES["bottlenecks"] = Design("bottleneck", (2, 1), (16, 32))
 TOLERANCE = 1e-4
-"""Of the difference, relative to the length of each gradient: rounding gives about 1e-5."""
+"""Of the difference, relative to the length of each gradient: rounding gives about 1e-5. In deep
+networks it pushes ReLUs over their kinks, so that weights rounded anew are the measure there."""
 
 
 def of_one_step(
@@ -61,12 +62,22 @@ def compare(arch: str, bn: str, phase: str) -> None:
     torch.compiler.reset()
     compiled_loss, found = of_one_step(state, setup, is_compiled=True)
     torch.testing.assert_close(compiled_loss, loss, rtol=1e-5, atol=1e-5)
-    difference, name = max(
+    difference, name = largest_difference(found, expected)
+    print(f"{arch} {bn} {phase}: {difference:.1e} in {name}", flush=True)
+    if difference >= TOLERANCE:
+        rounding = torch.finfo(torch.float32).eps / 2
+        for weights in state.model.parameters():
+            weights.data *= 1 + rounding * torch.randn_like(weights)
+        rounded = largest_difference(of_one_step(state, setup, is_compiled=False)[1], expected)
+        assert difference < 2 * rounded[0], (arch, bn, phase, name, difference, rounded)
+
+
+def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
+    """Relative to the length of each tensor, and where."""
+    return max(
         (float((found[n].double() - e.double()).norm() / e.double().norm().clamp_min(1e-9)), n)
         for n, e in expected.items()
     )
-    print(f"{arch} {bn} {phase}: {difference:.1e} in {name}", flush=True)
-    assert difference < TOLERANCE, (arch, bn, phase, name, difference)
 
 
 if __name__ == "__main__":
