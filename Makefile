@@ -52,7 +52,8 @@ test: $(VENV)/installed-dev  ## the tests (CPU, no network, a few minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2
 
 faults: $(VENV)/installed-dev  ## the long tests: kill training repeatedly, damage every file, compile large networks, measure
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py tests/test_compilation.py tests/test_benchmarks.py -m "faults or not faults"
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py tests/test_compilation.py tests/test_distributed.py \
+		tests/test_benchmarks.py -m "faults or not faults"
 
 lint: $(VENV)/installed-dev  ## ruff, format check, type check
 	$(PY) -m ruff check .

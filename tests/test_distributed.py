@@ -108,6 +108,7 @@ def test_a_killed_process_ends_the_job_and_another_number_resumes_it(
     assert checkpoint.load(tmp_path / checkpoint.file_name(EPOCHS))["epoch"] == EPOCHS
 
 
+@pytest.mark.faults
 def test_torchrun_restarts_from_the_last_checkpoint(pictures_dir: Path, tmp_path: Path) -> None:
     """With --fresh too, which holds for the first start only."""
     training = (*command(pictures_dir, tmp_path, slowly=True), "--fresh")
